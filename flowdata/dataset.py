@@ -1,0 +1,143 @@
+"""FlowDataset: the draws of an epoch plan as a map-style data set."""
+
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
+
+from flowdata.errors import MismatchError
+from flowdata.plan import EpochPlan, EpochSize, Scheme
+from flowdata.weights import FlowWeights, HasWeights
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class MapDataset(Protocol[T_co]):
+    """A map-style data set: a length and items by row number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int, /) -> T_co: ...
+
+
+class FlowDataset(Dataset[T_co], Generic[T_co]):
+    """A view of a data set whose item j is the row of draw j: ``dataset[plan[j]]``.
+
+    For frameworks that build the DataLoader and its sampler themselves: whatever sampler visits
+    each item once (``shuffle=True``, sequential, distributed), it has visited the plan's draws.
+
+    Each epoch draws anew. A framework that calls `set_epoch` decides which epoch it is, from
+    then on. Where nobody calls it, a batch that asks for an item again is the first of the next
+    epoch: the items served in the running one are marked in shared memory (one byte a draw), so
+    DataLoader workers agree, also persistent ones. Single items (``dataset[j]``, as a look at
+    the data takes them) are read from the running epoch without being marked; with
+    ``batch_size=None`` call `set_epoch`.
+
+    Args:
+        dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.
+        weights, epoch_size, seed, scheme, alpha: see `EpochPlan`.
+
+    Raises:
+        MismatchError: when data set and weights have different lengths.
+        InvalidLossError: for weights that cannot be sampled.
+
+    >>> letters = FlowDataset(["a", "b"], [1.0, 3.0], epoch_size=8, seed=1)
+    >>> "".join(sorted(letters[j] for j in range(len(letters))))
+    'aabbbbbb'
+    """
+
+    def __init__(
+        self,
+        dataset: MapDataset[T_co],
+        weights: FlowWeights | HasWeights | ArrayLike,
+        *,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+    ) -> None:
+        self._plan = EpochPlan(
+            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+        )
+        if len(dataset) != len(self._plan.weights):
+            raise MismatchError(
+                f"the data set has {len(dataset):,} rows, but there are "
+                f"{len(self._plan.weights):,} weights; score this data set, or pass the one that "
+                "was scored"
+            )
+        self.dataset = dataset
+        self._served = _ServedDraws(len(self._plan))
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch, the same in all processes of this data set."""
+        return self._served.epoch
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of the running epoch."""
+        self._plan = self._plan.at_epoch(self._served.epoch)
+        return self._plan
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw ``epoch`` from now on, in worker processes too, until the next call."""
+        self._plan = self._plan.at_epoch(epoch)
+        self._served.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, draw: int) -> T_co:
+        if not -len(self) <= draw < len(self):
+            raise IndexError(f"draw {draw} is outside an epoch of {len(self):,} draws")
+        return self.dataset[self.plan[int(draw)]]
+
+    def __getitems__(self, draws: Sequence[int]) -> Sequence[T_co]:
+        places = np.asarray(draws, dtype=np.int64)
+        places = np.where(places < 0, places + len(self), places)
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"a draw of {draws} is outside an epoch of {len(self):,} draws")
+        self._plan = self._plan.at_epoch(self._served.serve(places))
+        rows = self._plan.rows(places).tolist()
+        fetch_all: Any = getattr(self.dataset, "__getitems__", None)
+        if callable(fetch_all):
+            items: Sequence[T_co] = fetch_all(rows)
+            return items
+        return [self.dataset[row] for row in rows]
+
+
+class _ServedDraws:
+    """Which draws of which epoch were served, over all worker processes.
+
+    The mark of a draw is its last epoch modulo 255, plus 1. No lock is needed: between two
+    epochs the DataLoader waits for its workers, and inside one, workers that find the first
+    repeated draw at the same time come to the same next epoch.
+    """
+
+    def __init__(self, draws: int) -> None:
+        self._marks = torch.zeros(draws, dtype=torch.uint8)
+        self._state = torch.zeros(2, dtype=torch.int64)
+        for tensor in (self._marks, self._state):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        return int(self._state[0])
+
+    def set_epoch(self, epoch: int) -> None:
+        self._state[0] = epoch
+        self._state[1] = 1
+
+    def serve(self, draws: NDArray[np.int64]) -> int:
+        """The epoch of a batch: the next one if any of it was served in the running one."""
+        epoch = self.epoch
+        if self._state[1]:
+            return epoch
+        marks = self._marks.numpy()
+        if (marks[draws] == epoch % 255 + 1).any():
+            epoch += 1
+            self._state[0] = epoch
+        marks[draws] = epoch % 255 + 1
+        return epoch

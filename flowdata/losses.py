@@ -1,0 +1,259 @@
+"""LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from flowdata.errors import FlowDataWarning, InvalidLossError, MismatchError, TableFileError
+from flowdata.files import replacing
+from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.temperature import Temperature
+from flowdata.weights import FlowWeights, Normalization, OnInvalid
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = b"flowdata"
+_LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the losses came from; None where it is not known.
+
+    Attributes:
+        rows: length of the data set.
+        loss: name of the loss.
+        model: name of the model.
+        model_hash: hash of its parameters and buffers.
+        data_fingerprint: hash of the data set, see `LossTable.check`.
+        dtype: floating-point type the model computed in.
+        created: time of the scoring pass, UTC, ISO 8601.
+        flowdata: version that wrote the table.
+        schema: version of the file format.
+    """
+
+    rows: int
+    loss: str | None = None
+    model: str | None = None
+    model_hash: str | None = None
+    data_fingerprint: str | None = None
+    dtype: str | None = None
+    created: str | None = None
+    flowdata: str | None = None
+    schema: int = SCHEMA_VERSION
+
+
+class LossTable:
+    """One loss per row of a data set, in its order, float32, with provenance.
+
+    >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
+    >>> len(table), table.weights().temperature
+    (3, 1.0)
+    """
+
+    def __init__(self, losses: NDArray[np.float32], provenance: Provenance) -> None:
+        if len(losses) != provenance.rows:
+            raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
+        losses.flags.writeable = False
+        self.losses = losses
+        self.provenance = provenance
+
+    @classmethod
+    def from_losses(
+        cls,
+        losses: ArrayLike,
+        *,
+        dataset: Any = None,
+        model: nn.Module | None = None,
+        loss: str | None = None,
+        model_name: str | None = None,
+        dtype: str | None = None,
+    ) -> "LossTable":
+        """A table of losses computed in any way: shape (n,), in the order of the data set.
+
+        NaN, infinite and negative losses are kept: `weights` decides what becomes of them.
+
+        Args:
+            losses: numbers of shape (n,), stored as float32.
+            dataset: the map-style data set they belong to; its fingerprint is stored.
+            model: the model that scored it; a hash of its parameters is stored.
+            loss, model_name, dtype: kept as provenance.
+
+        Raises:
+            InvalidLossError: for no losses at all.
+            MismatchError: when ``dataset`` has another length.
+            ValueError: for a shape other than (n,).
+        """
+        array = np.array(losses, dtype=np.float32)
+        if array.ndim != 1:
+            raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
+        if array.size == 0:
+            raise InvalidLossError("losses are empty: at least one row is needed")
+        _check_length(dataset, array.size)
+        provenance = Provenance(
+            rows=array.size,
+            loss=loss,
+            model=model_name,
+            model_hash=None if model is None else model_fingerprint(model),
+            data_fingerprint=None if dataset is None else dataset_fingerprint(dataset),
+            dtype=dtype,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            flowdata=_own_version(),
+        )
+        return cls(array, provenance)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the table as Parquet, atomically: a reader never sees half a file.
+
+        Raises:
+            TableFileError: when the directory is missing or cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        metadata = {_METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
+        table = pa.table({_LOSS: pa.array(self.losses)}).replace_schema_metadata(metadata)
+        try:
+            with replacing(Path(path)) as temporary:
+                # Plain pages can be read from the mapped file without decoding; losses are
+                # noise to a compressor anyway.
+                pq.write_table(table, temporary, compression="none", use_dictionary=False)
+        except OSError as error:
+            raise TableFileError(
+                f"cannot write the loss table {path}: {error.strerror or error}; the table is "
+                "still in memory, save it to an existing, writable directory with free space"
+            ) from error
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        dataset: Any = None,
+        model: nn.Module | None = None,
+    ) -> "LossTable":
+        """Read a table, and `check` it if a data set or a model is given.
+
+        Raises:
+            TableFileError: for a file that is missing, truncated, or no loss table.
+            MismatchError: when the table belongs to other data or another model.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path, memory_map=True) as file:
+                provenance = _read_provenance(path, file.schema_arrow)
+                column = file.read(columns=[_LOSS]).column(_LOSS)
+        except FileNotFoundError as error:
+            raise TableFileError(f"there is no loss table at {path}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TableFileError(
+                f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
+                "format: score the data again or restore the file"
+            ) from error
+        if len(column) != provenance.rows:
+            raise TableFileError(
+                f"{path} says that it has {provenance.rows:,} rows, but holds {len(column):,}"
+            )
+        table = cls(column.to_numpy(), provenance)
+        table.check(dataset=dataset, model=model)
+        return table
+
+    def __len__(self) -> int:
+        return self.provenance.rows
+
+    def __repr__(self) -> str:
+        return f"LossTable(rows={len(self):,}, loss={self.provenance.loss!r})"
+
+    def weights(
+        self,
+        temperature: Temperature = "median",
+        *,
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
+    ) -> FlowWeights:
+        """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
+        return FlowWeights.from_losses(
+            self.losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+        )
+
+    def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
+        """Make sure that the table belongs to this data set and this model.
+
+        The data set is known by its length and by the content of 16 rows spread over it (or by
+        the fingerprint a ``datasets.Dataset`` has), the model by the hash of its parameters.
+        What the provenance does not hold is not checked; a data set that cannot be recognised
+        because its samples differ from read to read is named in a warning.
+
+        Raises:
+            MismatchError: saying which of the two differs.
+        """
+        if dataset is not None:
+            _check_length(dataset, len(self))
+            self._check_fingerprint(dataset)
+        expected = self.provenance.model_hash
+        if model is not None and expected is not None:
+            found = model_fingerprint(model)
+            if found != expected:
+                raise MismatchError(
+                    f"the table was scored by a model with hash {expected} "
+                    f"({self.provenance.model}), this model has hash {found}: load the "
+                    "pre-trained weights that scored it, or score again"
+                )
+
+    def _check_fingerprint(self, dataset: Any) -> None:
+        expected = self.provenance.data_fingerprint
+        if expected is None:
+            return
+        found = dataset_fingerprint(dataset)
+        if found is None:
+            warnings.warn(
+                "only the length of the data set was checked against the loss table: its samples "
+                "differ from read to read (random augmentation?) or cannot be hashed",
+                FlowDataWarning,
+                stacklevel=4,
+            )
+        elif found != expected:
+            raise MismatchError(
+                f"the table was made for a data set with fingerprint {expected}, this one of the "
+                f"same length has {found}: rows were changed or reordered. Score this data set"
+            )
+
+
+def _check_length(dataset: Any, rows: int) -> None:
+    if dataset is not None and len(dataset) != rows:
+        raise MismatchError(
+            f"there are {rows:,} losses, but the data set has {len(dataset):,} rows; "
+            "score this data set, or pass the one that was scored"
+        )
+
+
+def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
+    stored = (schema.metadata or {}).get(_METADATA_KEY)
+    if stored is None or _LOSS not in schema.names:
+        raise TableFileError(
+            f"{path} is Parquet, but not a loss table of flowdata (columns: {schema.names}); "
+            "for losses in a file of your own use LossTable.from_losses(array)"
+        )
+    values = json.loads(stored)
+    if values["schema"] > SCHEMA_VERSION:
+        raise TableFileError(
+            f"{path} was written by flowdata {values['flowdata']} with schema version "
+            f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
+        )
+    known = {field.name for field in fields(Provenance)}
+    return Provenance(**{name: value for name, value in values.items() if name in known})
+
+
+def _own_version() -> str:
+    import flowdata
+
+    return flowdata.__version__

@@ -1,0 +1,112 @@
+"""The keyed permutation: a bijection of [0, size) as a pure function of (seed, epoch, purpose)."""
+
+import enum
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Arrays of this many elements stay inside the L2 cache and below the size from which
+# malloc asks the kernel for fresh pages on every call.
+CHUNK = 16_384
+
+_TABLE_SIZE = 1 << 16
+_ROUNDS = 4
+
+
+class Purpose(enum.IntEnum):
+    """What a stream of random numbers is for; streams of different purposes are independent."""
+
+    ROW_ORDER = 0
+    BLOCK_ORDER = 1
+    DRAW_ORDER = 2
+    MULTINOMIAL = 3
+
+
+def random_bits(seed: int, epoch: int, purpose: Purpose) -> np.random.Philox:
+    """The bit generator of (seed, epoch, purpose).
+
+    Only its raw 64-bit outputs are used in this package: those are the same on every machine
+    and in every numpy release, while the methods of ``np.random.Generator`` may change.
+    """
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch, int(purpose))))
+
+
+def shuffled(size: int, bits: np.random.Philox) -> NDArray[np.int64]:
+    """A random order of ``range(size)``, for ``size`` up to 65,536: every order equally likely.
+
+    The upper 48 bits of each key are random and the lower 16 hold the index, so a plain sort
+    (about three times faster than an argsort) orders the indices, and keys never tie.
+    """
+    keys = bits.random_raw(size)
+    keys &= np.uint64(~0xFFFF & (1 << 64) - 1)
+    keys |= np.arange(size, dtype=np.uint64)
+    keys.sort()
+    keys &= np.uint64(0xFFFF)
+    return keys.view(np.int64)
+
+
+class KeyedPermutation:
+    """A pseudo-random bijection of ``[0, size)``, computed where it is asked for.
+
+    Up to 65,536 elements it is a stored table, uniform over all orders. Above, it is a
+    Feistel network on a rectangle of about sqrt(size) x sqrt(size) cells, so the rare value
+    outside ``[0, size)`` is walked on along its cycle. Its round functions are tables of random
+    numbers: memory is O(sqrt(size)), and four such rounds are indistinguishable from a random
+    permutation (Luby and Rackoff 1988); the rectangle and the walk are those of Black and
+    Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
+
+    >>> order = KeyedPermutation(10, seed=0, epoch=0, purpose=Purpose.DRAW_ORDER)
+    >>> sorted(order(np.arange(10)).tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    def __init__(self, size: int, *, seed: int, epoch: int, purpose: Purpose) -> None:
+        self.size = size
+        bits = random_bits(seed, epoch, purpose)
+        if size <= _TABLE_SIZE:
+            self._table = shuffled(size, bits)
+        else:
+            self._make_rounds(bits)
+
+    def _make_rounds(self, bits: np.random.Philox) -> None:
+        rows = math.isqrt(self.size - 1) + 1
+        columns = -(-self.size // rows)
+        self._dtype: Any = np.uint32 if rows * columns < 1 << 32 else np.uint64
+        self._rows, self._columns = self._dtype(rows), self._dtype(columns)
+        # An even round shifts the row by a function of the column, an odd one the reverse.
+        self._rounds: list[NDArray[np.unsignedinteger[Any]]] = []
+        for number in range(_ROUNDS):
+            domain, image = (columns, rows) if number % 2 == 0 else (rows, columns)
+            shifts = bits.random_raw(domain) % np.uint64(image)
+            self._rounds.append(shifts.astype(self._dtype))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Map positions, an int64 array with values in [0, size), element-wise."""
+        if self.size <= _TABLE_SIZE:
+            return self._table.take(positions)
+        cells = self._shift_all(positions.astype(self._dtype))
+        while (outside := cells >= self.size).any():
+            cells[outside] = self._shift_all(cells[outside])
+        return cells.astype(np.int64)
+
+    def _shift_all(
+        self, cells: NDArray[np.unsignedinteger[Any]]
+    ) -> NDArray[np.unsignedinteger[Any]]:
+        row = cells // self._columns
+        column = cells - row * self._columns
+        for number, shifts in enumerate(self._rounds):
+            if number % 2 == 0:
+                row += shifts.take(column)
+                # Unsigned, row - rows wraps to a huge number wherever row < rows.
+                np.minimum(row, row - self._rows, out=row)
+            else:
+                column += shifts.take(row)
+                np.minimum(column, column - self._columns, out=column)
+        row *= self._columns
+        row += column
+        return row

@@ -1,0 +1,332 @@
+"""FlowSampler and DistributedFlowSampler: an epoch plan as a torch sampler."""
+
+import itertools
+import operator
+from collections.abc import Iterator, Sized
+from typing import Any, cast
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import ArrayLike
+from torch.utils.data import DistributedSampler, Sampler
+
+from flowdata.errors import MismatchError
+from flowdata.permutation import CHUNK
+from flowdata.plan import EpochPlan, EpochSize, Scheme
+from flowdata.weights import FlowWeights, HasWeights
+
+_VERSION = "version"
+_SEED = "seed"
+_EPOCH = "epoch"
+_POSITION = "position"
+_EPOCH_SIZE = "epoch_size"
+_SCHEME = "scheme"
+_ALPHA = "alpha"
+_WEIGHTS = "weights"
+_STATE_VERSION = 1
+
+
+class FlowSampler(Sampler[int]):
+    """Draws rows in proportion to their weights; give it to a DataLoader as ``sampler=``.
+
+    Every ``iter()`` is the next epoch, with new draws, unless `set_epoch` names one. Of R
+    replicas, rank r takes draws r, r + R, r + 2R, ... of the same plan, so an epoch does not
+    depend on R. Where R does not divide the epoch, its first draws are repeated at the end
+    (or, with ``drop_last``, its last ones left out), as ``DistributedSampler`` does.
+
+    The state is (seed, epoch, position), where the position counts the draws of all ranks. It
+    can be loaded with another number of ranks; resuming costs what starting an epoch costs.
+    A DataLoader with workers asks for draws ahead of the batches it has delivered: there, use
+    torchdata's StatefulDataLoader, or state the position yourself, see `state_dict`.
+
+    Args:
+        weights, epoch_size, seed, scheme, alpha: see `EpochPlan`.
+        num_replicas: R. Leave it 1 under frameworks that split the sampler themselves
+            (accelerate, transformers).
+        rank: r, in [0, R).
+        drop_last: leave out the draws of the last incomplete round of ranks.
+
+    Raises:
+        InvalidLossError: for weights that cannot be sampled.
+        ValueError: for an unknown option or a rank outside [0, num_replicas).
+
+    >>> sampler = FlowSampler([1.0, 3.0], epoch_size=8, seed=1)
+    >>> len(sampler), sorted(sampler)
+    (8, [0, 0, 1, 1, 1, 1, 1, 1])
+    """
+
+    def __init__(
+        self,
+        weights: FlowWeights | HasWeights | ArrayLike,
+        *,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if num_replicas < 1 or not 0 <= rank < num_replicas:
+            raise ValueError(
+                f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
+            )
+        self._plan = EpochPlan(
+            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+        )
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.drop_last = drop_last
+        if self._draws_left(0) == 0:
+            raise ValueError(
+                f"drop_last=True leaves no draw: the epoch has {len(self._plan)} draws for "
+                f"{num_replicas} replicas"
+            )
+        self._position = 0
+        self._running: _Draws | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration draws."""
+        return self._plan.epoch
+
+    @property
+    def seed(self) -> int:
+        """The seed of all epochs."""
+        return self._plan.seed
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of `epoch`."""
+        return self._plan
+
+    @property
+    def num_samples(self) -> int:
+        """Draws of this rank in a whole epoch."""
+        return self._draws_left(0)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[int]:
+        return _DrawIterator.over(_Draws(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next one to be drawn, from its start.
+
+        Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
+        it as usual.
+        """
+        if epoch != self.epoch:
+            self._plan = self._plan.at_epoch(epoch)
+            self._position = 0
+        self._running = None
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """A fresh, JSON-able dict from which `load_state_dict` continues.
+
+        Args:
+            position: draws of the current epoch that were trained on, over all ranks
+                (steps x batch size x ranks). By default those that were asked for, which under
+                DataLoader workers includes batches fetched ahead.
+        """
+        epoch, reached = self.epoch, self._position
+        if self._running is not None:
+            epoch, reached = self._running.epoch, self._running.position
+        if position is not None:
+            reached = position
+        if self._draws_left(reached) == 0:
+            epoch, reached = epoch + 1, 0
+        return self._state(epoch, reached)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of a sampler with the same weights and options.
+
+        Seed, epoch and position are taken from the state; the number of ranks is free.
+
+        Raises:
+            MismatchError: when the state is of other weights, or of another epoch size, scheme
+                or alpha, or not a state at all.
+        """
+        epoch, position = self._checked(state)
+        if self._draws_left(position) == 0:
+            epoch, position = epoch + 1, 0
+        self._plan = self._plan.at_epoch(epoch, seed=state[_SEED])
+        self._position = position
+        self._running = None
+
+    def _begin(self, draws: "_Draws") -> tuple[int, int, EpochPlan]:
+        """Hand the current epoch to an iteration that draws for the first time."""
+        started = self.epoch, self._position, self._plan
+        self._running = draws
+        self._plan, self._position = self._plan.at_epoch(self.epoch + 1), 0
+        return started
+
+    def _draws_left(self, position: int) -> int:
+        """Draws of each rank from a global position to the end of an epoch."""
+        left = max(len(self._plan) - position, 0)
+        return left // self.num_replicas if self.drop_last else -(-left // self.num_replicas)
+
+    def _state(self, epoch: int, position: int) -> dict[str, Any]:
+        return {
+            _VERSION: _STATE_VERSION,
+            _SEED: self.seed,
+            _EPOCH: epoch,
+            _POSITION: position,
+            _EPOCH_SIZE: len(self._plan),
+            _SCHEME: self._plan.scheme,
+            _ALPHA: self._plan.alpha,
+            _WEIGHTS: self._plan.weights.fingerprint,
+        }
+
+    def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
+        own = self._state(0, 0)
+        if missing := own.keys() - state.keys():
+            raise MismatchError(f"not a FlowSampler state: {sorted(missing)} missing")
+        for key in (_VERSION, _WEIGHTS, _EPOCH_SIZE, _SCHEME, _ALPHA):
+            if state[key] != own[key]:
+                raise MismatchError(
+                    f"the saved state has {key}={state[key]!r}, this sampler has {own[key]!r}; "
+                    "its positions mean other rows here. Build the sampler from the same loss "
+                    "table and with the same options as the run that was saved"
+                )
+        return state[_EPOCH], state[_POSITION]
+
+
+# DistributedSampler has plain attributes where these are properties of the plan.
+class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ignore[override]
+    """FlowSampler that takes its rank and number of replicas from torch.distributed.
+
+    It is a ``DistributedSampler``, so frameworks that check for one leave it alone. Give it to
+    the DataLoader of a DDP loop, under torchrun or Lightning; under accelerate and
+    transformers use `FlowSampler` or `FlowDataset`, which they split themselves.
+
+    Args:
+        num_replicas: default ``torch.distributed.get_world_size()``.
+        rank: default ``torch.distributed.get_rank()``.
+
+    All other arguments are those of `FlowSampler`.
+
+    Raises:
+        RuntimeError: when neither is given and no process group is initialised.
+    """
+
+    def __init__(
+        self,
+        weights: FlowWeights | HasWeights | ArrayLike,
+        *,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+        drop_last: bool = False,
+    ) -> None:
+        if num_replicas is None or rank is None:
+            if not (dist.is_available() and dist.is_initialized()):
+                raise RuntimeError(
+                    "DistributedFlowSampler needs torch.distributed.init_process_group() first, "
+                    "or num_replicas= and rank=; for one process use FlowSampler"
+                )
+            num_replicas = dist.get_world_size() if num_replicas is None else num_replicas
+            rank = dist.get_rank() if rank is None else rank
+        FlowSampler.__init__(
+            self,
+            weights,
+            epoch_size=epoch_size,
+            seed=seed,
+            scheme=scheme,
+            alpha=alpha,
+            num_replicas=num_replicas,
+            rank=rank,
+            drop_last=drop_last,
+        )
+        self.shuffle = True
+
+    @property
+    def dataset(self) -> Sized:  # type: ignore[override]
+        """The draws of an epoch, under the name ``DistributedSampler`` has for its data."""
+        return self._plan
+
+    @property
+    def total_size(self) -> int:  # type: ignore[override]
+        """Draws of all ranks in an epoch, with padding or without the dropped ones."""
+        return self.num_samples * self.num_replicas
+
+
+class _Draws(Iterator[Iterator[int]]):
+    """One pass over an epoch, chunk by chunk; knows the global position at any time."""
+
+    def __init__(self, sampler: FlowSampler) -> None:
+        self._sampler = sampler
+        self._origin: tuple[int, int] | None = None
+        self._plan: EpochPlan | None = None
+        self._asked = 0
+        self._chunk: Iterator[int] = iter(())
+
+    @property
+    def epoch(self) -> int:
+        return self._sampler.epoch if self._origin is None else self._origin[0]
+
+    @property
+    def position(self) -> int:
+        if self._origin is None:
+            return self._sampler._position
+        taken = self._asked - operator.length_hint(self._chunk)
+        return min(self._origin[1] + taken * self._sampler.num_replicas, len(self._sampler._plan))
+
+    def start_at(self, epoch: int, position: int) -> None:
+        self._origin = epoch, position
+
+    def __next__(self) -> Iterator[int]:
+        if self._plan is None:
+            self._plan = self._begin()
+        assert self._origin is not None
+        sampler, first = self._sampler, self._origin[1]
+        stop = min(self._asked + CHUNK, sampler._draws_left(first))
+        if self._asked == stop:
+            # Let go of this epoch's memory before the next one is computed.
+            self._plan = self._plan.at_epoch(self.epoch + 1)
+            raise StopIteration
+        steps = np.arange(self._asked, stop, dtype=np.int64)
+        draws = first + sampler.rank + steps * sampler.num_replicas
+        rows = self._plan.rows(draws % len(self._plan))
+        self._asked = stop
+        self._chunk = iter(rows.tolist())
+        return self._chunk
+
+    def _begin(self) -> EpochPlan:
+        sampler = self._sampler
+        if self._origin is not None:
+            sampler.set_epoch(self._origin[0])
+            sampler._position = self._origin[1]
+        epoch, position, plan = sampler._begin(self)
+        self._origin = epoch, position
+        return plan
+
+
+class _DrawIterator(itertools.chain[int]):
+    """The iterator of a FlowSampler, with the state that torchdata saves and loads.
+
+    A subclass of ``itertools.chain`` steps through the chunks in C: a ``__next__`` in Python
+    would cost more than everything else. The position comes from what the current chunk's
+    iterator still holds.
+    """
+
+    _draws: _Draws
+
+    @classmethod
+    def over(cls, draws: _Draws) -> "_DrawIterator":
+        iterator = cast(_DrawIterator, cls.from_iterable(draws))
+        iterator._draws = draws
+        return iterator
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._draws._sampler._state(self._draws.epoch, self._draws.position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        sampler = self._draws._sampler
+        epoch, position = sampler._checked(state)
+        sampler.load_state_dict(state)
+        self._draws.start_at(epoch, position)

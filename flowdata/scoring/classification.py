@@ -1,0 +1,97 @@
+"""Per-sample losses of models that map an input to logits or values."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
+"""(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
+
+
+def classification(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy, binary cross-entropy or squared error, by the type of the target.
+
+    Class indices (integers, one axis fewer than the logits) mean cross-entropy; booleans, or
+    integers of the shape of the logits, mean binary cross-entropy with logits; floats mean
+    squared error. Further axes (pixels, labels, outputs) are averaged.
+    """
+    output, target = predict(model, batch)
+    if target.is_floating_point():
+        return _mse(output, target)
+    if target.dtype == torch.bool or target.shape == output.shape:
+        return _bce(output, target)
+    return _cross_entropy(output, target)
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy of logits (B, C, ...) with class indices (B, ...) or probabilities."""
+    return _cross_entropy(*predict(model, batch))
+
+
+def bce(model: nn.Module, batch: Any) -> Tensor:
+    """Binary cross-entropy of logits with 0/1 targets of the same shape, averaged per sample."""
+    return _bce(*predict(model, batch))
+
+
+def mse(model: nn.Module, batch: Any) -> Tensor:
+    """Squared error of outputs and targets of the same shape, averaged per sample."""
+    return _mse(*predict(model, batch))
+
+
+LOSSES: dict[str, LossFunction] = {
+    "classification": classification,
+    "cross_entropy": cross_entropy,
+    "bce": bce,
+    "mse": mse,
+}
+
+
+def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+    """The output and the target of a batch: (input, target), or a dict with "labels".
+
+    Raises:
+        TypeError: for a batch of another kind; then a loss function of one's own is needed.
+    """
+    match batch:
+        case (inputs, target):
+            output = model(inputs)
+        case Mapping() if "labels" in batch:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            output, target = model(**inputs), batch["labels"]
+        case _:
+            raise TypeError(
+                f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}; "
+                "pass loss=function(model, batch) for any other kind"
+            )
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
+        raise TypeError(
+            f"model output and target must be tensors, got {type(logits)} and {type(target)}; "
+            "pass loss=function(model, batch) for any other kind"
+        )
+    return logits.float(), target
+
+
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return _per_sample(F.cross_entropy(output, target, reduction="none"))
+
+
+def _bce(output: Tensor, target: Tensor) -> Tensor:
+    loss = F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
+    return _per_sample(loss)
+
+
+def _mse(output: Tensor, target: Tensor) -> Tensor:
+    if output.shape != target.shape:
+        raise ValueError(
+            f"squared error needs outputs and targets of one shape, got {tuple(output.shape)} "
+            f"and {tuple(target.shape)}"
+        )
+    return _per_sample((output - target.to(output.dtype)).square())
+
+
+def _per_sample(losses: Tensor) -> Tensor:
+    return losses.reshape(losses.shape[0], -1).mean(dim=1)

@@ -1,0 +1,126 @@
+"""linear_probe: fit a new head on the frozen backbone before it is scored."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdata.scoring.classification import predict
+from flowdata.scoring.inference import batches, device_of, evaluating
+
+
+def linear_probe(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    head: str,
+    weight_decay: float = 1e-4,
+    max_iter: int = 200,
+    batch_size: int = 64,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    num_workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> float:
+    """Fit the linear head of a classifier in place, everything else frozen.
+
+    The first step of FLOW for a head that is new (arXiv 2502.02797, vision experiments): probe,
+    `score` the probed model, then fine-tune all of it. Features are computed once, in evaluation
+    mode; the head is then the multinomial logistic regression on them, fitted by L-BFGS.
+
+    Args:
+        model: backbone and head.
+        dataset: map-style data set of (input, class index), or dicts with "labels".
+        head: name of the ``nn.Linear`` to fit, as in ``model.named_modules()``.
+        weight_decay: L2 penalty on its weight matrix, per sample mean of the loss.
+        max_iter: most L-BFGS iterations.
+        batch_size, collate_fn, num_workers, device, progress: see `score`.
+
+    Returns:
+        The mean cross-entropy that was reached, without the penalty.
+
+    Raises:
+        TypeError: when ``head`` is no ``nn.Linear`` or targets are no class indices.
+        ValueError: when there is no such module, the data set is empty, a class is out of range,
+            or the head does not see one feature vector per sample.
+    """
+    layer = _find(model, head)
+    features, targets = _features(
+        model,
+        layer,
+        batches(
+            dataset,
+            device=device_of(model, device),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            progress=progress,
+            what="probing",
+        ),
+    )
+    if targets.is_floating_point() or targets.ndim != 1:
+        raise TypeError(f"targets must be class indices of shape (n,), got {targets.dtype}")
+    if not 0 <= int(targets.min()) <= int(targets.max()) < layer.out_features:
+        raise ValueError(
+            f"class indices run from {int(targets.min())} to {int(targets.max())}, the head has "
+            f"{layer.out_features} outputs"
+        )
+    return _fit(layer, features, targets, weight_decay, max_iter)
+
+
+def _find(model: nn.Module, head: str) -> nn.Linear:
+    try:
+        layer = model.get_submodule(head)
+    except AttributeError as error:
+        names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        raise ValueError(f"no module {head!r}; linear layers are {names}") from error
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"the head must be nn.Linear, {head!r} is {type(layer).__name__}")
+    return layer
+
+
+def _features(model: nn.Module, layer: nn.Linear, data: Any) -> tuple[Tensor, Tensor]:
+    """What the head sees, shape (n, in_features), and the targets, shape (n,)."""
+    seen: list[Tensor] = []
+    targets: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with evaluating(model):
+            for _, size, batch in data:
+                targets.append(predict(model, batch)[1])
+                if seen[-1].shape != (size, layer.in_features):
+                    raise ValueError(
+                        f"the head must see one feature vector per sample, it saw "
+                        f"{tuple(seen[-1].shape)} for {size} samples"
+                    )
+    finally:
+        hook.remove()
+    # Clones made here, outside inference mode, may take part in autograd.
+    return torch.cat(seen).clone(), torch.cat(targets).clone()
+
+
+def _fit(
+    layer: nn.Linear, features: Tensor, targets: Tensor, weight_decay: float, max_iter: int
+) -> float:
+    parameters = list(layer.parameters())
+    frozen = [parameter.requires_grad for parameter in parameters]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=max_iter, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(features), targets)
+        (loss + 0.5 * weight_decay * layer.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+            return closure()
+    finally:
+        optimizer.zero_grad()
+        for parameter, trained in zip(parameters, frozen, strict=True):
+            parameter.requires_grad_(trained)

@@ -1,0 +1,61 @@
+"""The temperature tau of the weights, as a statistic of the losses or a number."""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import InvalidLossError
+
+Temperature: TypeAlias = float | str
+
+
+def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float:
+    """tau as a positive number, from valid losses of shape (n,) and what the user asked for.
+
+    Raises:
+        InvalidLossError: when the statistic is 0, as with a median of mostly zero losses.
+        ValueError: when a number is not positive and finite, or the name is unknown.
+    """
+    if isinstance(temperature, str):
+        tau = _statistic(losses, temperature)
+        if tau == 0.0:
+            zeros = float(np.mean(losses == 0))
+            raise InvalidLossError(
+                f"temperature={temperature!r} is 0 because {zeros:.0%} of the losses are 0, and "
+                'exp(-loss / 0) is undefined; pass temperature="mean" or a positive number'
+            )
+        return tau
+    tau = float(temperature)
+    if not (math.isfinite(tau) and tau > 0.0):
+        raise ValueError(f"temperature must be a positive, finite number, got {temperature!r}")
+    return tau
+
+
+def _statistic(losses: NDArray[Any], name: str) -> float:
+    if name == "median":
+        return _quantile(losses, 0.5)
+    if name == "mean":
+        return float(losses.mean(dtype=np.float64))
+    kind, _, argument = name.partition(":")
+    try:
+        q = float(argument)
+    except ValueError:
+        q = math.nan
+    if kind == "quantile" and 0.0 < q < 1.0:
+        return _quantile(losses, q)
+    raise ValueError(
+        'temperature must be "median", "mean", "quantile:q" with 0 < q < 1, or a positive number, '
+        f"got {name!r}"
+    )
+
+
+def _quantile(losses: NDArray[Any], q: float) -> float:
+    """Linear between neighbours, in float64, for any number of losses in their own dtype."""
+    place = q * (losses.size - 1)
+    below = math.floor(place)
+    above = min(below + 1, losses.size - 1)
+    ordered = np.partition(losses, [below, above])
+    low, high = float(ordered[below]), float(ordered[above])
+    return low + (place - below) * (high - low)

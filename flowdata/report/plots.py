@@ -1,0 +1,68 @@
+"""Figures of losses, weights and what a training kept and learned.
+
+Each function draws into a matplotlib Axes that the caller made; matplotlib is the ``plot`` extra.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.weights import FlowWeights
+
+_WEIGHT_COLOR = "black"
+
+
+def plot_losses(
+    axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeights, *, bins: int = 40
+) -> None:
+    """Histogram of losses, the temperature, and the weight as a function of the loss.
+
+    Args:
+        axes: matplotlib Axes; the weight gets an axis of its own on the right.
+        losses: losses of each group of samples, stacked in this order.
+        weights: the weights of all of them, made by ``FlowWeights.from_losses``.
+        bins: number of bins.
+
+    Raises:
+        ValueError: for weights that have no temperature.
+    """
+    tau = weights.temperature
+    if tau is None:
+        raise ValueError("the weight curve needs a temperature: use FlowWeights.from_losses")
+    names = [f"{name} ({len(values):,})" for name, values in losses.items()]
+    _, edges, _ = axes.hist(list(losses.values()), bins=bins, stacked=True, label=names, alpha=0.75)
+    axes.axvline(tau, color=_WEIGHT_COLOR, linestyle=":", label=rf"temperature $\tau$ = {tau:.3g}")
+    axes.set(xlabel="loss of the pre-trained model", ylabel="samples")
+    curve = np.linspace(0.0, edges[-1], 200)
+    right = axes.twinx()
+    right.plot(
+        curve, np.exp(-curve / tau), color=_WEIGHT_COLOR, label=r"weight = exp(-loss / $\tau$)"
+    )
+    right.set(ylabel="weight", ylim=(0.0, 1.05))
+    lines = [part.get_legend_handles_labels() for part in (axes, right)]
+    axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False)
+
+
+def plot_kept_against_learned(
+    axes: Any, runs: Mapping[str, Sequence[tuple[float, float]]], *, start: tuple[float, float]
+) -> None:
+    """A point a run: new task to the right, old task upwards, the mean of each method large.
+
+    Args:
+        axes: matplotlib Axes.
+        runs: (new, old) accuracy of each run, by method.
+        start: (new, old) accuracy of the pre-trained model.
+    """
+    for number, (method, points) in enumerate(runs.items()):
+        color = f"C{number}"
+        learned, kept = np.array(points, dtype=float).T
+        axes.scatter(learned, kept, s=18, color=color, alpha=0.55, linewidths=0)
+        axes.scatter(
+            [learned.mean()], [kept.mean()], s=130, color=color, edgecolors="white", label=method
+        )
+    axes.scatter(*start, marker="*", s=220, color="black", label="pre-trained")
+    axes.set(xlabel="accuracy on the new task: learned", ylabel="accuracy on the old task: kept")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)

@@ -58,9 +58,10 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _run_demo(options: argparse.Namespace) -> None:
-    from flowdata.demo import run
+    from flowdata.demo import report, run
 
-    print(run(seeds=options.seeds, output=options.output))
+    print(report(run(seeds=options.seeds, output=options.output)))
+    print(f"\nThe picture and the loss tables are in {options.output}.")
 
 
 def _positive(text: str) -> int:

@@ -97,19 +97,16 @@ class Run:
     results: dict[str, Result]
 
 
-def run(*, seeds: int, output: Path) -> str:
-    """Run everything, write loss tables and ``demo.png`` to ``output``, return the report."""
+def run(*, seeds: int, output: Path) -> list[Run]:
+    """Run everything; write the loss tables and ``demo.png`` to ``output``."""
     output.mkdir(parents=True, exist_ok=True)
     digits, photos = _digits(), _photos()
-    started = time.perf_counter()
     runs = []
     with _one_thread(), tqdm(total=seeds * 6, desc="demo", unit="trainings") as bar:
         for seed in range(seeds):
             runs.append(_run_once(make_task(seed, *digits, photos), seed, output, bar))
-    picture = output / "demo.png"
-    _draw(runs, picture)
-    seconds = time.perf_counter() - started
-    return f"{_report(runs)}\n\n{picture} shows each run; all took {seconds:.0f} s."
+    _draw(runs, output / "demo.png")
+    return runs
 
 
 @contextlib.contextmanager
@@ -261,7 +258,8 @@ def _accuracies(
     return old.mean().item(), new.mean().item(), new[hardest].mean().item()
 
 
-def _report(runs: list[Run]) -> str:
+def report(runs: list[Run]) -> str:
+    """The setting, a table of all methods, and what came out in words."""
     rows = [
         [
             method,

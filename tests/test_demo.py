@@ -1,0 +1,88 @@
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from flowdata import LossTable, demo
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return demo._digits(), demo._photos()
+
+
+def test_a_task_is_a_function_of_its_seed(digits):
+    (images, labels), photos = digits
+    first, again, other = (demo.make_task(seed, images, labels, photos) for seed in (0, 0, 1))
+    for part in ("pre_training", "fine_tuning", "old", "new"):
+        pairs = zip(getattr(first, part).tensors, getattr(again, part).tensors, strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    assert not torch.equal(first.fine_tuning.tensors[1], other.fine_tuning.tensors[1])
+
+
+def test_the_parts_of_a_task_share_no_digit(digits):
+    (images, labels), photos = digits
+    task = demo.make_task(0, images, labels, photos)
+    rows = [
+        {image.numpy().tobytes() for image in part.tensors[0]}
+        for part in (task.pre_training, task.old)
+    ]
+    assert len(images) == len(task.pre_training) + len(task.old) + len(task.fine_tuning) - 50
+    distinct = {image.numpy().tobytes() for image in images}
+    assert len(rows[0] & rows[1]) <= len(images) - len(distinct)
+
+
+def test_harmful_marks_the_rows_whose_label_is_not_the_digits_own(digits):
+    (images, labels), photos = digits
+    task = demo.make_task(0, images, labels, photos)
+    order = np.random.default_rng(0).permutation(len(images))[800:1300]
+    given, own = task.fine_tuning.tensors[1][:500], labels[torch.from_numpy(order)]
+    assert np.array_equal((given != own).numpy(), task.harmful[:500])
+    assert task.harmful[500:].all()
+    assert 0.3 < task.harmful[:500].mean() < 0.5
+
+
+def test_turning_moves_every_pixel_by_30_degrees():
+    image = torch.zeros(1, 1, 33, 33)
+    image[0, 0, 16, 28] = 1.0
+    turned = demo._turned(image)[0, 0]
+    row, column = divmod(int(turned.argmax()), 33)
+    assert np.hypot(row - 16, column - 16) == pytest.approx(12, abs=1)
+    assert abs(np.degrees(np.arctan2(row - 16, column - 16))) == pytest.approx(30, abs=4)
+
+
+def test_the_training_loop_knows_nothing_of_flow():
+    source = inspect.getsource(demo.train).split('"""')[2]
+    assert "flow" not in source.lower()
+    assert "weight" not in source.lower()
+
+
+@pytest.mark.slow
+def test_flow_keeps_clearly_more_than_plain_training_and_both_controls(tmp_path):
+    runs = demo.run(seeds=3, output=tmp_path)
+    kept = {
+        method: np.mean([run.results[method].old for run in runs]) for method in runs[0].results
+    }
+    assert list(kept) == [
+        "pre-trained",
+        "shuffle=True",
+        "FlowSampler",
+        'FlowSampler, "distinct"',
+        "control: lr x mean(w)",
+        "control: steps x mean(w)",
+    ]
+    before, plain, flow, distinct, *controls = kept.values()
+    assert min(flow, distinct) > max(plain, *controls) + 5
+    assert before > max(flow, distinct)
+
+    text = demo.report(runs)
+    assert all(method in text for method in kept)
+    assert f"{plain:.1f} ±" in text
+    assert "kept more in 3 of 3 runs" in text
+
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    tables = sorted(tmp_path.glob("losses-*.parquet"))
+    assert len(tables) == 3
+    assert len(LossTable.load(tables[0])) == 550
+    assert len(list(tmp_path.iterdir())) == 4

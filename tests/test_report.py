@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from flowdata import FlowWeights
+from flowdata.report.plots import plot_kept_against_learned, plot_losses
+from flowdata.report.text import table
+
+
+def test_a_table_aligns_its_columns_and_refuses_ragged_rows():
+    lines = table(["a", "number"], [["long name", "1"], ["b", "22"]]).splitlines()
+    assert [line.rsplit(maxsplit=1)[1] for line in lines] == ["number", "------", "1", "22"]
+    assert {len(line) for line in lines} == {len("long name") + 2 + len("number")}
+    with pytest.raises(ValueError, match="zip"):
+        table(["a", "b"], [["only one"]])
+
+
+def test_the_histogram_counts_every_loss_and_shows_temperature_and_weight():
+    losses = np.random.default_rng(0).gamma(2.0, size=500)
+    weights = FlowWeights.from_losses(losses)
+    axes = Figure().subplots()
+    plot_losses(axes, {"good": losses[:300], "bad": losses[300:]}, weights)
+    assert sum(patch.get_height() for patch in axes.containers[0].patches) == 300
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert any(f"{weights.temperature:.3g}" in text for text in texts)
+    x, y = axes.figure.axes[1].lines[0].get_data()
+    assert np.allclose(y, np.exp(-x / weights.temperature))
+
+
+def test_weights_without_a_temperature_have_no_curve_to_draw():
+    with pytest.raises(ValueError, match="from_losses"):
+        plot_losses(Figure().subplots(), {"all": np.ones(2)}, FlowWeights.from_weights([1.0, 2.0]))
+
+
+def test_kept_against_learned_shows_each_run_each_mean_and_the_start():
+    axes = Figure().subplots()
+    runs = {"one": [(1.0, 2.0), (3.0, 4.0)], "two": [(5.0, 6.0)]}
+    plot_kept_against_learned(axes, runs, start=(0.0, 9.0))
+    shown = [points.get_offsets().tolist() for points in axes.collections]
+    assert shown == [[[1, 2], [3, 4]], [[2, 3]], [[5, 6]], [[5, 6]], [[0, 9]]]

@@ -1,13 +1,13 @@
 """FlowWeights: what a loss is worth, ``w = exp(-loss / temperature)``, and what that implies."""
 
 import functools
-import hashlib
 import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.errors import FlowDataWarning, InvalidLossError
@@ -221,8 +221,7 @@ class FlowWeights:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of what the weights were made from, equal on every machine."""
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{self.temperature!r}|{self._source.dtype.str}|".encode())
+        digest = xxhash.xxh3_128(f"{self.temperature!r}|{self._source.dtype.str}|".encode())
         digest.update(np.ascontiguousarray(self._source).data)
         return digest.hexdigest()
 

@@ -2,12 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench assets
 
 help:
 	@echo "make demo   set everything up and run FLOW on embedded real data"
 	@echo "make test   set everything up and run all tests"
 	@echo "make lint   formatting, lint and types"
+	@echo "make assets fetch the real language model that tests and benchmarks use (93 MB)"
 	@echo "make bench  run the benchmarks and refresh their tables and figures"
 
 # One stamp file per extra: it is renewed when a requirement changes.
@@ -19,13 +20,16 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 demo: $(VENV)/installed-demo
 	$(BIN)/flowdata demo
 
-test: $(VENV)/installed-test
+test: $(VENV)/installed-test assets
 	$(BIN)/python -m pytest
+
+assets: $(VENV)/installed-test
+	$(BIN)/python benchmarks/assets.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-demo
+bench: assets
 	$(BIN)/python benchmarks/sampler.py

@@ -12,15 +12,17 @@ from flowdata.errors import (
     MismatchError,
     TableFileError,
 )
-from flowdata.losses import LossTable, Provenance
+from flowdata.losses import LossTable
 from flowdata.plan import EpochPlan
+from flowdata.provenance import Provenance
 from flowdata.sampler import DistributedFlowSampler, FlowSampler
-from flowdata.scoring import linear_probe, score
+from flowdata.scoring import CausalLM, linear_probe, score
 from flowdata.weights import FlowWeights, WeightSummary
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CausalLM",
     "DistributedFlowSampler",
     "EpochPlan",
     "FlowDataError",

@@ -15,24 +15,48 @@ class _Unhashable(Exception):
     """A sample of a kind that has no stable byte representation."""
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """A hash of all parameters and buffers: names, shapes, dtypes and values."""
+def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
+    """A hash of all parameters and buffers: names, shapes, dtypes and values.
+
+    A PEFT model has the hash of its base model, unless ``adapters`` are to count.
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    if not adapters and hasattr(model, "peft_config"):
+        state = _base_state(model)
     digest = _digest()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         _feed(digest, tensor)
     return digest.hexdigest()
 
 
+def _base_state(model: Any) -> dict[str, torch.Tensor]:
+    """The state of the model inside a PEFT model, under the names it had before."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted = {
+        f"{name}." for name, module in inner.named_modules() if hasattr(module, "base_layer")
+    } | {f"{name}." for name, module in inner.named_modules() if hasattr(module, "original_module")}
+    kept = {}
+    for name, tensor in inner.state_dict().items():
+        plain = name
+        for prefix in adapted:
+            if name.startswith(prefix):
+                part, _, rest = name.removeprefix(prefix).partition(".")
+                plain = prefix + rest if part in ("base_layer", "original_module") else ""
+        if plain:
+            kept[plain] = tensor
+    return kept
+
+
 def dataset_fingerprint(dataset: Any) -> str | None:
     """A hash of the length and of up to 16 rows spread evenly over a map-style data set.
 
-    A ``datasets.Dataset`` keeps a fingerprint of its own, which is used instead. None where a
-    sample is of a kind that cannot be hashed, or reads differently twice (random augmentation).
+    None where a sample is of a kind that cannot be hashed, or reads differently twice (random
+    augmentation). A ``datasets.Dataset`` is read without its format and transform: the
+    fingerprint it keeps itself changes with the time stamp of its file.
     """
-    own = getattr(dataset, "_fingerprint", None)
-    if isinstance(own, str):
-        return own
+    plain = getattr(dataset, "with_format", None)
+    dataset = plain(None) if callable(plain) else dataset
     try:
         first = _hash_rows(dataset)
         return first if first == _hash_rows(dataset) else None

@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,55 +14,42 @@ from torch import nn
 from flowdata.errors import FlowDataWarning, InvalidLossError, MismatchError, TableFileError
 from flowdata.files import replacing
 from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.provenance import SCHEMA_VERSION, Provenance
 from flowdata.temperature import Temperature
 from flowdata.weights import FlowWeights, Normalization, OnInvalid
 
-SCHEMA_VERSION = 1
 _METADATA_KEY = b"flowdata"
 _LOSS = "loss"
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the losses came from; None where it is not known.
-
-    Attributes:
-        rows: length of the data set.
-        loss: name of the loss.
-        model: name of the model.
-        model_hash: hash of its parameters and buffers.
-        data_fingerprint: hash of the data set, see `LossTable.check`.
-        dtype: floating-point type the model computed in.
-        created: time of the scoring pass, UTC, ISO 8601.
-        flowdata: version that wrote the table.
-        schema: version of the file format.
-    """
-
-    rows: int
-    loss: str | None = None
-    model: str | None = None
-    model_hash: str | None = None
-    data_fingerprint: str | None = None
-    dtype: str | None = None
-    created: str | None = None
-    flowdata: str | None = None
-    schema: int = SCHEMA_VERSION
+_N_TOKENS = "n_tokens"
+_TOKEN_LOSSES = "token_losses"
 
 
 class LossTable:
     """One loss per row of a data set, in its order, float32, with provenance.
+
+    A table of a language model also knows ``n_tokens``, the response tokens of each row, and, if
+    asked for, ``token_losses``: the losses of all response tokens, row after row, float32.
 
     >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
     >>> len(table), table.weights().temperature
     (3, 1.0)
     """
 
-    def __init__(self, losses: NDArray[np.float32], provenance: Provenance) -> None:
+    def __init__(
+        self,
+        losses: NDArray[np.float32],
+        provenance: Provenance,
+        *,
+        n_tokens: NDArray[np.int32] | None = None,
+        token_losses: NDArray[np.float32] | None = None,
+    ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
         losses.flags.writeable = False
         self.losses = losses
         self.provenance = provenance
+        self.n_tokens = n_tokens
+        self.token_losses = token_losses
 
     @classmethod
     def from_losses(
@@ -97,15 +83,8 @@ class LossTable:
         if array.size == 0:
             raise InvalidLossError("losses are empty: at least one row is needed")
         _check_length(dataset, array.size)
-        provenance = Provenance(
-            rows=array.size,
-            loss=loss,
-            model=model_name,
-            model_hash=None if model is None else model_fingerprint(model),
-            data_fingerprint=None if dataset is None else dataset_fingerprint(dataset),
-            dtype=dtype,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            flowdata=_own_version(),
+        provenance = Provenance.now(
+            array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
         )
         return cls(array, provenance)
 
@@ -119,7 +98,12 @@ class LossTable:
         import pyarrow.parquet as pq
 
         metadata = {_METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
-        table = pa.table({_LOSS: pa.array(self.losses)}).replace_schema_metadata(metadata)
+        columns = {_LOSS: pa.array(self.losses)}
+        if self.n_tokens is not None:
+            columns[_N_TOKENS] = pa.array(self.n_tokens)
+        if self.token_losses is not None:
+            columns[_TOKEN_LOSSES] = as_lists(self.token_losses, self.token_offsets)
+        table = pa.table(columns).replace_schema_metadata(metadata)
         try:
             with replacing(Path(path)) as temporary:
                 # Plain pages can be read from the mapped file without decoding; losses are
@@ -138,8 +122,15 @@ class LossTable:
         *,
         dataset: Any = None,
         model: nn.Module | None = None,
+        tokens: bool = False,
     ) -> "LossTable":
         """Read a table, and `check` it if a data set or a model is given.
+
+        Args:
+            path: the file.
+            dataset: the data set it shall belong to.
+            model: the model that shall have scored it.
+            tokens: read token losses too, where the table has them.
 
         Raises:
             TableFileError: for a file that is missing, truncated, or no loss table.
@@ -151,7 +142,8 @@ class LossTable:
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 provenance = _read_provenance(path, file.schema_arrow)
-                column = file.read(columns=[_LOSS]).column(_LOSS)
+                wanted = [_LOSS, _N_TOKENS] + [_TOKEN_LOSSES] * tokens
+                columns = file.read([name for name in wanted if name in file.schema_arrow.names])
         except FileNotFoundError as error:
             raise TableFileError(f"there is no loss table at {path}") from error
         except (pa.ArrowInvalid, OSError) as error:
@@ -159,11 +151,18 @@ class LossTable:
                 f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
                 "format: score the data again or restore the file"
             ) from error
-        if len(column) != provenance.rows:
+        if len(columns) != provenance.rows:
             raise TableFileError(
-                f"{path} says that it has {provenance.rows:,} rows, but holds {len(column):,}"
+                f"{path} says that it has {provenance.rows:,} rows, but holds {len(columns):,}"
             )
-        table = cls(column.to_numpy(), provenance)
+        named = dict(zip(columns.column_names, columns.columns, strict=True))
+        lists = named.get(_TOKEN_LOSSES)
+        table = cls(
+            named[_LOSS].to_numpy(),
+            provenance,
+            n_tokens=named[_N_TOKENS].to_numpy() if _N_TOKENS in named else None,
+            token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
+        )
         table.check(dataset=dataset, model=model)
         return table
 
@@ -185,6 +184,36 @@ class LossTable:
             self.losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
         )
 
+    @property
+    def token_offsets(self) -> NDArray[np.int64]:
+        """Where the tokens of each row begin in `token_losses`, shape (n + 1,).
+
+        Raises:
+            ValueError: for a table without tokens.
+        """
+        if self.n_tokens is None:
+            raise ValueError("this table knows nothing of tokens: it was not made by CausalLM")
+        return offsets_of(self.n_tokens)
+
+    def token_weights(
+        self, temperature: Temperature = "median", *, normalize: Normalization = None
+    ) -> FlowWeights:
+        """Weights of all response tokens, in the order of `token_losses`.
+
+        The temperature is taken over all of them, so "median" is the median token loss.
+
+        Raises:
+            ValueError: for a table without token losses.
+        """
+        if self.token_losses is None:
+            raise ValueError(
+                "this table has no token losses: score with CausalLM(token_losses=True) and load "
+                "with tokens=True"
+            )
+        return FlowWeights.from_losses(
+            self.token_losses, temperature=temperature, normalize=normalize
+        )
+
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.
 
@@ -201,7 +230,7 @@ class LossTable:
             self._check_fingerprint(dataset)
         expected = self.provenance.model_hash
         if model is not None and expected is not None:
-            found = model_fingerprint(model)
+            found = model_fingerprint(model, adapters=self.provenance.adapters)
             if found != expected:
                 raise MismatchError(
                     f"the table was scored by a model with hash {expected} "
@@ -228,6 +257,20 @@ class LossTable:
             )
 
 
+def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each run begins when runs of these lengths follow each other, shape (n + 1,)."""
+    offsets = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def as_lists(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:
+    """Runs of values as one Arrow array of lists."""
+    import pyarrow as pa
+
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
 def _check_length(dataset: Any, rows: int) -> None:
     if dataset is not None and len(dataset) != rows:
         raise MismatchError(
@@ -251,9 +294,3 @@ def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
         )
     known = {field.name for field in fields(Provenance)}
     return Provenance(**{name: value for name, value in values.items() if name in known})
-
-
-def _own_version() -> str:
-    import flowdata
-
-    return flowdata.__version__

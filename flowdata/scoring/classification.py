@@ -1,11 +1,17 @@
 """Per-sample losses of models that map an input to logits or values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flowdata.scoring.inference import move
+from flowdata.scoring.scores import Scores
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
@@ -47,6 +53,32 @@ LOSSES: dict[str, LossFunction] = {
     "bce": bce,
     "mse": mse,
 }
+
+
+@dataclass(frozen=True)
+class FunctionPass:
+    """Scores windows of rows by a loss function; a window is a batch."""
+
+    function: LossFunction
+    model: nn.Module
+    device: torch.device
+    window: int
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def scores(self, rows: NDArray[np.int64], batch: Any) -> Iterator[Scores]:
+        """Scores of one batch.
+
+        Raises:
+            ValueError: when the function does not return one loss a row.
+        """
+        losses = self.function(self.model, move(batch, self.device))
+        if losses.shape != (rows.size,):
+            raise ValueError(
+                f"the loss function returned shape {tuple(losses.shape)} for a batch of "
+                f'{rows.size} samples, ({rows.size},) is needed: use reduction="none" and '
+                "average per sample"
+            )
+        yield Scores(rows, losses.float().cpu().numpy())
 
 
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:

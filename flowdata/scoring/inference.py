@@ -2,12 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm.auto import tqdm
 
 
 @contextlib.contextmanager
@@ -23,32 +24,51 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def batches(
+@contextlib.contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Switch the adapters of a PEFT model off: its base is the pre-trained model."""
+    disable = getattr(model, "disable_adapter", None)
+    with disable() if callable(disable) else contextlib.nullcontext():
+        yield
+
+
+def read(
     dataset: Any,
+    rows: NDArray[np.int64],
     *,
-    device: torch.device,
-    batch_size: int,
-    num_workers: int,
+    size: int,
     collate_fn: Callable[[list[Any]], Any] | None,
-    progress: bool,
-    what: str,
-) -> Iterator[tuple[int, int, Any]]:
-    """Batches of a map-style data set in its order: (first row, rows, batch on the device)."""
-    _check_data(dataset)
+    num_workers: int,
+) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Rows of a map-style data set, ``size`` at a time: (row numbers, what collate_fn made)."""
+    windows = [rows[start : start + size] for start in range(0, rows.size, size)]
     loader = DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_sampler=cast("Any", (window.tolist() for window in windows)),
         num_workers=num_workers,
         collate_fn=collate_fn,
         # The loader seeds its workers from here, and the caller's random numbers stay untouched.
         generator=torch.Generator(),
     )
-    rows = len(dataset)
-    with tqdm(total=rows, desc=what, unit="samples", disable=not progress) as bar:
-        for start, batch in zip(range(0, rows, batch_size), loader, strict=True):
-            size = min(batch_size, rows - start)
-            yield start, size, move(batch, device)
-            bar.update(size)
+    return zip(windows, loader, strict=True)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, whose forward passes wait for other ranks.
+
+    Raises:
+        TypeError: for parameters sharded over ranks: ranks score at their own pace.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    if any(
+        type(parameter).__name__ in ("DTensor", "FlatParameter") for parameter in model.parameters()
+    ):
+        raise TypeError(
+            "the parameters are sharded over ranks (FSDP, tensor parallel), so that ranks could "
+            "not score at their own pace: score before the model is sharded, one model a rank"
+        )
+    return model
 
 
 def device_of(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -72,7 +92,8 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _check_data(dataset: Any) -> None:
+def count_rows(dataset: Any) -> int:
+    """The length of a map-style data set that is not empty."""
     if isinstance(dataset, DataLoader):
         raise TypeError(
             "pass the data set, not a DataLoader (its shuffling would lose which loss belongs to "
@@ -80,5 +101,7 @@ def _check_data(dataset: Any) -> None:
         )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(f"a map-style data set is needed, got {type(dataset)}")
-    if len(dataset) == 0:
+    rows = len(dataset)
+    if rows == 0:
         raise ValueError("the data set is empty: there is nothing to score")
+    return rows

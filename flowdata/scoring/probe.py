@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from flowdata.scoring.classification import predict
-from flowdata.scoring.inference import batches, device_of, evaluating
+from flowdata.scoring.inference import count_rows, device_of, evaluating, move, read
 
 
 def linear_probe(
@@ -50,15 +52,15 @@ def linear_probe(
     features, targets = _features(
         model,
         layer,
-        batches(
+        read(
             dataset,
-            device=device_of(model, device),
-            batch_size=batch_size,
-            num_workers=num_workers,
+            np.arange(count_rows(dataset)),
+            size=batch_size,
             collate_fn=collate_fn,
-            progress=progress,
-            what="probing",
+            num_workers=num_workers,
         ),
+        device_of(model, device),
+        tqdm(total=len(dataset), desc="probing", unit="samples", disable=not progress),
     )
     if targets.is_floating_point() or targets.ndim != 1:
         raise TypeError(f"targets must be class indices of shape (n,), got {targets.dtype}")
@@ -81,20 +83,23 @@ def _find(model: nn.Module, head: str) -> nn.Linear:
     return layer
 
 
-def _features(model: nn.Module, layer: nn.Linear, data: Any) -> tuple[Tensor, Tensor]:
+def _features(
+    model: nn.Module, layer: nn.Linear, data: Any, device: torch.device, bar: "tqdm[Any]"
+) -> tuple[Tensor, Tensor]:
     """What the head sees, shape (n, in_features), and the targets, shape (n,)."""
     seen: list[Tensor] = []
     targets: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        with evaluating(model):
-            for _, size, batch in data:
-                targets.append(predict(model, batch)[1])
-                if seen[-1].shape != (size, layer.in_features):
+        with bar, evaluating(model):
+            for rows, batch in data:
+                targets.append(predict(model, move(batch, device))[1])
+                if seen[-1].shape != (rows.size, layer.in_features):
                     raise ValueError(
                         f"the head must see one feature vector per sample, it saw "
-                        f"{tuple(seen[-1].shape)} for {size} samples"
+                        f"{tuple(seen[-1].shape)} for {rows.size} samples"
                     )
+                bar.update(rows.size)
     finally:
         hook.remove()
     # Clones made here, outside inference mode, may take part in autograd.

@@ -1,0 +1,140 @@
+"""Cross-entropy of a causal language model at the labelled positions, and only there."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Logits of this many bytes (in float32) exist at a time.
+_LOGITS_BYTES = 1 << 27
+_PROBE_TOKENS = 8
+
+
+class TokenLosses:
+    """Losses of labelled tokens: (input_ids, lengths, labels) -> float32 of shape (labelled,).
+
+    A language model ends in an output head that makes V logits of each hidden state. Where the
+    model's logits are just what its head gives (found out once, on a few tokens), the head is
+    kept from seeing any but one position, and is then applied to the hidden states of labelled
+    positions, some at a time: logits of shape (batch, length, V) never exist. Where something is
+    done to the logits after the head (soft caps, scales), the head is given the labelled
+    positions of the whole batch. A module without such a head gives all logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._arguments = _forward_arguments(model)
+        self._head = _output_head(model)
+        self._seen: list[Tensor] = []
+        self._after_head: bool | None = None
+        self.vocabulary = _vocabulary(model)
+
+    def __call__(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """Losses of all positions t >= 1 with a label >= 0, row by row.
+
+        Args:
+            ids: shape (B, T), padded on the right.
+            lengths: shape (B,).
+            labels: shape (B, T); label t is predicted from position t - 1.
+        """
+        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        targets = labels[:, 1:]
+        chosen = (targets >= 0).nonzero(as_tuple=True)
+        if self._after_head is None:
+            self._probe(ids, mask)
+        if self._head is None:
+            logits = self._forward(ids, mask)[chosen]
+            return _in_chunks(logits, targets[chosen], lambda part: part)
+        if self._after_head:
+            logits = self._with_head_on(lambda hidden: hidden[chosen][None], ids, mask)[0]
+            return _in_chunks(logits, targets[chosen], lambda part: part)
+        self._with_head_on(lambda hidden: hidden[:, :1], ids, mask)
+        hidden = self._seen.pop()[chosen]
+        return _in_chunks(hidden, targets[chosen], self._head)
+
+    def _probe(self, ids: Tensor, mask: Tensor) -> None:
+        """Find out whether the head is there, is called once, and comes last."""
+        ids, mask = ids[:1, :_PROBE_TOKENS], mask[:1, :_PROBE_TOKENS]
+        self._after_head = False
+        if self._head is None:
+            return
+        logits = self._with_head_on(lambda hidden: hidden, ids, mask)
+        if len(self._seen) != 1 or self._seen[0].shape[:2] != ids.shape:
+            self._head = None
+        else:
+            again = self._head(self._seen[0])
+            self._after_head = again.shape != logits.shape or not torch.allclose(
+                again.float(), logits.float(), rtol=1e-3, atol=1e-3
+            )
+        self._seen.clear()
+
+    def _with_head_on(
+        self, select: Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor
+    ) -> Tensor:
+        """A forward pass whose head sees only ``select(hidden states)``; keeps all of them."""
+
+        def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            self._seen.append(arguments[0])
+            return (select(arguments[0]), *arguments[1:])
+
+        assert self._head is not None
+        self._seen.clear()
+        hook = self._head.register_forward_pre_hook(before)
+        try:
+            return self._forward(ids, mask)
+        finally:
+            hook.remove()
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        keywords: dict[str, Any] = {}
+        if "attention_mask" in self._arguments:
+            keywords["attention_mask"] = mask.long()
+        if "use_cache" in self._arguments:
+            keywords["use_cache"] = False
+        if "input_ids" in self._arguments:
+            output = self._model(input_ids=ids, **keywords)
+        else:
+            output = self._model(ids, **keywords)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.ndim != 3:
+            raise TypeError(
+                f"a causal language model must give logits of shape (batch, length, vocabulary), "
+                f"{type(self._model).__name__} gave {type(logits).__name__} "
+                f"{tuple(getattr(logits, 'shape', ()))}"
+            )
+        return logits
+
+
+def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Cross-entropy of some positions at a time; float32 whatever the model computes in."""
+    if not len(targets):
+        return torch.zeros(0)
+    width = logits_of(inputs[:1]).shape[-1]
+    step = max(_LOGITS_BYTES // (4 * width), 1)
+    losses = []
+    for part, target in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
+        logits = logits_of(part)
+        losses.append(F.cross_entropy(logits.float(), target.to(logits.device), reduction="none"))
+    return torch.cat(losses)
+
+
+def _forward_arguments(model: Any) -> frozenset[str]:
+    """Names of the arguments of forward, of the model itself where PEFT is around it."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return frozenset(inspect.signature(inner.forward).parameters)
+
+
+def _output_head(model: Any) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Number of tokens the model can read and predict, if it says."""
+    find = getattr(model, "get_input_embeddings", None)
+    embeddings = find() if callable(find) else None
+    return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None

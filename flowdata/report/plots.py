@@ -45,6 +45,33 @@ def plot_losses(
     axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False)
 
 
+def plot_expected_counts(axes: Any, weights: FlowWeights) -> None:
+    """How often rows are expected in an epoch of as many draws as rows, rows by falling count."""
+    counts = np.sort(weights.expected_counts())[::-1]
+    # Some hundred points draw the same line as a million.
+    places = np.unique(np.linspace(0, counts.size - 1, min(counts.size, 500)).astype(int))
+    share = 100.0 * (places + 0.5) / counts.size
+    axes.fill_between(share, counts[places], step="mid", alpha=0.3)
+    axes.step(share, counts[places], where="mid")
+    axes.axhline(1.0, color=_WEIGHT_COLOR, linestyle=":", label="without weights")
+    axes.set(
+        xlabel="rows from easiest to hardest, percent",
+        ylabel="expected draws in an epoch",
+        xlim=(0.0, 100.0),
+        ylim=(0.0, None),
+    )
+    axes.legend(frameon=False)
+
+
+def plot_comparison(axes: Any, first: NDArray[Any], second: NDArray[Any]) -> None:
+    """Losses of the same rows in two tables, as a density."""
+    valid = np.isfinite(first) & np.isfinite(second)
+    axes.hexbin(first[valid], second[valid], gridsize=45, bins="log", mincnt=1, cmap="Blues")
+    top = float(max(first[valid].max(), second[valid].max()))
+    axes.plot([0.0, top], [0.0, top], color=_WEIGHT_COLOR, linestyle=":", linewidth=1)
+    axes.set(xlabel="loss in this table", ylabel="loss in the other table")
+
+
 def plot_kept_against_learned(
     axes: Any, runs: Mapping[str, Sequence[tuple[float, float]]], *, start: tuple[float, float]
 ) -> None:

@@ -1,6 +1,8 @@
 """The processes that score together: torch.distributed if it is initialised, else this one."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -52,3 +54,16 @@ class Ranks:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+
+@contextlib.contextmanager
+def joined_by_torchrun() -> Iterator[int]:
+    """Join the processes torchrun started, if it did; yields the rank on this machine."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield int(os.environ.get("LOCAL_RANK", "0"))
+    finally:
+        dist.destroy_process_group()

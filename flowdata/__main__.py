@@ -1,0 +1,7 @@
+"""``python -m flowdata``, which is how torchrun starts the command line."""
+
+import sys
+
+from flowdata.cli import main
+
+sys.exit(main())

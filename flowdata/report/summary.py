@@ -1,0 +1,148 @@
+"""What a loss table means for training: epoch sizes, repeats, easiest and hardest rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.losses import LossTable
+from flowdata.plan import EpochSize, resolve_epoch_size
+from flowdata.report.text import table
+from flowdata.weights import FlowWeights
+
+_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """What an epoch of one size shows.
+
+    Attributes:
+        name: the ``epoch_size``.
+        draws: samples that are drawn.
+        distinct: rows expected among them.
+        most_repeats: how often the largest weight is expected.
+    """
+
+    name: str
+    draws: int
+    distinct: float
+    most_repeats: float
+
+
+def epoch_summaries(weights: FlowWeights) -> list[EpochSummary]:
+    """The named epoch sizes side by side."""
+    sizes: tuple[EpochSize, ...] = ("full", "ess", "distinct")
+    summaries = []
+    for size in sizes:
+        draws = resolve_epoch_size(weights, size)
+        counts = weights.expected_counts(draws)
+        # A row of systematic draws is in the epoch with probability min(1, expected count).
+        distinct = float(np.minimum(counts, 1.0).sum())
+        summaries.append(EpochSummary(str(size), draws, distinct, float(counts.max())))
+    return summaries
+
+
+def extremes(losses: NDArray[np.float32], number: int) -> tuple[list[int], list[int]]:
+    """Rows of the lowest and of the highest finite losses, most extreme first."""
+    rows = np.flatnonzero(np.isfinite(losses))
+    order = rows[np.argsort(losses[rows], kind="stable")]
+    return order[:number].tolist(), order[::-1][:number].tolist()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two tables of the same rows.
+
+    Attributes:
+        rows: rows valid in both.
+        correlation: rank correlation (Spearman) of the losses.
+        shared_draws: share of draws that both would make, sum min(p, q), in [0, 1].
+        hardest_shared: share of the hardest tenth of one that is in that of the other.
+    """
+
+    rows: int
+    correlation: float
+    shared_draws: float
+    hardest_shared: float
+
+
+def compare(first: LossTable, second: LossTable) -> Comparison:
+    """How alike two tables of one data set would sample it.
+
+    Raises:
+        ValueError: for tables of different lengths, or without a row that is valid in both.
+    """
+    if len(first) != len(second):
+        raise ValueError(
+            f"the tables have {len(first):,} and {len(second):,} rows: only tables of one data "
+            "set can be compared"
+        )
+    valid = np.isfinite(first.losses) & np.isfinite(second.losses)
+    if not valid.any():
+        raise ValueError("no row has a valid loss in both tables")
+    one, two = first.losses[valid], second.losses[valid]
+    ranks = np.argsort(np.argsort([one, two])) - (one.size - 1) / 2
+    # The ranks of both sum to 0 and have the same squares.
+    correlation = float(ranks[0] @ ranks[1] / max(ranks[0] @ ranks[0], 1.0))
+    shares = [weights_of(part) for part in (first, second)]
+    draws = [weights.relative / weights.total for weights in shares]
+    tenth = max(one.size // 10, 1)
+    hardest = [set(np.argsort(losses)[-tenth:].tolist()) for losses in (one, two)]
+    return Comparison(
+        int(valid.sum()),
+        correlation,
+        float(np.minimum(*draws).sum()),
+        len(hardest[0] & hardest[1]) / tenth,
+    )
+
+
+def weights_of(losses: LossTable) -> FlowWeights:
+    """The weights at the median temperature, rows without a valid loss at weight 0."""
+    return losses.weights(on_invalid="drop")
+
+
+def summary_text(losses: LossTable, weights: FlowWeights) -> str:
+    """The table and its weights as a text for the terminal."""
+    known = losses.provenance
+    source = [
+        ("model", known.model),
+        ("loss", known.loss),
+        ("scored", known.created),
+        ("cut to max_length", f"{known.truncated:,} samples" if known.truncated else None),
+    ]
+    valid = losses.losses[np.isfinite(losses.losses)]
+    quantiles = np.quantile(valid, _QUANTILES)
+    parts = [
+        "\n".join(f"{name:<25}{value}" for name, value in source if value is not None),
+        str(weights.summary()),
+        table(
+            ["quantile of the loss", *(f"{quantile:.0%}" for quantile in _QUANTILES)],
+            [["", *(f"{value:.4g}" for value in quantiles)]],
+        ),
+        table(
+            ["epoch_size", "draws", "distinct rows", "most repeats of a row"],
+            [
+                [
+                    epoch.name,
+                    f"{epoch.draws:,}",
+                    f"{epoch.distinct:,.0f}",
+                    f"{epoch.most_repeats:.2f}",
+                ]
+                for epoch in epoch_summaries(weights)
+            ],
+        ),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """A comparison as a text for the terminal."""
+    return "\n".join(
+        [
+            f"{'rows valid in both':<25}{comparison.rows:,}",
+            f"{'rank correlation':<25}{comparison.correlation:.3f}",
+            f"{'draws in common':<25}{comparison.shared_draws:.1%}",
+            f"{'hardest tenth in common':<25}{comparison.hardest_shared:.1%}",
+        ]
+    )

@@ -1,14 +1,17 @@
 """FlowDataset: the draws of an epoch plan as a map-style data set."""
 
+import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from flowdata.errors import MismatchError
+from flowdata.errors import FlowDataWarning, MismatchError
 from flowdata.plan import EpochPlan, EpochSize, Scheme
 from flowdata.weights import FlowWeights, HasWeights
 
@@ -31,9 +34,10 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     Each epoch draws anew. A framework that calls `set_epoch` decides which epoch it is, from
     then on. Where nobody calls it, a batch that asks for an item again is the first of the next
     epoch: the items served in the running one are marked in shared memory (one byte a draw), so
-    DataLoader workers agree, also persistent ones. Single items (``dataset[j]``, as a look at
-    the data takes them) are read from the running epoch without being marked; with
-    ``batch_size=None`` call `set_epoch`.
+    DataLoader workers agree, also persistent ones. That takes passes that are whole and one
+    process: on several ranks, after breaking out of a pass, and with ``batch_size=None`` call
+    `set_epoch`. Single items (``dataset[j]``, as a look at the data takes them) are read from
+    the running epoch without being marked.
 
     Args:
         dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.
@@ -119,6 +123,15 @@ class _ServedDraws:
     def __init__(self, draws: int) -> None:
         self._marks = torch.zeros(draws, dtype=torch.uint8)
         self._state = torch.zeros(2, dtype=torch.int64)
+        self._warned = False
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy has memory of its own, which its workers have to share too.
+        self.__dict__.update(state)
+        self._share()
+
+    def _share(self) -> None:
         for tensor in (self._marks, self._state):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -135,9 +148,24 @@ class _ServedDraws:
         epoch = self.epoch
         if self._state[1]:
             return epoch
+        if not self._warned and _world_size() > 1:
+            self._warned = True
+            warnings.warn(
+                "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
+                "each serves a part of it: call its set_epoch(epoch) before every epoch",
+                FlowDataWarning,
+                stacklevel=3,
+            )
         marks = self._marks.numpy()
         if (marks[draws] == epoch % 255 + 1).any():
             epoch += 1
             self._state[0] = epoch
         marks[draws] = epoch % 255 + 1
         return epoch
+
+
+def _world_size() -> int:
+    """Ranks of this run, also in a loader worker that has no process group of its own."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1"))

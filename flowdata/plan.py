@@ -73,8 +73,8 @@ class EpochPlan:
             raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
         self.weights = as_weights(weights).power(alpha)
         """The weights that are drawn by, after `alpha`."""
-        self.seed = _non_negative(seed, "seed")
-        self.epoch = _non_negative(epoch, "epoch")
+        self.seed = non_negative(seed, "seed")
+        self.epoch = non_negative(epoch, "epoch")
         self.scheme = scheme
         self.alpha = alpha
         self._size = resolve_epoch_size(self.weights, epoch_size)
@@ -127,8 +127,8 @@ class EpochPlan:
         if (epoch, seed) == (self.epoch, self.seed):
             return self
         plan = copy.copy(self)
-        plan.epoch = _non_negative(epoch, "epoch")
-        plan.seed = _non_negative(seed, "seed")
+        plan.epoch = non_negative(epoch, "epoch")
+        plan.seed = non_negative(seed, "seed")
         plan._slots = plan._order = None
         return plan
 
@@ -258,7 +258,8 @@ def _row_dtype(n: int) -> type[np.int32] | type[np.int64]:
     return np.int32 if n <= np.iinfo(np.int32).max else np.int64
 
 
-def _non_negative(value: int, name: str) -> int:
+def non_negative(value: int, name: str) -> int:
+    """The value as an int, if it is one and >= 0; a ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
         raise ValueError(f"{name} must be an int >= 0, got {value!r}")
     return int(value)

@@ -12,7 +12,7 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from flowdata.errors import MismatchError
 from flowdata.permutation import CHUNK
-from flowdata.plan import EpochPlan, EpochSize, Scheme
+from flowdata.plan import EpochPlan, EpochSize, Scheme, non_negative
 from flowdata.weights import FlowWeights, HasWeights
 
 _VERSION = "version"
@@ -67,7 +67,7 @@ class FlowSampler(Sampler[int]):
         rank: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if num_replicas < 1 or not 0 <= rank < num_replicas:
+        if not 0 <= operator.index(rank) < operator.index(num_replicas):
             raise ValueError(
                 f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
             )
@@ -134,7 +134,7 @@ class FlowSampler(Sampler[int]):
         if self._running is not None:
             epoch, reached = self._running.epoch, self._running.position
         if position is not None:
-            reached = position
+            reached = non_negative(position, "position")
         if self._draws_left(reached) == 0:
             epoch, reached = epoch + 1, 0
         return self._state(epoch, reached)
@@ -180,17 +180,21 @@ class FlowSampler(Sampler[int]):
         }
 
     def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
+        """Epoch and position of a state that fits this sampler."""
         own = self._state(0, 0)
+        if not isinstance(state, dict):
+            raise MismatchError(f"not a FlowSampler state: {state!r}")
         if missing := own.keys() - state.keys():
             raise MismatchError(f"not a FlowSampler state: {sorted(missing)} missing")
-        for key in (_VERSION, _WEIGHTS, _EPOCH_SIZE, _SCHEME, _ALPHA):
+        for key in (_VERSION, _EPOCH_SIZE, _SCHEME, _ALPHA, _WEIGHTS):
             if state[key] != own[key]:
                 raise MismatchError(
                     f"the saved state has {key}={state[key]!r}, this sampler has {own[key]!r}; "
                     "its positions mean other rows here. Build the sampler from the same loss "
                     "table and with the same options as the run that was saved"
                 )
-        return state[_EPOCH], state[_POSITION]
+        non_negative(state[_SEED], _SEED)
+        return non_negative(state[_EPOCH], _EPOCH), non_negative(state[_POSITION], _POSITION)
 
 
 # DistributedSampler has plain attributes where these are properties of the plan.
@@ -266,6 +270,10 @@ class _Draws(Iterator[Iterator[int]]):
         self._chunk: Iterator[int] = iter(())
 
     @property
+    def started(self) -> bool:
+        return self._plan is not None
+
+    @property
     def epoch(self) -> int:
         return self._sampler.epoch if self._origin is None else self._origin[0]
 
@@ -328,5 +336,7 @@ class _DrawIterator(itertools.chain[int]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         sampler = self._draws._sampler
         epoch, position = sampler._checked(state)
+        if self._draws.started:
+            raise RuntimeError("this iterator has drawn already: load the state into a fresh one")
         sampler.load_state_dict(state)
         self._draws.start_at(epoch, position)

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
@@ -46,7 +47,7 @@ def one_process_group(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process_group")
-def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys):
+def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys, smollm2):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     digits = load_digits()
@@ -57,7 +58,15 @@ def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys)
     for _ in range(5):
         train(model, DataLoader(data, batch_size=32, shuffle=True))
 
-    names = {"model": model, "data": data}
+    names = {
+        "model": model,
+        "data": data,
+        "language_model": AutoModelForCausalLM.from_pretrained(smollm2),
+        "tokenizer": AutoTokenizer.from_pretrained(smollm2),
+        "questions": [
+            {"question": f"What is {n} plus {n}?", "answer": f" It is {n + n}."} for n in range(4)
+        ],
+    }
     trained = []
     for example in EXAMPLES:
         exec(compile(example, str(README), "exec"), names)

@@ -53,7 +53,7 @@ def html_report(
         number: easiest and hardest rows that are shown.
     """
     known = losses.provenance
-    title = f"{known.model or 'Losses'}: {len(losses):,} samples"
+    title = f"{_short(known.model) or 'Losses'}: {len(losses):,} samples"
     summary = weights.summary()
     cards = {
         "samples": f"{summary.rows:,}",
@@ -82,6 +82,11 @@ def html_report(
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _short(model: str | None) -> str:
+    """The last part of a model's name or path."""
+    return (model or "").rstrip("/").rpartition("/")[2]
 
 
 def _origin(losses: LossTable) -> str:
@@ -144,7 +149,7 @@ def _comparison(losses: LossTable, other: LossTable, comparison: Comparison) -> 
         ["draws in common", f"{comparison.shared_draws:.1%}"],
         ["hardest tenth in common", f"{comparison.hardest_shared:.1%}"],
     ]
-    name = other.provenance.model or "the other table"
+    name = _short(other.provenance.model) or "the other table"
     return [
         f"<h2>Compared with {html.escape(name)}</h2>",
         '<div class="figures">',

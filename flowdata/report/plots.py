@@ -14,16 +14,13 @@ from flowdata.weights import FlowWeights
 _WEIGHT_COLOR = "black"
 
 
-def plot_losses(
-    axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeights, *, bins: int = 40
-) -> None:
+def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeights) -> None:
     """Histogram of losses, the temperature, and the weight as a function of the loss.
 
     Args:
         axes: matplotlib Axes; the weight gets an axis of its own on the right.
         losses: losses of each group of samples, stacked in this order.
         weights: the weights of all of them, made by ``FlowWeights.from_losses``.
-        bins: number of bins.
 
     Raises:
         ValueError: for weights that have no temperature.
@@ -31,6 +28,7 @@ def plot_losses(
     tau = weights.temperature
     if tau is None:
         raise ValueError("the weight curve needs a temperature: use FlowWeights.from_losses")
+    bins = int(np.clip(sum(map(len, losses.values())) ** 0.5, 8, 40))
     names = [f"{name} ({len(values):,})" for name, values in losses.items()]
     _, edges, _ = axes.hist(list(losses.values()), bins=bins, stacked=True, label=names, alpha=0.75)
     axes.axvline(tau, color=_WEIGHT_COLOR, linestyle=":", label=rf"temperature $\tau$ = {tau:.3g}")
@@ -42,7 +40,9 @@ def plot_losses(
     )
     right.set(ylabel="weight", ylim=(0.0, 1.05))
     lines = [part.get_legend_handles_labels() for part in (axes, right)]
-    axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False)
+    axes.legend(
+        lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False, loc="upper right"
+    )
 
 
 def plot_expected_counts(axes: Any, weights: FlowWeights) -> None:

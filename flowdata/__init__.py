@@ -10,6 +10,7 @@ from flowdata.errors import (
     FlowDataWarning,
     InvalidLossError,
     MismatchError,
+    ShardError,
     TableFileError,
 )
 from flowdata.losses import LossTable
@@ -17,6 +18,7 @@ from flowdata.plan import EpochPlan
 from flowdata.provenance import Provenance
 from flowdata.sampler import DistributedFlowSampler, FlowSampler
 from flowdata.scoring import CausalLM, linear_probe, score
+from flowdata.shards import ShardRows
 from flowdata.weights import FlowWeights, WeightSummary
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ __all__ = [
     "LossTable",
     "MismatchError",
     "Provenance",
+    "ShardError",
+    "ShardRows",
     "TableFileError",
     "WeightSummary",
     "linear_probe",

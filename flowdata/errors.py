@@ -13,6 +13,10 @@ class TableFileError(FlowDataError):
     """A loss table file that is missing, truncated, foreign or cannot be written."""
 
 
+class ShardError(FlowDataError):
+    """A tar shard that is missing, compressed, cut off, or has a key twice."""
+
+
 class MismatchError(FlowDataError, ValueError):
     """A loss table or a saved state that belongs to other data, weights or another model."""
 

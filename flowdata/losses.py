@@ -15,6 +15,7 @@ from flowdata.errors import FlowDataWarning, InvalidLossError, MismatchError, Ta
 from flowdata.files import replacing
 from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.provenance import SCHEMA_VERSION, Provenance
+from flowdata.shards.index import ShardIndex
 from flowdata.temperature import Temperature
 from flowdata.weights import FlowWeights, Normalization, OnInvalid
 
@@ -22,13 +23,15 @@ _METADATA_KEY = b"flowdata"
 _LOSS = "loss"
 _N_TOKENS = "n_tokens"
 _TOKEN_LOSSES = "token_losses"
+_SHARD = "shard"
 
 
 class LossTable:
     """One loss per row of a data set, in its order, float32, with provenance.
 
     A table of a language model also knows ``n_tokens``, the response tokens of each row, and, if
-    asked for, ``token_losses``: the losses of all response tokens, row after row, float32.
+    asked for, ``token_losses``: the losses of all response tokens, row after row, float32. A
+    table of tar shards has an ``index``: the shard, key and place of each row.
 
     >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
     >>> len(table), table.weights().temperature
@@ -42,6 +45,7 @@ class LossTable:
         *,
         n_tokens: NDArray[np.int32] | None = None,
         token_losses: NDArray[np.float32] | None = None,
+        index: ShardIndex | None = None,
     ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
@@ -50,6 +54,7 @@ class LossTable:
         self.provenance = provenance
         self.n_tokens = n_tokens
         self.token_losses = token_losses
+        self.index = index
 
     @classmethod
     def from_losses(
@@ -103,6 +108,8 @@ class LossTable:
             columns[_N_TOKENS] = pa.array(self.n_tokens)
         if self.token_losses is not None:
             columns[_TOKEN_LOSSES] = as_lists(self.token_losses, self.token_offsets)
+        if self.index is not None:
+            columns |= self.index.columns()
         table = pa.table(columns).replace_schema_metadata(metadata)
         try:
             with replacing(Path(path)) as temporary:
@@ -142,8 +149,9 @@ class LossTable:
         try:
             with pq.ParquetFile(path, memory_map=True) as file:
                 provenance = _read_provenance(path, file.schema_arrow)
-                wanted = [_LOSS, _N_TOKENS] + [_TOKEN_LOSSES] * tokens
-                columns = file.read([name for name in wanted if name in file.schema_arrow.names])
+                unwanted = () if tokens else (_TOKEN_LOSSES,)
+                names = [name for name in file.schema_arrow.names if name not in unwanted]
+                columns = file.read(names)
         except FileNotFoundError as error:
             raise TableFileError(f"there is no loss table at {path}") from error
         except (pa.ArrowInvalid, OSError) as error:
@@ -162,6 +170,7 @@ class LossTable:
             provenance,
             n_tokens=named[_N_TOKENS].to_numpy() if _N_TOKENS in named else None,
             token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
+            index=ShardIndex.from_columns(named) if _SHARD in named else None,
         )
         table.check(dataset=dataset, model=model)
         return table

@@ -71,7 +71,7 @@ class FunctionPass:
         Raises:
             ValueError: when the function does not return one loss a row.
         """
-        losses = self.function(self.model, move(batch, self.device))
+        losses = torch.as_tensor(self.function(self.model, move(batch, self.device)))
         if losses.shape != (rows.size,):
             raise ValueError(
                 f"the loss function returned shape {tuple(losses.shape)} for a batch of "

@@ -46,8 +46,10 @@ class Parts:
             ) from error
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                # A record lock, because loader workers would inherit one of flock and hold it on
+                # for a while after this process was killed.
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
                 holder = os.pread(handle, 200, 0).decode()
                 raise TableFileError(
                     f"{holder or 'another process'} is scoring into {self.folder} now; wait for "
@@ -72,8 +74,19 @@ class Parts:
         refuse_other(identity, json.loads(path.read_text()), f"the unfinished pass {self.folder}")
 
     def add(self, scores: Scores) -> None:
-        """Write a part under a new name."""
-        scores.save(self.folder / f"{uuid.uuid4().hex}.parquet")
+        """Write a part under a new name.
+
+        Raises:
+            TableFileError: when it cannot be written; the parts before it are safe.
+        """
+        try:
+            scores.save(self.folder / f"{uuid.uuid4().hex}.parquet")
+        except OSError as error:
+            raise TableFileError(
+                f"cannot write the scores of {len(scores):,} rows to {self.folder}: "
+                f"{error.strerror or error}; what was saved before is kept, and the same call "
+                "goes on from there"
+            ) from error
 
     def load(self) -> list[Scores]:
         """All readable parts; one that is damaged is named in a warning and scored again."""

@@ -32,6 +32,7 @@ from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.parts import Parts, refuse_other, undone
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scores import Scores, in_order, joined
+from flowdata.shards import ShardRows
 from flowdata.weights import OnInvalid
 
 
@@ -124,9 +125,10 @@ def score(
         def run(left: NDArray[np.int64]) -> Iterator[Scores]:
             """Score this rank's share of the rows that are left."""
             mine = left[ranks.rank :: ranks.size]
-            bar.reset(total=-(-rows // ranks.size))
-            bar.update((rows - left.size) // ranks.size)
-            bar.unpause()
+            done = (rows - left.size) // ranks.size
+            bar.reset(total=done + mine.size)
+            bar.initial = bar.n = done
+            bar.refresh()
             return _checked(_scored(work, dataset, mine, num_workers, bar), on_invalid)
 
         provenance = Provenance.now(
@@ -142,9 +144,9 @@ def score(
         if output is None:
             own = list(run(np.arange(rows)))
             everyone = [part for parts in ranks.gathered(own) for part in parts]
-            table = _as_table(joined(everyone), provenance)
+            table = _as_table(joined(everyone), provenance, dataset)
         else:
-            table = _resumable(Path(output), provenance, ranks, run, save_every)
+            table = _resumable(Path(output), provenance, dataset, ranks, run, save_every)
     _warn(table, dataset)
     return table
 
@@ -152,6 +154,7 @@ def score(
 def _resumable(
     output: Path,
     provenance: Provenance,
+    dataset: Any,
     ranks: Ranks,
     run: Callable[[NDArray[np.int64]], Iterator[Scores]],
     save_every: float,
@@ -176,7 +179,7 @@ def _resumable(
                     raise TableFileError(
                         f"{left:,} rows are missing in {parts.folder}; call score again to go on"
                     )
-                _as_table(joined(everything), provenance).save(output)
+                _as_table(joined(everything), provenance, dataset).save(output)
             parts.remove()
 
         left = ranks.on_first(begin)
@@ -245,13 +248,14 @@ def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
     )
 
 
-def _as_table(scores: Scores, provenance: Provenance) -> LossTable:
+def _as_table(scores: Scores, provenance: Provenance, dataset: Any) -> LossTable:
     scores = in_order(scores)
     return LossTable(
         scores.losses,
         provenance.with_truncated(scores.truncated),
         n_tokens=scores.n_tokens,
         token_losses=scores.token_losses,
+        index=dataset.index if isinstance(dataset, ShardRows) else None,
     )
 
 

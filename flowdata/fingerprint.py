@@ -16,7 +16,7 @@ class _Unhashable(Exception):
 
 
 def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
-    """A hash of all parameters and buffers: names, shapes, dtypes and values.
+    """A hash of all parameters and saved buffers: names, shapes, dtypes and values.
 
     A PEFT model has the hash of its base model, unless ``adapters`` are to count.
     """
@@ -25,8 +25,9 @@ def model_fingerprint(model: nn.Module, *, adapters: bool = False) -> str:
         state = _base_state(model)
     digest = _digest()
     for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        _feed(digest, tensor)
+        if isinstance(tensor, torch.Tensor):
+            digest.update(name.encode())
+            _feed(digest, tensor)
     return digest.hexdigest()
 
 
@@ -91,7 +92,7 @@ def _feed(digest: xxhash.xxh3_128, value: Any) -> None:
         dense = value.detach().cpu().contiguous().reshape(-1)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         digest.update(dense.view(torch.uint8).numpy().data)
-    elif isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+    elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
         digest.update(f"array {value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, bytes | str):
@@ -104,6 +105,9 @@ def _feed(digest: xxhash.xxh3_128, value: Any) -> None:
         for key in sorted(value, key=repr):
             _feed(digest, key)
             _feed(digest, value[key])
+    elif isinstance(value, np.ndarray) and value.dtype == object:
+        digest.update(f"objects {value.shape}".encode())
+        _feed(digest, value.ravel().tolist())
     elif isinstance(value, Sequence):
         digest.update(f"sequence {len(value)}".encode())
         for item in value:

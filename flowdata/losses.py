@@ -17,7 +17,7 @@ from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.provenance import SCHEMA_VERSION, Provenance
 from flowdata.shards.index import ShardIndex
 from flowdata.temperature import Temperature
-from flowdata.weights import FlowWeights, Normalization, OnInvalid
+from flowdata.weights import FlowWeights, Normalization, OnInvalid, as_array
 
 _METADATA_KEY = b"flowdata"
 _LOSS = "loss"
@@ -82,7 +82,7 @@ class LossTable:
             MismatchError: when ``dataset`` has another length.
             ValueError: for a shape other than (n,).
         """
-        array = np.array(losses, dtype=np.float32)
+        array = np.array(as_array(losses), dtype=np.float32)
         if array.ndim != 1:
             raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
         if array.size == 0:
@@ -115,7 +115,13 @@ class LossTable:
             with replacing(Path(path)) as temporary:
                 # Plain pages can be read from the mapped file without decoding; losses are
                 # noise to a compressor anyway.
-                pq.write_table(table, temporary, compression="none", use_dictionary=False)
+                pq.write_table(
+                    table,
+                    temporary,
+                    compression="none",
+                    use_dictionary=False,
+                    write_page_checksum=True,
+                )
         except OSError as error:
             raise TableFileError(
                 f"cannot write the loss table {path}: {error.strerror or error}; the table is "
@@ -147,7 +153,7 @@ class LossTable:
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(path, memory_map=True) as file:
+            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 provenance = _read_provenance(path, file.schema_arrow)
                 unwanted = () if tokens else (_TOKEN_LOSSES,)
                 names = [name for name in file.schema_arrow.names if name not in unwanted]
@@ -295,8 +301,13 @@ def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
             f"{path} is Parquet, but not a loss table of flowdata (columns: {schema.names}); "
             "for losses in a file of your own use LossTable.from_losses(array)"
         )
-    values = json.loads(stored)
-    if values["schema"] > SCHEMA_VERSION:
+    try:
+        values = json.loads(stored)
+        schema = int(values["schema"])
+        int(values["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableFileError(f"the provenance in {path} is damaged: restore the file") from error
+    if schema > SCHEMA_VERSION:
         raise TableFileError(
             f"{path} was written by flowdata {values['flowdata']} with schema version "
             f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"

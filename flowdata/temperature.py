@@ -27,7 +27,7 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
                 'exp(-loss / 0) is undefined; pass temperature="mean" or a positive number'
             )
         return tau
-    tau = float(temperature)
+    tau = math.nan if isinstance(temperature, bool | np.bool_) else float(temperature)
     if not (math.isfinite(tau) and tau > 0.0):
         raise ValueError(f"temperature must be a positive, finite number, got {temperature!r}")
     return tau

@@ -240,7 +240,8 @@ class FlowWeights:
 
     def expected_counts(self, epoch_size: int | None = None) -> NDArray[np.float64]:
         """How often each row is expected in an epoch of that many draws (default n)."""
-        return self.relative * ((epoch_size or len(self)) / self.total)
+        draws = len(self) if epoch_size is None else epoch_size
+        return self.relative * (draws / self.total)
 
     def power(self, alpha: float) -> "FlowWeights":
         """The weights w^alpha, for alpha in [0, 1]; rows of weight 0 keep it.
@@ -254,7 +255,9 @@ class FlowWeights:
             return self
         if alpha == 0.0 or self.temperature is None:
             logarithms = self._log_relative()
-            relative = np.where(np.isneginf(logarithms), 0.0, np.exp(alpha * logarithms))
+            kept = ~np.isneginf(logarithms)
+            relative = np.zeros(len(self))
+            relative[kept] = np.exp(alpha * logarithms[kept])
             return FlowWeights(
                 relative,
                 alpha * self._log_max,
@@ -302,8 +305,10 @@ class FlowWeights:
             with np.errstate(divide="ignore"):
                 return np.log(self.relative)
         losses = self._source.astype(np.float64)
-        logarithms = losses / -self.temperature - self._log_max
-        logarithms[_invalid(losses)] = -np.inf
+        invalid = _invalid(losses)
+        with np.errstate(invalid="ignore"):
+            logarithms: NDArray[np.float64] = (losses[~invalid].min() - losses) / self.temperature
+        logarithms[invalid] = -np.inf
         return logarithms
 
     def _notes(self) -> list[str]:
@@ -345,15 +350,27 @@ def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArra
     return relative
 
 
+def as_array(values: ArrayLike) -> NDArray[Any]:
+    """A numpy array of anything array-like, tensors with a gradient or in bfloat16 included."""
+    tensor: Any = values
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # numpy has no bfloat16.
+        tensor = (tensor.double() if tensor.dtype.itemsize < 4 else tensor).numpy()
+    return np.asarray(tensor)
+
+
 def _one_dimensional(values: ArrayLike, what: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.asarray(values)
+    array = as_array(values)
     if array.ndim != 1:
         raise ValueError(f"{what} must have shape (n,), got shape {array.shape}")
     if array.size == 0:
         raise InvalidLossError(f"{what} are empty: at least one row is needed")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{what} must be numbers, got dtype {array.dtype}")
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    if array.dtype not in (np.float32, np.float64):
+        return array.astype(np.float64)
+    return array.copy() if array.flags.writeable else array
 
 
 def _invalid(values: NDArray[Any]) -> NDArray[np.bool_]:

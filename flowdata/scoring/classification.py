@@ -78,7 +78,7 @@ class FunctionPass:
                 f'{rows.size} samples, ({rows.size},) is needed: use reduction="none" and '
                 "average per sample"
             )
-        yield Scores(rows, losses.float().cpu().numpy())
+        yield Scores(rows, losses.float().cpu().numpy().copy())
 
 
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -108,6 +108,7 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    target = target.to(output.dtype) if target.is_floating_point() else target.long()
     return _per_sample(F.cross_entropy(output, target, reduction="none"))
 
 

@@ -13,11 +13,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation and inference mode; each module gets its own mode back."""
+    """Evaluation mode without gradients; each module gets its own mode back.
+
+    Not inference mode: what a module keeps from its first forward pass (rotary tables, masks)
+    could never take part in a training again.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         for module, training in modes.items():
@@ -28,7 +32,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def without_adapters(model: Any) -> Iterator[None]:
     """Switch the adapters of a PEFT model off: its base is the pre-trained model."""
     disable = getattr(model, "disable_adapter", None)
-    with disable() if callable(disable) else contextlib.nullcontext():
+    if callable(disable):
+        with disable():
+            yield
+    elif getattr(model, "_hf_peft_config_loaded", False):
+        model.disable_adapters()
+        try:
+            yield
+        finally:
+            model.enable_adapters()
+    else:
         yield
 
 

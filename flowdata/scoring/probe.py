@@ -62,14 +62,16 @@ def linear_probe(
         device_of(model, device),
         tqdm(total=len(dataset), desc="probing", unit="samples", disable=not progress),
     )
-    if targets.is_floating_point() or targets.ndim != 1:
+    if targets.is_floating_point() or targets.dtype == torch.bool or targets.ndim != 1:
         raise TypeError(f"targets must be class indices of shape (n,), got {targets.dtype}")
     if not 0 <= int(targets.min()) <= int(targets.max()) < layer.out_features:
         raise ValueError(
             f"class indices run from {int(targets.min())} to {int(targets.max())}, the head has "
             f"{layer.out_features} outputs"
         )
-    return _fit(layer, features, targets, weight_decay, max_iter)
+    if not features.isfinite().all():
+        raise ValueError("the head sees NaN or infinite features: look at the data and the model")
+    return _fit(layer, features, targets.long(), weight_decay, max_iter)
 
 
 def _find(model: nn.Module, head: str) -> nn.Linear:
@@ -94,10 +96,11 @@ def _features(
         with bar, evaluating(model):
             for rows, batch in data:
                 targets.append(predict(model, move(batch, device))[1])
-                if seen[-1].shape != (rows.size, layer.in_features):
+                saw = [tuple(part.shape) for part in seen[len(targets) - 1 :]]
+                if saw != [(rows.size, layer.in_features)]:
                     raise ValueError(
-                        f"the head must see one feature vector per sample, it saw "
-                        f"{tuple(seen[-1].shape)} for {rows.size} samples"
+                        "the head must see one feature vector per sample, it saw "
+                        f"{', '.join(map(str, saw)) or 'nothing'} for {rows.size} samples"
                     )
                 bar.update(rows.size)
     finally:
@@ -116,15 +119,17 @@ def _fit(
     def closure() -> float:
         optimizer.zero_grad()
         loss = F.cross_entropy(layer(features), targets)
-        (loss + 0.5 * weight_decay * layer.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        penalised = loss + 0.5 * weight_decay * layer.weight.square().sum()
+        penalised.backward()  # type: ignore[no-untyped-call]
+        return penalised.item()
 
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
-            return closure()
+        with torch.no_grad():
+            return F.cross_entropy(layer(features), targets).item()
     finally:
         optimizer.zero_grad()
         for parameter, trained in zip(parameters, frozen, strict=True):

@@ -72,7 +72,7 @@ def score(
 ) -> LossTable:
     """The loss of every sample under the model as it is: FLOW's f_i(theta*), in one pass.
 
-    The model runs in evaluation and inference mode and gets its modes back. Give the data set
+    The model runs in evaluation mode, without gradients, and gets its modes back. Give the data set
     without training augmentation: a loss under a random crop makes the weight a draw of noise.
     A task-specific head that is new gives meaningless losses: train it first, `linear_probe`.
 
@@ -110,6 +110,10 @@ def score(
         TypeError: for a loader, a stream, or a batch the loss does not understand.
         ValueError: for empty data, an unknown loss, or losses of the wrong shape.
     """
+    if on_invalid not in ("raise", "drop"):
+        raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows = count_rows(dataset)
     model = bare(model)
     name, options = _named(loss)

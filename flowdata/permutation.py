@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 CHUNK = 16_384
 
 _TABLE_SIZE = 1 << 16
-_ROUNDS = 4
+# With four, positions one row of the rectangle apart are measurably dependent: the row is then
+# shifted twice only, by tables of few entries.
+_ROUNDS = 6
 
 
 class Purpose(enum.IntEnum):
@@ -53,8 +55,8 @@ class KeyedPermutation:
     Up to 65,536 elements it is a stored table, uniform over all orders. Above, it is a
     Feistel network on a rectangle of about sqrt(size) x sqrt(size) cells, so the rare value
     outside ``[0, size)`` is walked on along its cycle. Its round functions are tables of random
-    numbers: memory is O(sqrt(size)), and four such rounds are indistinguishable from a random
-    permutation (Luby and Rackoff 1988); the rectangle and the walk are those of Black and
+    numbers: memory is O(sqrt(size)). The rounds are those of Luby and Rackoff (1988), who
+    need four for pseudo-random functions; the rectangle and the walk those of Black and
     Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
 
     >>> order = KeyedPermutation(10, seed=0, epoch=0, purpose=Purpose.DRAW_ORDER)

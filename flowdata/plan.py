@@ -1,6 +1,7 @@
 """EpochPlan: which sample is drawn when, as a pure function of (weights, seed, epoch)."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, overload
 
@@ -245,6 +246,8 @@ def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
     if isinstance(epoch_size, bool) or not isinstance(epoch_size, (int, float, np.number)):
         raise ValueError(f"epoch_size must be a name, an int or a float, got {epoch_size!r}")
     is_count = isinstance(epoch_size, (int, np.integer))
+    if not is_count and not math.isfinite(epoch_size):
+        raise ValueError(f"epoch_size must be finite, got {epoch_size!r}")
     size = int(epoch_size) if is_count else round(float(epoch_size) * n)
     if not 1 <= size < 1 << (_TOTAL_BITS - 12):
         raise ValueError(

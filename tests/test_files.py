@@ -1,6 +1,9 @@
 """Atomic files: the final name has the old content or the new."""
 
+import errno
 import os
+import stat
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +66,22 @@ def test_content_reaches_the_disk_before_the_name_and_the_name_before_the_end(pa
     assert seen == ["old", "new"]
 
 
+def test_a_folder_without_write_permission_keeps_its_file(path, monkeypatch):
+    # Root may write anywhere, so that it has to be someone else for a moment; a relative path
+    # needs no permission for the folders above.
+    monkeypatch.chdir(path.parent)
+    path.parent.chmod(0o555)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)
+        with pytest.raises(PermissionError, match="Permission denied"):
+            replacing(Path(path.name)).__enter__()
+    finally:
+        os.seteuid(user)
+        path.parent.chmod(0o755)
+    assert path.read_text() == "old"
+
+
 def test_content_that_cannot_reach_the_disk_leaves_the_old_content(path, monkeypatch):
     def broken(descriptor):
         raise OSError("input/output error")
@@ -72,6 +91,23 @@ def test_content_that_cannot_reach_the_disk_leaves_the_old_content(path, monkeyp
         temporary.write_text("new")
     assert path.read_text() == "old"
     assert names(path) == ["table.bin"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_reason_to_fail_with_the_new_content_in_place(
+    path, monkeypatch
+):
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    failed = False
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+    except OSError:
+        failed = True
+    assert path.read_text() == ("old" if failed else "new")
 
 
 def test_a_folder_in_the_place_of_the_file_is_left_alone(tmp_path):

@@ -217,7 +217,13 @@ def test_data_that_reads_differently_twice_has_no_fingerprint():
     assert reads_the_same_twice(list(range(5)))
 
 
-@pytest.mark.parametrize("sample", [Opaque(), {"a": Opaque()}, [1, {2, 3}], object])
+@pytest.mark.parametrize(
+    "sample",
+    [
+        *(Opaque(), {"a": Opaque()}, [1, {2, 3}], object),
+        *(np.zeros(2, dtype=[("text", "O")]), torch.eye(3).to_sparse()),
+    ],
+)
 def test_samples_that_cannot_be_hashed_have_no_fingerprint_and_are_not_called_noisy(sample):
     assert dataset_fingerprint([sample]) is None
     assert reads_the_same_twice([sample])
@@ -229,6 +235,12 @@ def test_arrays_of_objects_are_known_by_content_and_not_by_address():
         for _ in range(2)
     )
     assert dataset_fingerprint(one) in (None, dataset_fingerprint(other))
+
+
+def test_conjugated_tensors_are_known_by_their_values():
+    values = torch.tensor([1.0 + 2.0j, 3.0])
+    one, other = ([values.conj()], [values.conj().resolve_conj()])
+    assert dataset_fingerprint(one) == dataset_fingerprint(other) != dataset_fingerprint([values])
 
 
 PROGRAM = """

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def test_losses_that_are_not_a_row_of_numbers_are_refused():
         LossTable.from_losses([])
     with pytest.raises(ValueError, match=r"shape \(n,\), got shape \(3, 1\)"):
         LossTable.from_losses(np.ones((3, 1)))
-    with pytest.raises(ValueError, match="could not convert string"):
-        LossTable.from_losses(["high"])
+    for unusual in (["high"], ["0.5", "1.5"], [1.0 + 2.0j]):
+        with pytest.raises(ValueError, match=r"could not convert string|must be numbers"):
+            LossTable.from_losses(unusual)
 
 
 def test_losses_and_provenance_must_agree_on_the_number_of_rows():
@@ -212,6 +214,28 @@ def test_a_full_disk_leaves_the_old_table_and_nothing_else(path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_write_that_fails_half_way_leaves_the_old_table_and_nothing_else(path):
+    LossTable.from_losses(LOSSES).save(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(TableFileError, match="File too large"):
+            LossTable.from_losses(np.ones(100_000)).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert LossTable.load(path).losses.tolist() == LOSSES.tolist()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_loaded_table_keeps_its_losses_when_the_file_is_replaced_or_removed(path):
+    LossTable.from_losses(LOSSES).save(path)
+    loaded = LossTable.load(path)
+    LossTable.from_losses(np.zeros(5)).save(path)
+    assert loaded.losses.tolist() == LOSSES.tolist()
+    path.unlink()
+    assert loaded.weights().temperature == np.median(LOSSES.astype(np.float64))
+
+
 WRITER = """
 import os, sys, time
 import numpy as np
@@ -297,13 +321,25 @@ def test_fields_a_later_version_added_to_the_same_schema_are_ignored(path):
     assert LossTable.load(path).losses.tolist() == [0.5, 1.5]
 
 
-@pytest.mark.parametrize("stored", ["{broken", "{}", "[]", '{"schema": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *("{broken", "{}", "[]", '{"schema": 1}', b"\xff\xfe"),
+        *('{"schema": 2, "rows": 2}', '{"schema": 1, "rows": "3"}'),
+    ],
+)
 def test_damaged_provenance_is_reported_as_a_damaged_table(path, stored):
     table = pa.table({"loss": pa.array([0.5, 1.5], pa.float32())})
     pq.write_table(table.replace_schema_metadata({"flowdata": stored}), path)
     with pytest.raises(TableFileError) as error:
         LossTable.load(path)
     assert str(path) in str(error.value)
+
+
+def test_a_loss_column_that_holds_no_numbers_is_refused(path):
+    write_parquet(path, {"loss": ["low", "high"]}, rows=2, schema=1)
+    with pytest.raises(TableFileError, match="loss"):
+        LossTable.load(path)
 
 
 def test_a_table_knows_its_data_set_again():
@@ -352,8 +388,9 @@ def test_a_data_set_that_cannot_be_recognised_is_named_in_a_warning():
             return torch.rand(3)
 
     table = LossTable.from_losses(LOSSES, dataset=ROWS)
-    with pytest.warns(FlowDataWarning, match="only the length of the data set was checked"):
+    with pytest.warns(FlowDataWarning, match="only the length of the data set was checked") as all_:
         table.check(dataset=Noisy(ROWS))
+    assert [warning.filename for warning in all_] == [__file__]
 
 
 def test_a_relative_path_is_fine(tmp_path, monkeypatch):

@@ -1,6 +1,9 @@
 """FlowWeights: exp(-loss / temperature), its scale, its powers and what it says about itself."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,10 +60,11 @@ def test_an_unknown_normalisation_is_refused():
 
 @pytest.mark.parametrize("normalize", NORMALIZATIONS)
 @pytest.mark.parametrize("temperature", ["median", "mean", 1e-6, 1e6])
-def test_losses_twelve_orders_apart_neither_overflow_nor_lose_the_largest_weight(
-    temperature, normalize
+@pytest.mark.parametrize("losses", [np.logspace(-6, 6, 25), np.logspace(-12, 12, 25)])
+def test_losses_many_orders_apart_neither_overflow_nor_lose_the_largest_weight(
+    losses, temperature, normalize
 ):
-    weights = make(np.logspace(-6, 6, 25), temperature=temperature, normalize=normalize)
+    weights = make(losses, temperature=temperature, normalize=normalize)
     assert np.isfinite(weights.values).all()
     assert weights.values[0] == weights.max > 0.0
     assert (np.diff(weights.values) <= 0).all()
@@ -107,6 +111,12 @@ def test_an_effective_sample_size_below_one_percent_warns():
         weights = make(losses, temperature=1.0)
     assert [warning.filename for warning in all_] == [__file__]
     assert "raise the temperature" in str(weights.summary())
+
+
+def test_the_warning_points_to_the_caller_of_the_weights_of_a_table_too():
+    with pytest.warns(FlowDataWarning, match="effective sample size") as all_:
+        LossTable.from_losses(np.r_[0.0, np.full(999, 50.0)]).weights(1.0)
+    assert [warning.filename for warning in all_] == [__file__]
 
 
 def test_an_effective_sample_size_of_just_one_percent_does_not_warn():
@@ -176,6 +186,27 @@ def test_the_fingerprint_changes_with_a_loss_its_place_the_temperature_and_the_k
     assert len({weights.fingerprint for weights in all_}) == len(all_)
 
 
+POWERS = """
+import numpy as np
+from flowdata import FlowWeights
+
+values = np.random.default_rng(0).random(10_000)
+print(FlowWeights.from_losses(values).power(0.37).fingerprint)
+print(FlowWeights.from_weights(values).power(0.37).fingerprint)
+"""
+
+
+@pytest.mark.slow
+def test_fingerprints_of_powers_do_not_depend_on_the_vector_instructions_of_the_machine():
+    x86 = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
+    without = os.environ | {"NPY_DISABLE_CPU_FEATURES": x86, "PYTHONWARNINGS": "ignore"}
+    prints = [
+        subprocess.check_output([sys.executable, "-c", POWERS], env=env, text=True)
+        for env in (os.environ, without)
+    ]
+    assert prints[0] == prints[1]
+
+
 @LAW
 @given(LOSS_ARRAYS, ALPHAS, st.integers(0, 2**32), st.sampled_from(["median", "mean", 3.0]))
 def test_draw_and_residual_together_give_the_weighted_mean_for_every_alpha(
@@ -183,11 +214,12 @@ def test_draw_and_residual_together_give_the_weighted_mean_for_every_alpha(
 ):
     gradients = np.random.default_rng(seed).normal(size=losses.size)
     weights = make(losses, temperature=temperature)
-    wanted = np.average(gradients, weights=np.exp((losses.min() - losses) / weights.temperature))
+    plain = np.exp((losses.min() - losses) / weights.temperature)
     drawn = weights.power(alpha)
-    chances = drawn.relative / drawn.total
-    found = np.sum(chances * weights.residual(alpha) * gradients)
-    assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    parts = drawn.relative / drawn.total * weights.residual(alpha)
+    np.testing.assert_allclose(parts, plain / plain.sum(), rtol=1e-9, atol=1e-300)
+    wanted = np.average(gradients, weights=plain)
+    assert np.sum(parts * gradients) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
 @LAW
@@ -288,7 +320,8 @@ def test_values_that_are_not_a_row_of_numbers_are_refused(build):
         build(np.ones((2, 1)))
     with pytest.raises(ValueError, match=r"got shape \(\)"):
         build(1.0)
-    for unusual in (["1.0", "2.0"], [True, False], [1.0 + 0j], [None, 1.0]):
+    flags = torch.tensor([True, False])
+    for unusual in (["1.0", "2.0"], [True, False], flags, [1.0 + 0j], [None, 1.0]):
         with pytest.raises(ValueError, match="must be numbers, got dtype"):
             build(unusual)
 
@@ -343,6 +376,7 @@ def test_expected_counts_add_up_to_the_size_of_the_epoch():
     shares = weights.values / weights.values.sum()
     np.testing.assert_allclose(weights.expected_counts(), shares * 40, rtol=1e-12)
     np.testing.assert_allclose(weights.expected_counts(1000), shares * 1000, rtol=1e-12)
+    assert not weights.expected_counts(0).any()
     assert len(weights) == 40
 
 

@@ -94,7 +94,11 @@ class TokenReader:
     def _tokenized(
         self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]], *, special: bool
     ) -> list[Tokens]:
-        """Tokens of whole texts; labelled where a token begins inside a span of characters."""
+        """Tokens of whole texts; labelled where a token covers a character of a span.
+
+        So all of a response is scored, also where its first letters and the last of the prompt,
+        a space most often, are one token.
+        """
         encoded = self.tokenizer(
             list(texts), add_special_tokens=special, return_offsets_mapping=True, truncation=False
         )
@@ -107,7 +111,7 @@ class TokenReader:
             begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             inside = np.zeros(tokens.size, dtype=np.bool_)
             for first, last in scored:
-                inside |= (begins >= first) & (begins < last) & (ends > begins)
+                inside |= (ends > first) & (begins < last) & (ends > begins)
             labels = np.where(inside, tokens, IGNORED)
             if end is not None and (not tokens.size or tokens[-1] != end):
                 tokens, labels = np.append(tokens, end), np.append(labels, end)

@@ -94,6 +94,19 @@ def test_the_cross_entropy_of_pixels_is_averaged_over_an_image():
     check(classification(MODEL, (logits, classes)), expected)
 
 
+def test_pixels_without_a_class_are_left_out_of_the_average():
+    logits = torch.randn(3, 5, 2, 4, generator=GENERATOR)
+    classes = torch.randint(0, 5, (3, 2, 4), generator=GENERATOR)
+    expected = softmax_losses(logits, classes)[:, :, :3].mean(axis=(1, 2))
+    classes[:, :, 3] = -100
+    check(classification(MODEL, (logits, classes)), expected)
+
+
+def test_a_row_without_a_class_has_no_loss_rather_than_the_smallest_one():
+    losses = classification(MODEL, (LOGITS, torch.tensor([0, 4, -100, 2, 1, 3])))
+    assert losses.isnan().tolist() == [False, False, True, False, False, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_half_precision_are_scored_in_single_precision(dtype):
     logits = LOGITS.to(dtype)

@@ -29,6 +29,12 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
+def bert():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=20, num_hidden_layers=1, **sizes)
+    return transformers.BertForSequenceClassification(config).eval()
+
+
 @pytest.fixture
 def one_process():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -72,9 +78,7 @@ def test_adapters_are_off_inside_and_on_again_after_it():
 
 
 def test_adapters_added_by_transformers_itself_are_off_inside_and_on_again_after_it():
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
-    config = transformers.BertConfig(vocab_size=20, num_hidden_layers=1, **sizes)
-    model = transformers.BertForSequenceClassification(config).eval()
+    model = bert()
     inputs = {"input_ids": torch.arange(6)[None], "attention_mask": torch.ones(1, 6)}
     base = model(**inputs).logits
     lora = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
@@ -84,6 +88,30 @@ def test_adapters_added_by_transformers_itself_are_off_inside_and_on_again_after
     with without_adapters(model):
         torch.testing.assert_close(model(**inputs).logits, base)
     torch.testing.assert_close(model(**inputs).logits, adapted)
+
+
+def test_adapters_of_transformers_that_were_off_stay_off():
+    model = bert()
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    model.eval().disable_adapters()
+    ids = torch.arange(6)[None]
+    before = model(ids).logits
+    with without_adapters(model):
+        assert torch.equal(model(ids).logits, before)
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["peft", "transformers"])
+def test_adapters_that_were_frozen_stay_frozen(kind):
+    if kind == "peft":
+        model = peft.get_peft_model(network(), peft.LoraConfig(r=2, target_modules=["0"]))
+    else:
+        model = bert()
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    model.requires_grad_(False)
+    with without_adapters(model):
+        pass
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_model_without_adapters_is_left_alone():

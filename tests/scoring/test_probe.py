@@ -64,6 +64,26 @@ def test_the_head_reaches_the_optimum_that_scikit_learn_finds_on_real_digits(dig
     assert found == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_of_a_model_of_half_precision_is_fitted_as_well(digits, dtype):
+    pixels, classes = digits.tensors
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).to(dtype)
+    full = copy.deepcopy(model).float()
+    found = probe(model, TensorDataset(pixels.to(dtype), classes), "2")
+    assert model[2].weight.dtype == dtype
+    assert found == pytest.approx(probe(full, digits, "2"), rel=0.1)
+
+
+def test_the_coefficients_are_those_of_scikit_learn(digits):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    probe(model, digits, "1", weight_decay=1e-2)
+    pixels, classes = (values.numpy() for values in digits.tensors)
+    reference = LogisticRegression(C=1 / (1e-2 * len(digits)), tol=1e-8, max_iter=20_000)
+    reference.fit(pixels.astype(np.float64), classes)
+    np.testing.assert_allclose(model[1].weight.detach(), reference.coef_, atol=5e-3)
+
+
 def test_the_result_is_the_mean_cross_entropy_without_the_penalty():
     model = network()
     found = probe(model, weight_decay=0.1)
@@ -197,6 +217,24 @@ def test_targets_that_are_no_class_indices_are_refused(targets):
 def test_classes_the_head_does_not_have_are_refused(shift, found):
     with pytest.raises(ValueError, match=f"class indices run {found}, the head has 3 outputs"):
         probe(network(), TensorDataset(INPUTS, CLASSES + shift))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(bad):
+    inputs = INPUTS.clone()
+    inputs[3, 1] = bad
+    with pytest.raises(ValueError, match="the head sees NaN or infinite features"):
+        probe(network(), TensorDataset(inputs, CLASSES))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 0}, {"weight_decay": -1.0}, {"weight_decay": float("nan")}],
+    ids=str,
+)
+def test_options_out_of_range_are_refused_by_name(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        probe(network(), **options)
 
 
 def test_empty_data_and_loaders_are_refused():

@@ -264,6 +264,12 @@ def test_an_unknown_treatment_of_invalid_losses_is_refused():
         run(on_invalid="ignore")
 
 
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_size_below_one_is_refused(size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
+        run(batch_size=size)
+
+
 def test_data_that_reads_differently_each_time_warns():
     class Augmented(TensorDataset):
         def __getitem__(self, row):

@@ -1,0 +1,302 @@
+import ast
+import json
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from flowdata import CausalLM, FlowDataWarning, FlowWeights, InvalidLossError, score
+
+VOCABULARY = 97
+
+
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
+    return LlamaForCausalLM(config)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128)
+    return GPT2LMHeadModel(config)
+
+
+def gemma2():
+    """Its logits are capped after the head, so the head alone does not give them."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+        final_logit_softcapping=0.5,
+        initializer_range=0.5,
+    )
+    return Gemma2ForCausalLM(config)
+
+
+class Plain(nn.Module):
+    """A causal model that is not of transformers: sums of embeddings so far."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 16)
+        self.out = nn.Linear(16, VOCABULARY)
+
+    def forward(self, ids):
+        return self.out(torch.tanh(self.embed(ids)).cumsum(dim=1))
+
+
+def samples(number=40, *, longest=60, seed=0):
+    """Rows of mixed length whose first third is a prompt."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for length in random.integers(3, longest, size=number).tolist():
+        ids = random.integers(0, VOCABULARY, size=length)
+        labels = np.where(np.arange(length) < length // 3, -100, ids)
+        rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
+    return rows
+
+
+def one_by_one(model, rows):
+    """Token losses of each row from the whole logits of the row alone."""
+    model.eval()
+    losses = []
+    with torch.no_grad():
+        for row in rows:
+            output = model(torch.tensor([row["input_ids"]]))
+            logits = getattr(output, "logits", output)[0, :-1].float()
+            labels = torch.tensor(row["labels"])[1:]
+            each = F.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+            losses.append(each[labels >= 0].numpy())
+    return losses
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2, Plain])
+def test_losses_are_those_of_each_sample_alone(make):
+    model, rows = make(), samples()
+    table = score(model, rows, CausalLM(token_losses=True, max_tokens=200), progress=False)
+    alone = one_by_one(model, rows)
+    assert table.losses == pytest.approx([each.mean() for each in alone], rel=1e-5)
+    assert table.n_tokens.tolist() == [each.size for each in alone]
+    assert table.token_losses == pytest.approx(np.concatenate(alone), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 64, 10_000])
+def test_losses_do_not_depend_on_batches_or_order(max_tokens):
+    model, rows = llama(), samples()
+    table = score(model, rows, "causal_lm", progress=False)
+    order = np.random.default_rng(1).permutation(len(rows))
+    other = score(
+        model, [rows[row] for row in order], CausalLM(max_tokens=max_tokens), progress=False
+    )
+    assert other.losses == pytest.approx(table.losses[order], rel=1e-5)
+
+
+def test_the_head_never_sees_a_token_that_is_not_scored_but_one_a_row():
+    model, rows = llama(), samples()
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    table = score(model, rows, CausalLM(max_tokens=500), progress=False)
+    positions = sum(shape[:-1].numel() for shape in seen)
+    # One position of each row stands in for the forward pass, 8 and 8 for finding out.
+    assert positions <= table.n_tokens.sum() + len(rows) + 16 + len(seen)
+    assert all(shape.numel() < 2 * 500 * VOCABULARY for shape in seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_a_half_precision_model_are_float32(dtype):
+    model, rows = llama().to(dtype), samples(10)
+    table = score(model, rows, CausalLM(token_losses=True), progress=False)
+    assert table.losses.dtype == table.token_losses.dtype == np.float32
+    assert table.provenance.dtype == str(dtype).removeprefix("torch.")
+    alone = [each.mean() for each in one_by_one(model, rows)]
+    assert table.losses == pytest.approx(alone, rel=0.03)
+    # Not rounded to half precision.
+    assert np.any(torch.tensor(table.losses).to(dtype).float().numpy() != table.losses)
+
+
+def test_padding_that_the_attention_mask_shows_does_not_count():
+    model, rows = llama(), samples(20)
+    padded = []
+    for number, row in enumerate(rows):
+        pad = 5
+        left = number % 2 == 0
+        extended = {}
+        for name, filler in (("input_ids", 0), ("labels", -100), ("attention_mask", 0)):
+            values = row.get(name, [1] * len(row["input_ids"]))
+            extended[name] = [filler] * pad + values if left else values + [filler] * pad
+        padded.append(extended)
+    plain, other = (score(model, data, "causal_lm", progress=False) for data in (rows, padded))
+    assert other.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_sequence_and_token_weights_are_the_authors():
+    model, rows = llama(), samples()
+    table = score(model, rows, CausalLM(token_losses=True), progress=False)
+    alone = one_by_one(model, rows)
+    means = np.array([each.mean() for each in alone])
+    assert table.weights().values == pytest.approx(np.exp(-means / np.median(means)), rel=1e-4)
+    tokens = np.concatenate(alone)
+    weights = table.token_weights()
+    assert weights.temperature == pytest.approx(np.median(tokens), rel=1e-5)
+    assert weights.values == pytest.approx(np.exp(-tokens / np.median(tokens)), rel=1e-4)
+    third = slice(*table.token_offsets[2:4])
+    assert weights[third] == pytest.approx(np.exp(-alone[2] / np.median(tokens)), rel=1e-4)
+
+
+def test_a_sample_without_a_response_token_is_named_or_dropped():
+    rows = samples(5)
+    rows[2]["labels"] = [-100] * len(rows[2]["labels"])
+    # A label of the first token has nothing to be predicted from.
+    rows[4] = {"input_ids": [1, 2, 3], "labels": [1, -100, -100]}
+    with pytest.raises(InvalidLossError, match=r"no response token .* rows \[2, 4\]"):
+        score(llama(), rows, "causal_lm", progress=False)
+    table = score(llama(), rows, "causal_lm", on_invalid="drop", progress=False)
+    assert np.flatnonzero(np.isnan(table.losses)).tolist() == [2, 4]
+    assert table.weights(on_invalid="drop").values[[2, 4]].tolist() == [0.0, 0.0]
+
+
+def test_over_long_samples_are_cut_counted_and_reported():
+    model, rows = llama(), samples(30)
+    with pytest.warns(FlowDataWarning, match=r"of 30 samples were longer than max_length"):
+        table = score(model, rows, CausalLM(max_length=20), progress=False)
+    cut = [{name: values[:20] for name, values in row.items()} for row in rows]
+    assert table.losses == pytest.approx(
+        score(model, cut, "causal_lm", progress=False).losses, rel=1e-5
+    )
+    assert table.provenance.truncated == sum(len(row["input_ids"]) > 20 for row in rows) > 0
+    assert json.loads(table.provenance.options)["max_length"] == 20
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        ({"input_ids": [1] * 200, "labels": [1] * 200}, ValueError, "row 1 has 200 tokens.*128"),
+        ({"input_ids": [1, 97], "labels": [1, 97]}, ValueError, "row 1 has token 97.*0 to 96"),
+        ({"input_ids": [1, 2], "labels": [1, 500]}, ValueError, "row 1 has token 500"),
+        ({"input_ids": [-3, 2], "labels": [1, 2]}, ValueError, "row 1 has token -3"),
+        ({"input_ids": [1, 2], "labels": [1]}, ValueError, r"one shape.*\(2,\) and \(1,\)"),
+        ({"input_ids": [1, 2]}, ValueError, r"no \['labels'\], it has \['input_ids'\]"),
+        ((1, 2), TypeError, "rows that are dicts.*tuple"),
+    ],
+)
+def test_a_row_the_model_cannot_take_is_refused_with_the_reason(row, error, message):
+    with pytest.raises(error, match=message):
+        score(llama(), [samples(1)[0], row], "causal_lm", progress=False)
+
+
+def test_a_model_that_gives_no_logits_for_each_token_is_refused():
+    class Classifier(Plain):
+        def forward(self, ids):
+            return super().forward(ids)[:, -1]
+
+    with pytest.raises(TypeError, match=r"logits of shape .* Classifier gave"):
+        score(Classifier(), samples(2), "causal_lm", progress=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_halved(error):
+    class Small(Plain):
+        limit = 150
+
+        def __init__(self):
+            super().__init__()
+            self.batches = []
+
+        def forward(self, ids):
+            self.batches.append(ids.numel())
+            if ids.numel() > self.limit:
+                raise error
+            return super().forward(ids)
+
+    model, rows = Small(), samples(50)
+    table = score(model, rows, CausalLM(max_tokens=2000), progress=False)
+    alone = one_by_one(Plain(), rows)
+    assert table.losses == pytest.approx([each.mean() for each in alone], rel=1e-5)
+    assert sum(size > 150 for size in model.batches) <= 5
+
+    model.limit = 30
+    longest = max(range(50), key=lambda row: len(rows[row]["input_ids"]))
+    with pytest.raises(MemoryError, match=rf"row {longest} .*pass max_length="):
+        score(model, rows, "causal_lm", progress=False)
+
+
+def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory():
+    class Broken(Plain):
+        def forward(self, ids):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        score(Broken(), samples(2), "causal_lm", progress=False)
+
+
+def functions(tokenizer, most):
+    """Rows of text from the standard library, short ones first to be quick."""
+    rows = []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+                code = str(ast.get_source_segment(source, node))
+                rows.append({"prompt": f"{ast.get_docstring(node)}\n", "response": code})
+    order = np.random.default_rng(0).permutation(len(rows))
+    short = [rows[row] for row in order if len(rows[row]["response"]) < 280]
+    return short[:most]
+
+
+@pytest.mark.slow
+def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    rows = functions(tokenizer, 200)
+    loss = CausalLM(tokenizer=tokenizer, prompt="prompt", response="response", token_losses=True)
+    table = score(model, rows, loss, progress=False)
+    assert len(table) == 200
+    expected, tokens = [], []
+    with torch.no_grad():
+        for sample in loss.reader()(rows):
+            labels = torch.from_numpy(sample.labels)[None]
+            output = model(input_ids=torch.from_numpy(sample.ids)[None], labels=labels)
+            expected.append(output.loss.item())
+            each = F.cross_entropy(output.logits[0, :-1], labels[0, 1:], reduction="none")
+            tokens.append(each[labels[0, 1:] >= 0].numpy())
+    assert table.losses == pytest.approx(expected, rel=1e-4)
+    assert table.token_losses == pytest.approx(np.concatenate(tokens), rel=1e-4, abs=1e-4)
+    assert len(set(table.n_tokens.tolist())) > 20
+    assert table.weights().temperature == pytest.approx(np.median(expected), rel=1e-4)
+    assert isinstance(table.token_weights(), FlowWeights)

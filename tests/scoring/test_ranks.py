@@ -1,0 +1,119 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flowdata import LossTable
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "score_rows.py"
+ROWS = 101
+
+
+def start(ranks, config):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks), str(PROGRAM), json.dumps(config)]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, *, code=0):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    return out
+
+
+def configured(folder, **options):
+    folder.mkdir(exist_ok=True)
+    config = {"kind": "language", "rows": ROWS, "output": str(folder / "losses.parquet")}
+    config |= {"log": str(folder / "log"), "result": str(folder / "result")}
+    return config | options
+
+
+def logged(config):
+    path = Path(config["log"])
+    return Counter(int(row) for row in path.read_text().split()) if path.exists() else Counter()
+
+
+def results(config, ranks):
+    return [json.loads(Path(f"{config['result']}.{rank}").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Losses and token losses of a pass in one process."""
+    config = configured(tmp_path_factory.mktemp("alone"), output=None)
+    finish(start(1, config))
+    (found,) = results(config, 1)
+    return found
+
+
+def same(found, expected):
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("kept", [False, True])
+def test_ranks_share_the_rows_and_all_get_the_whole_table(tmp_path, alone, ranks, kept):
+    config = configured(tmp_path, **({} if kept else {"output": None}))
+    finish(start(ranks, config))
+    assert logged(config) == Counter(range(ROWS))
+    for found in results(config, ranks):
+        same(found, alone)
+    assert (tmp_path / "losses.parquet").exists() == kept
+
+
+@pytest.mark.slow
+def test_two_ranks_finish_what_three_began(tmp_path, alone):
+    slow = configured(tmp_path, pause=0.02)
+    process = start(3, slow)
+    deadline = time.monotonic() + 120
+    while logged(slow).total() < ROWS // 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # torchrun puts its workers into sessions of their own: each has to be killed.
+    for child in [
+        psutil.Process(process.pid),
+        *psutil.Process(process.pid).children(recursive=True),
+    ]:
+        child.kill()
+    process.communicate()
+    begun = logged(slow)
+    config = configured(tmp_path)
+    finish(start(2, config))
+    for found in results(config, 2):
+        same(found, alone)
+    assert set(logged(config)) == set(range(ROWS))
+    again = logged(config) - Counter(range(ROWS))
+    assert set(again) <= set(begun)
+    assert again.total() < begun.total()
+    assert LossTable.load(config["output"], tokens=True).losses.tolist() == results(config, 2)[0][0]
+
+
+@pytest.mark.slow
+def test_a_model_inside_ddp_is_scored_without_waiting_for_other_ranks(tmp_path, alone):
+    config = configured(tmp_path, ddp=True)
+    finish(start(2, config))
+    for found in results(config, 2):
+        same(found, alone)
+
+
+@pytest.mark.slow
+def test_what_rank_0_refuses_all_ranks_refuse(tmp_path):
+    finish(start(1, configured(tmp_path)))
+    message = finish(start(2, configured(tmp_path, seed=1)), code=1)
+    assert message.count("MismatchError: the table") == 2
+    assert "model_hash" in message

@@ -2,6 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Whatever a library wants to keep stays inside the clone.
+export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
+export XDG_CONFIG_HOME := $(CURDIR)/$(VENV)/config
+export PIP_NO_CACHE_DIR := 1
+
 .PHONY: help demo test lint bench assets
 
 help:

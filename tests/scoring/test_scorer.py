@@ -243,7 +243,9 @@ def test_an_invalid_loss_stops_the_pass_and_names_the_rows():
 
 def test_only_the_first_five_rows_of_invalid_losses_are_named():
     with pytest.raises(InvalidLossError, match=r"at rows \[0, 1, 2, 3, 4\] and more"):
-        run(None, with_losses(*[-1.0] * 7), own)
+        run(None, with_losses(*[-1.0] * 6), own)
+    with pytest.raises(InvalidLossError, match=r"at rows \[0, 1, 2, 3, 4\]; look"):
+        run(None, with_losses(*[-1.0] * 5), own)
 
 
 def test_dropped_losses_are_nan_in_the_table_and_have_weight_zero():

@@ -1,7 +1,6 @@
 """FlowDataset: the draws of an epoch plan as a map-style data set."""
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
-from flowdata.errors import FlowDataWarning, MismatchError
+from flowdata.errors import MismatchError, warn
 from flowdata.plan import EpochPlan, EpochSize, Scheme
 from flowdata.weights import FlowWeights, HasWeights
 
@@ -150,11 +149,9 @@ class _ServedDraws:
             return epoch
         if not self._warned and _world_size() > 1:
             self._warned = True
-            warnings.warn(
+            warn(
                 "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
                 "each serves a part of it: call its set_epoch(epoch) before every epoch",
-                FlowDataWarning,
-                stacklevel=3,
             )
         marks = self._marks.numpy()
         if (marks[draws] == epoch % 255 + 1).any():

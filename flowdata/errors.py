@@ -1,5 +1,11 @@
 """What flowdata raises and warns, so that callers can catch it by kind."""
 
+import sys
+import warnings
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+
 
 class FlowDataError(Exception):
     """Base of every error that is about the data, a file or a state rather than a call."""
@@ -23,3 +29,11 @@ class MismatchError(FlowDataError, ValueError):
 
 class FlowDataWarning(UserWarning):
     """Something is probably not what the user wants, but the result is well defined."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside this package from which it was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FlowDataWarning, stacklevel=level)

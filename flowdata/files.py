@@ -11,7 +11,8 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success sync it and rename it to ``path``.
 
-    On an error the temporary file is removed and ``path`` stays as it was.
+    On an error the temporary file is removed and ``path`` stays as it was. A folder that cannot
+    be synced (some network file systems refuse it) is none: the new content is in place.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
@@ -21,10 +22,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:

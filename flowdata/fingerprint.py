@@ -89,7 +89,9 @@ def _digest() -> xxhash.xxh3_128:
 def _feed(digest: xxhash.xxh3_128, value: Any) -> None:
     """Feed a value with its type and size, so that no two values look alike."""
     if isinstance(value, torch.Tensor):
-        dense = value.detach().cpu().contiguous().reshape(-1)
+        if value.layout != torch.strided:
+            raise _Unhashable(type(value))
+        dense = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         digest.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
         digest.update(dense.view(torch.uint8).numpy().data)
     elif isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
@@ -112,7 +114,7 @@ def _feed(digest: xxhash.xxh3_128, value: Any) -> None:
         digest.update(f"sequence {len(value)}".encode())
         for item in value:
             _feed(digest, item)
-    elif hasattr(value, "tobytes") and hasattr(value, "size"):
+    elif hasattr(value, "tobytes") and hasattr(value, "size") and not isinstance(value, np.ndarray):
         digest.update(f"image {getattr(value, 'mode', '')} {value.size}".encode())
         digest.update(value.tobytes())
     else:

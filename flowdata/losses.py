@@ -1,7 +1,6 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import json
-import warnings
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from flowdata.errors import FlowDataWarning, InvalidLossError, MismatchError, TableFileError
+from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
 from flowdata.files import replacing
 from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.provenance import SCHEMA_VERSION, Provenance
@@ -82,7 +81,10 @@ class LossTable:
             MismatchError: when ``dataset`` has another length.
             ValueError: for a shape other than (n,).
         """
-        array = np.array(as_array(losses), dtype=np.float32)
+        array = as_array(losses)
+        if array.dtype.kind not in "fiubO":
+            raise ValueError(f"losses must be numbers, got dtype {array.dtype}")
+        array = np.array(array, dtype=np.float32)
         if array.ndim != 1:
             raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
         if array.size == 0:
@@ -259,11 +261,9 @@ class LossTable:
             return
         found = dataset_fingerprint(dataset)
         if found is None:
-            warnings.warn(
+            warn(
                 "only the length of the data set was checked against the loss table: its samples "
-                "differ from read to read (random augmentation?) or cannot be hashed",
-                FlowDataWarning,
-                stacklevel=4,
+                "differ from read to read (random augmentation?) or cannot be hashed"
             )
         elif found != expected:
             raise MismatchError(
@@ -301,15 +301,17 @@ def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
             f"{path} is Parquet, but not a loss table of flowdata (columns: {schema.names}); "
             "for losses in a file of your own use LossTable.from_losses(array)"
         )
+    if str(kind := schema.field(_LOSS).type) != "float":
+        raise TableFileError(f"the column loss in {path} is {kind}, not float32: restore the file")
     try:
         values = json.loads(stored)
-        schema = int(values["schema"])
-        int(values["rows"])
+        if not (isinstance(values["schema"], int) and isinstance(values["rows"], int)):
+            raise TypeError("numbers are needed")
     except (ValueError, KeyError, TypeError) as error:
         raise TableFileError(f"the provenance in {path} is damaged: restore the file") from error
-    if schema > SCHEMA_VERSION:
+    if values["schema"] > SCHEMA_VERSION:
         raise TableFileError(
-            f"{path} was written by flowdata {values['flowdata']} with schema version "
+            f"{path} was written by flowdata {values.get('flowdata')} with schema version "
             f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
         )
     known = {field.name for field in fields(Provenance)}

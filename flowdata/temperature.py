@@ -26,6 +26,11 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
                 f"temperature={temperature!r} is 0 because {zeros:.0%} of the losses are 0, and "
                 'exp(-loss / 0) is undefined; pass temperature="mean" or a positive number'
             )
+        if not math.isfinite(tau):
+            raise InvalidLossError(
+                f"temperature={temperature!r} is {tau}: the losses are too large to be averaged; "
+                "pass a number"
+            )
         return tau
     tau = math.nan if isinstance(temperature, bool | np.bool_) else float(temperature)
     if not (math.isfinite(tau) and tau > 0.0):

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -10,13 +9,14 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.errors import FlowDataWarning, InvalidLossError
+from flowdata.errors import InvalidLossError, warn
+from flowdata.exponential import exp
 from flowdata.temperature import Temperature, resolve_temperature
 
 Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
 OnInvalid: TypeAlias = Literal["raise", "drop"]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 14
 _SHOWN_ROWS = 5
 
 
@@ -81,7 +81,9 @@ class FlowWeights:
     """Weights of n rows: immutable, float64, made by `from_losses` or `from_weights`.
 
     They are held relative to the largest one, ``exp(-(loss - min loss) / tau)``, so none
-    overflows, and the largest never underflows. Eight bytes a row.
+    overflows, and the largest never underflows. Eight bytes a row, beside the losses. Made from
+    losses they have the same bits on every machine; with ``power(alpha)`` of weights that were
+    given, the last bit depends on the processor.
 
     >>> weights = FlowWeights.from_losses([0.0, 1.0, 2.0])
     >>> weights.temperature, weights.values.round(4).tolist()
@@ -96,6 +98,7 @@ class FlowWeights:
         source: NDArray[Any],
         temperature: float | None,
         normalize: Normalization,
+        exponent: float = 1.0,
     ) -> None:
         """Not for callers: use `from_losses` or `from_weights`.
 
@@ -108,6 +111,7 @@ class FlowWeights:
         self.normalize = normalize
         self._log_max = log_max
         self._source = source
+        self._exponent = exponent
         self.total = float(relative.sum())
         """Sum of the relative weights: at least 1."""
 
@@ -155,7 +159,8 @@ class FlowWeights:
         weights = cls(
             relative, -lowest / tau, source=array, temperature=tau, normalize=_check(normalize)
         )
-        weights._warn_if_degenerate()
+        if weights.ess < 0.01 * len(weights):
+            warn(weights._notes()[0])
         return weights
 
     @classmethod
@@ -216,12 +221,14 @@ class FlowWeights:
     @functools.cached_property
     def ess(self) -> float:
         """Effective sample size, ``(sum w)^2 / sum w^2`` (Kish), between 1 and n."""
-        return self.total**2 / float(np.dot(self.relative, self.relative))
+        return self.total**2 / float(np.square(self.relative).sum())
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of what the weights were made from, equal on every machine."""
-        digest = xxhash.xxh3_128(f"{self.temperature!r}|{self._source.dtype.str}|".encode())
+        digest = xxhash.xxh3_128(
+            f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
+        )
         digest.update(np.ascontiguousarray(self._source).data)
         return digest.hexdigest()
 
@@ -257,16 +264,17 @@ class FlowWeights:
             logarithms = self._log_relative()
             kept = ~np.isneginf(logarithms)
             relative = np.zeros(len(self))
-            relative[kept] = np.exp(alpha * logarithms[kept])
+            relative[kept] = exp(alpha * logarithms[kept])
             return FlowWeights(
                 relative,
                 alpha * self._log_max,
-                source=relative,
+                source=self._source,
                 temperature=None,
                 normalize=self.normalize,
+                exponent=alpha * self._exponent,
             )
         return FlowWeights(
-            np.exp(alpha * self._log_relative()),
+            exp(alpha * self._log_relative()),
             alpha * self._log_max,
             source=self._source,
             temperature=self.temperature / alpha,
@@ -325,10 +333,6 @@ class FlowWeights:
             ]
         return []
 
-    def _warn_if_degenerate(self) -> None:
-        if self.ess < 0.01 * len(self):
-            warnings.warn(self._notes()[0], FlowDataWarning, stacklevel=3)
-
 
 def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:
     """FlowWeights from FlowWeights, a LossTable (median temperature) or an array of weights."""
@@ -346,7 +350,7 @@ def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArra
         with np.errstate(invalid="ignore", over="ignore"):
             np.subtract(lowest, losses[start : start + _CHUNK], out=part, dtype=np.float64)
             part /= tau
-            np.exp(part, out=part)
+            exp(part)
     return relative
 
 
@@ -356,7 +360,8 @@ def as_array(values: ArrayLike) -> NDArray[Any]:
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         # numpy has no bfloat16.
-        tensor = (tensor.double() if tensor.dtype.itemsize < 4 else tensor).numpy()
+        small = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+        tensor = (tensor.double() if small else tensor).numpy()
     return np.asarray(tensor)
 
 

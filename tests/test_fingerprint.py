@@ -168,6 +168,8 @@ def test_data_sets_of_equal_content_have_equal_fingerprints(build):
         ([{"a": 1}], [{"b": 1}]),
         ([torch.zeros(4)], [torch.zeros(2, 2)]),
         ([torch.zeros(4)], [torch.zeros(4, dtype=torch.int32)]),
+        ([0] * 20, [0] * 30),
+        ([np.zeros(4)], [np.eye(4)[3]]),
         ([np.zeros(4)], [np.zeros(4) - 0.0j]),
         ([Image.new("L", (4, 2))], [Image.new("L", (2, 4))]),
         ([Image.new("L", (4, 2))], [Image.new("L", (4, 2), 1)]),

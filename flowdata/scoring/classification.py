@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from flowdata.scoring.inference import move
 from flowdata.scoring.scores import Scores
 
+_IGNORED = -100
+
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
 
@@ -108,8 +110,13 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    target = target.to(output.dtype) if target.is_floating_point() else target.long()
-    return _per_sample(F.cross_entropy(output, target, reduction="none"))
+    if target.is_floating_point():
+        return _per_sample(F.cross_entropy(output, target.to(output.dtype), reduction="none"))
+    target = target.long()
+    losses = F.cross_entropy(output, target, reduction="none", ignore_index=_IGNORED)
+    counted = (target != _IGNORED).reshape(len(target), -1).sum(dim=1)
+    # No target at all is 0 / 0: NaN, an invalid loss, not the smallest one.
+    return losses.reshape(len(target), -1).sum(dim=1) / counted
 
 
 def _bce(output: Tensor, target: Tensor) -> Tensor:

@@ -32,17 +32,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def without_adapters(model: Any) -> Iterator[None]:
     """Switch the adapters of a PEFT model off: its base is the pre-trained model."""
     disable = getattr(model, "disable_adapter", None)
-    if callable(disable):
-        with disable():
-            yield
-    elif getattr(model, "_hf_peft_config_loaded", False):
-        model.disable_adapters()
-        try:
-            yield
-        finally:
-            model.enable_adapters()
-    else:
+    added = getattr(model, "_hf_peft_config_loaded", False)
+    if not (callable(disable) or added):
         yield
+        return
+    # Switching adapters on makes them trainable, whatever they were.
+    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        if callable(disable):
+            with disable():
+                yield
+        elif all(
+            getattr(module, "disable_adapters", False) is True
+            for module in model.modules()
+            if hasattr(module, "base_layer")
+        ):
+            yield
+        else:
+            model.disable_adapters()
+            try:
+                yield
+            finally:
+                model.enable_adapters()
+    finally:
+        for parameter, was in trained.items():
+            parameter.requires_grad_(was)
 
 
 def read(

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import uuid
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.errors import FlowDataWarning, MismatchError, TableFileError
+from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.files import replacing
 from flowdata.scoring.scores import Scores
 
@@ -40,10 +39,7 @@ class Parts:
             self.folder.mkdir(exist_ok=True)
             handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise TableFileError(
-                f"cannot write {self.folder}: {error.strerror or error}; the parts of an "
-                "unfinished pass lie beside its output, in an existing, writable directory"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             try:
                 # A record lock, because loader workers would inherit one of flock and hold it on
@@ -66,11 +62,15 @@ class Parts:
 
         Raises:
             MismatchError: saying what differs from the pass that was begun.
+            TableFileError: when the identity cannot be written.
         """
         path = self.folder / _IDENTITY
         if not path.exists():
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(identity, indent=1))
+            try:
+                with replacing(path) as temporary:
+                    temporary.write_text(json.dumps(identity, indent=1))
+            except OSError as error:
+                raise self._unwritable(error) from error
         refuse_other(identity, json.loads(path.read_text()), f"the unfinished pass {self.folder}")
 
     def add(self, scores: Scores) -> None:
@@ -95,10 +95,8 @@ class Parts:
             try:
                 parts.append(Scores.load(path))
             except (OSError, ValueError, KeyError) as error:
-                warnings.warn(
+                warn(
                     f"the part {path} cannot be read ({error}); its rows are scored again",
-                    FlowDataWarning,
-                    stacklevel=2,
                 )
                 path.unlink()
         return parts
@@ -106,6 +104,12 @@ class Parts:
     def remove(self) -> None:
         """Delete the folder, once the table is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> TableFileError:
+        return TableFileError(
+            f"cannot write {self.folder}: {error.strerror or error}; the parts of an unfinished "
+            "pass lie beside its output, in an existing, writable directory with free space"
+        )
 
 
 def undone(rows: int, parts: list[Scores]) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """linear_probe: fit a new head on the frozen backbone before it is scored."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,10 @@ def linear_probe(
         ValueError: when there is no such module, the data set is empty, a class is out of range,
             or the head does not see one feature vector per sample.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0.0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay must be finite and >= 0, got {weight_decay}")
     layer = _find(model, head)
     features, targets = _features(
         model,
@@ -112,25 +117,22 @@ def _features(
 def _fit(
     layer: nn.Linear, features: Tensor, targets: Tensor, weight_decay: float, max_iter: int
 ) -> float:
-    parameters = list(layer.parameters())
-    frozen = [parameter.requires_grad for parameter in parameters]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=max_iter, line_search_fn="strong_wolfe")
+    # L-BFGS needs the precision, whatever the model computes in.
+    features, fitted = features.float(), copy.deepcopy(layer).float().requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        fitted.parameters(), max_iter=max_iter, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(layer(features), targets)
-        penalised = loss + 0.5 * weight_decay * layer.weight.square().sum()
+        loss = F.cross_entropy(fitted(features), targets)
+        penalised = loss + 0.5 * weight_decay * fitted.weight.square().sum()
         penalised.backward()  # type: ignore[no-untyped-call]
         return penalised.item()
 
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            return F.cross_entropy(layer(features), targets).item()
-    finally:
-        optimizer.zero_grad()
-        for parameter, trained in zip(parameters, frozen, strict=True):
-            parameter.requires_grad_(trained)
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for parameter, values in zip(layer.parameters(), fitted.parameters(), strict=True):
+            parameter.copy_(values)
+        return F.cross_entropy(fitted(features), targets).item()

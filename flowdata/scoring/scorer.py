@@ -2,7 +2,6 @@
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from os import PathLike
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from flowdata.errors import FlowDataWarning, InvalidLossError, TableFileError
+from flowdata.errors import InvalidLossError, TableFileError, warn
 from flowdata.fingerprint import reads_the_same_twice
 from flowdata.losses import LossTable
 from flowdata.provenance import Provenance
@@ -265,18 +264,14 @@ def _as_table(scores: Scores, provenance: Provenance, dataset: Any) -> LossTable
 
 def _warn(table: LossTable, dataset: Any) -> None:
     if table.provenance.truncated:
-        warnings.warn(
+        warn(
             f"{table.provenance.truncated:,} of {len(table):,} samples were longer than "
             "max_length and were cut",
-            FlowDataWarning,
-            stacklevel=3,
         )
     if not reads_the_same_twice(dataset):
-        warnings.warn(
+        warn(
             "row 0 reads differently each time, so its loss is a draw of noise: score the data "
             "set without random augmentation",
-            FlowDataWarning,
-            stacklevel=3,
         )
 
 

@@ -47,14 +47,20 @@ class Scores:
         metadata = {"truncated": json.dumps(self.truncated)}
         with replacing(path) as temporary:
             table = pa.table(columns).replace_schema_metadata(metadata)
-            pq.write_table(table, temporary, compression="none", use_dictionary=False)
+            pq.write_table(
+                table,
+                temporary,
+                compression="none",
+                use_dictionary=False,
+                write_page_checksum=True,
+            )
 
     @classmethod
     def load(cls, path: Path) -> "Scores":
         """Read a part."""
         import pyarrow.parquet as pq
 
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
         tokens = None
         if "token_losses" in table.column_names:
             tokens = table["token_losses"].combine_chunks().flatten().to_numpy()

@@ -90,6 +90,8 @@ class TokenReader:
                 "labels (-100 where a token is not scored), or name text columns: "
                 "CausalLM(tokenizer=..., prompt=..., response=...)"
             )
+        if empty := [name for name in self.columns if row[name] is None]:
+            raise ValueError(f"a row has None for {empty}: fill it in, or leave the row out")
 
     def _tokenized(
         self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]], *, special: bool
@@ -113,8 +115,11 @@ class TokenReader:
             for first, last in scored:
                 inside |= (ends > first) & (begins < last) & (ends > begins)
             labels = np.where(inside, tokens, IGNORED)
-            if end is not None and (not tokens.size or tokens[-1] != end):
-                tokens, labels = np.append(tokens, end), np.append(labels, end)
+            if end is not None:
+                if not tokens.size or tokens[-1] != end:
+                    tokens, labels = np.append(tokens, end), np.append(labels, end)
+                # Where the tokenizer adds the end itself, it covers no character.
+                labels[-1] = end
             samples.append(Tokens(tokens, labels))
         return samples
 

@@ -1,6 +1,11 @@
+"""TokenReader: which tokens of a row are scored, with the tokenizer of a real model."""
+
+import copy
+
 import datasets
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from flowdata import CausalLM
@@ -56,8 +61,6 @@ def test_of_a_chat_what_the_assistant_says_is_scored(tokenizer):
 
 
 def test_a_template_that_renders_a_turn_by_what_follows_is_refused(tokenizer):
-    import copy
-
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = (
         "{% for m in messages %}{{ loop.length }} {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
@@ -81,6 +84,68 @@ def test_rows_of_a_datasets_dataset_are_read(tokenizer):
     rows = datasets.Dataset.from_dict({"q": ["1 ", "2 "], "a": ["x", "y"], "other": [1, 2]})
     found = CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()(list(rows))
     assert [scored_text(tokenizer, sample)[:2] for sample in found] == [" x", " y"]
+
+
+def test_an_end_the_tokenizer_adds_itself_is_scored_and_not_added_again(tokenizer):
+    own, end = copy.deepcopy(tokenizer), (tokenizer.eos_token, tokenizer.eos_token_id)
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end[0]} $A {end[0]}", special_tokens=[end]
+    )
+    rows = [{"q": "What is 2 + 2?", "a": " It is 4."}]
+    (plain,) = CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()(rows)
+    (sample,) = CausalLM(tokenizer=own, prompt="q", response="a").reader()(rows)
+    assert sample.ids.tolist() == [end[1], *plain.ids.tolist()]
+    assert sample.labels.tolist() == [IGNORED, *plain.labels.tolist()]
+
+
+@pytest.mark.parametrize("answer", ["", 7, "a\n\nb ", "日本語 🤖", "<|im_start|>"])
+@pytest.mark.parametrize("question", ["", "Q: ", "ends with a word", "🤖"])
+def test_all_of_any_response_is_scored_and_only_a_shared_token_of_the_prompt(
+    tokenizer, question, answer
+):
+    row = {"q": question, "a": answer}
+    (sample,) = CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()([row])
+    scored = sample.labels != IGNORED
+    # What is scored is the end of the sample, from the token in which the response begins.
+    first = int(scored.argmax())
+    assert scored[first:].all()
+    response = f"{answer}{tokenizer.eos_token}"
+    assert tokenizer.decode(sample.ids) == question + response
+    assert scored_text(tokenizer, sample).endswith(response)
+    # A token may end within the bytes of a character.
+    assert response.endswith(tokenizer.decode(sample.ids[first + 1 :]).lstrip("\ufffd"))
+
+
+def test_a_response_without_a_prompt_is_scored_whole(tokenizer):
+    (sample,) = CausalLM(tokenizer=tokenizer, response="a").reader()([{"a": "Hello there."}])
+    assert scored_text(tokenizer, sample) == "Hello there." + tokenizer.eos_token
+
+
+def test_a_chat_in_which_the_assistant_is_silent_has_nothing_to_score(tokenizer):
+    chat = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+    (sample,) = CausalLM(tokenizer=tokenizer, messages="m").reader()([{"m": chat}])
+    assert (sample.labels == IGNORED).all()
+
+
+def test_what_the_user_says_is_not_scored_even_if_the_assistant_says_the_same(tokenizer):
+    chat = [{"role": role, "content": "Echo!"} for role in ("system", "user", "assistant")]
+    (sample,) = CausalLM(tokenizer=tokenizer, messages="m").reader()([{"m": chat}])
+    assert tokenizer.decode(sample.ids).count("Echo!") == 3
+    assert scored_text(tokenizer, sample) == "Echo!<|im_end|>\n"
+
+
+def test_ids_and_labels_are_taken_as_they_are_without_padding():
+    row = {"input_ids": [0, 5, 6, 7, 0], "labels": [-100, 5, -100, 7, -100]}
+    (plain,) = CausalLM().reader()([row])
+    assert (plain.ids.tolist(), plain.labels.tolist()) == (row["input_ids"], row["labels"])
+    (masked,) = CausalLM().reader()([row | {"attention_mask": np.array([0, 1, 1, 1, 0])}])
+    assert (masked.ids.tolist(), masked.labels.tolist()) == ([5, 6, 7], [5, -100, 7])
+
+
+def test_a_row_without_a_text_is_refused_rather_than_read_as_none(tokenizer):
+    for row in ({"q": "x", "a": None}, {"q": None, "a": "x"}):
+        with pytest.raises(ValueError, match=r"None for \['[qa]'\]"):
+            CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()([row])
 
 
 class Slow:

@@ -1,0 +1,249 @@
+"""TokenLosses against the cross-entropy of all logits, for every way to use an output head."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flowdata.scoring import head
+from flowdata.scoring.head import TokenLosses
+
+VOCABULARY = 61
+
+
+class Headed(nn.Module):
+    """Sums of embeddings so far, and a head; what is done with it is up to subclasses."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 16)
+        self.lm_head = nn.Linear(16, VOCABULARY)
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def body(self, ids):
+        return torch.tanh(self.embed(ids).cumsum(dim=1))
+
+    def forward(self, ids):
+        return self.lm_head(self.body(ids))
+
+
+class Capped(Headed):
+    """Small logits are next to what the head gives, large ones are not."""
+
+    def body(self, ids):
+        # The hidden state of token 0 is near zero, so that its logits are near zero too.
+        hidden = super().body(ids)
+        return hidden * torch.where(ids == 0, 1e-3, 60.0)[..., None].to(hidden.dtype)
+
+    def forward(self, ids):
+        logits = super().forward(ids)
+        return 30 * torch.tanh(logits / 30)
+
+
+class Scaled(Headed):
+    def forward(self, ids):
+        return super().forward(ids) * 0.25
+
+
+class Padded(Headed):
+    """A head wider than the vocabulary, as tensor cores like it."""
+
+    def __init__(self):
+        super().__init__()
+        self.lm_head = nn.Linear(16, VOCABULARY + 3)
+
+    def forward(self, ids):
+        return super().forward(ids)[..., :VOCABULARY]
+
+
+class Twice(Headed):
+    """Its head is called for this token and for the one after."""
+
+    def forward(self, ids):
+        hidden = self.body(ids)
+        return self.lm_head(hidden) + self.lm_head(hidden.roll(1, dims=-1))
+
+
+class Flat(Headed):
+    """Its head is called on all positions of the batch in one row."""
+
+    def forward(self, ids):
+        hidden = self.body(ids)
+        return self.lm_head(hidden.flatten(0, 1)).unflatten(0, ids.shape)
+
+
+class Unused(Headed):
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(16, VOCABULARY)
+
+    def forward(self, ids):
+        return self.other(self.body(ids))
+
+
+class Tied(Headed):
+    def __init__(self):
+        super().__init__()
+        self.lm_head.weight = self.embed.weight
+
+
+class Headless(Headed):
+    def get_output_embeddings(self):
+        return None
+
+
+KINDS = [Headed, Capped, Scaled, Padded, Twice, Flat, Unused, Tied, Headless]
+
+
+def batch(number=7, *, longest=20, seed=0):
+    """Ids padded on the right, lengths, and labels for the last two thirds of each row."""
+    random = np.random.default_rng(seed)
+    lengths = torch.from_numpy(np.sort(random.integers(2, longest, size=number))[::-1].copy())
+    places = torch.arange(int(lengths.max()))
+    real = places < lengths[:, None]
+    ids = torch.from_numpy(random.integers(0, VOCABULARY, size=tuple(real.shape))) * real
+    # The row that the model is first tried on has tokens 0 only to begin with.
+    ids[0, :10] = 0
+    labels = torch.where(real & (places >= lengths[:, None] // 3), ids, -100)
+    return ids, lengths, labels
+
+
+def expected(model, ids, lengths, labels):
+    """Row by row, from all logits of the row alone."""
+    losses = []
+    for row, length in enumerate(lengths.tolist()):
+        logits, targets = model(ids[row : row + 1, :length])[0, :-1], labels[row, 1:length]
+        each = F.cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
+        losses.append(each[targets >= 0])
+    return torch.cat(losses)
+
+
+@pytest.fixture(autouse=True)
+def _without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_are_those_of_all_logits_however_the_head_is_used(kind, few, monkeypatch):
+    if few:
+        monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+    model = kind()
+    losses = TokenLosses(model)
+    for seed in range(3):
+        found = losses(*batch(seed=seed))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(
+            found, expected(model, *batch(seed=seed)), rtol=1e-5, atol=1e-5, msg=kind.__name__
+        )
+
+
+def test_a_head_that_comes_last_makes_a_chunk_of_logits_at_a_time(monkeypatch):
+    monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+    model, made = Headed(), []
+    model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape))
+    losses = TokenLosses(model)
+    losses(*batch())
+    made.clear()
+    ids, lengths, labels = batch(seed=1)
+    losses(ids, lengths, labels)
+    assert made[0] == (len(ids), 1, VOCABULARY)
+    # One position tells the width, then five at a time.
+    assert made[1] == (1, VOCABULARY)
+    assert {shape[0] for shape in made[2:-1]} == {5}
+    assert sum(shape[0] for shape in made[2:]) == (labels[:, 1:] >= 0).sum()
+
+
+@pytest.mark.parametrize("kind", [Capped, Scaled, Padded])
+def test_where_the_logits_are_changed_the_head_sees_only_labelled_positions(kind):
+    model, made = kind(), []
+    losses = TokenLosses(model)
+    losses(*batch())
+    model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape))
+    ids, lengths, labels = batch(seed=1)
+    losses(ids, lengths, labels)
+    (shape,) = made
+    assert shape[:2].numel() == (labels[:, 1:] >= 0).sum()
+
+
+@pytest.mark.parametrize("kind", [Headed, Capped, Headless])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_logits_are_computed_in_single_precision(kind, dtype):
+    model = kind().to(dtype)
+    found = TokenLosses(model)(*batch())
+    assert found.dtype == torch.float32
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        found, expected(model, *batch()), rtol=2 * rounding, atol=20 * rounding
+    )
+
+
+def test_a_lack_of_memory_while_the_head_is_tried_does_not_settle_what_it_does():
+    class Starting(Capped):
+        ready = False
+
+        def forward(self, ids):
+            if not self.ready:
+                self.ready = True
+                raise torch.OutOfMemoryError("out of memory")
+            return super().forward(ids)
+
+    model = Starting()
+    losses = TokenLosses(model)
+    with pytest.raises(torch.OutOfMemoryError):
+        losses(*batch())
+    torch.testing.assert_close(losses(*batch()), expected(model, *batch()), rtol=1e-5, atol=1e-5)
+
+
+def test_no_hook_stays_on_the_model_even_after_an_error():
+    class Failing(Headed):
+        def forward(self, ids):
+            if ids.shape[0] == 3:
+                raise RuntimeError("broken")
+            return super().forward(ids)
+
+    model = Failing()
+    losses = TokenLosses(model)
+    losses(*batch())
+    with pytest.raises(RuntimeError, match="broken"):
+        losses(*batch(3))
+    for module in model.modules():
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
+
+
+@pytest.mark.parametrize("kind", [Headed, Capped, Headless])
+def test_no_labelled_position_gives_no_losses_and_the_first_token_has_none(kind):
+    ids, lengths, labels = batch()
+    labels[:, 1:] = -100
+    labels[:, 0] = ids[:, 0]
+    assert TokenLosses(kind())(ids, lengths, labels).shape == (0,)
+
+
+def test_the_model_is_told_what_is_padding_and_to_keep_no_cache():
+    class Told(Headed):
+        def forward(self, input_ids, attention_mask=None, use_cache=True):
+            calls.append((input_ids, attention_mask, use_cache))
+            return super().forward(input_ids)
+
+    calls = []
+    ids, lengths, labels = batch()
+    TokenLosses(Told())(ids, lengths, labels)
+    *_, (seen, mask, cache) = calls
+    assert torch.equal(seen, ids)
+    assert mask.sum(dim=1).tolist() == lengths.tolist()
+    assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
+    assert cache is False
+
+
+def test_the_vocabulary_is_that_of_the_embeddings_if_there_are_any():
+    assert TokenLosses(Headed()).vocabulary == VOCABULARY
+    assert TokenLosses(nn.Linear(1, 1)).vocabulary is None

@@ -38,3 +38,4 @@ lint: $(VENV)/installed-dev
 
 bench: assets
 	$(BIN)/python benchmarks/sampler.py
+	$(BIN)/python benchmarks/scoring.py

@@ -236,7 +236,9 @@ def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
     """M as a number of draws >= 1, see `EpochPlan`."""
     n = len(weights)
     if isinstance(epoch_size, str):
-        named = {"full": n, "ess": round(weights.ess), "distinct": int(weights.total)}
+        # A sum that is whole may come out a rounding error below; masses round that away again.
+        whole = int(weights.total * (1.0 + 2.0**-46))
+        named = {"full": n, "ess": round(weights.ess), "distinct": whole}
         if epoch_size not in named:
             raise ValueError(
                 'epoch_size must be "full", "ess", "distinct", an int or a float, '

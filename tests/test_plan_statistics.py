@@ -1,10 +1,13 @@
 """Long-run statistics of the draws; false alarms of each test are rarer than one in 10^6."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from flowdata import EpochPlan, FlowWeights
+from flowdata.permutation import CHUNK
 
 FALSE_ALARM = 1e-7
 LARGE = 2**24 + 1000
@@ -62,19 +65,46 @@ def test_a_row_is_drawn_anywhere_in_the_epoch():
     assert stats.chisquare(observed).pvalue > FALSE_ALARM
 
 
-@pytest.mark.parametrize("size", [5000, 4999, 3333])
-@pytest.mark.parametrize("period", [2, 64])
-@pytest.mark.parametrize("high", [1.0, 3.0])
-def test_a_period_of_the_file_does_not_show_in_any_epoch(size, period, high):
-    n = 10_000
-    weights = np.where(np.arange(n) // (n // 2) == 0, high, 1.0)
-    first = np.arange(n) % period == 0
+def assert_no_period_shows(weights, first, size, epochs):
+    """Draws from the rows ``first`` stay within 5 standard deviations of independent draws."""
     share = weights[first].sum() / weights.sum()
-    drawn = epochs_of(EpochPlan(weights, epoch_size=size, seed=1), 200)[:, first].sum(axis=1)
+    plan = EpochPlan(weights, epoch_size=size, seed=1)
+    drawn = np.array([plan.at_epoch(epoch).counts()[first].sum() for epoch in range(epochs)])
     deviation = np.sqrt(size * share * (1 - share))
     assert np.abs(drawn - size * share).max() <= 5 * deviation
     # It varies: an order that is fixed would draw the same number every time.
     assert drawn.std() > 0
+
+
+@pytest.mark.parametrize("size", [5000, 4999, 3333])
+@pytest.mark.parametrize("period", [2, 64])
+@pytest.mark.parametrize("levels", ["equal", "halves", "alternating"])
+def test_a_period_of_the_file_does_not_show_in_any_epoch(size, period, levels):
+    place = np.arange(10_000)
+    high = {"equal": place < 0, "halves": place < 5000, "alternating": place % 4 < 2}[levels]
+    assert_no_period_shows(np.where(high, 3.0, 1.0), place % period == 0, size, 200)
+
+
+def test_a_period_does_not_show_where_the_rows_are_many_blocks():
+    place = np.arange(5 * CHUNK + 99)
+    assert_no_period_shows(np.ones(place.size), place % 2 == 0, place.size // 2 - 1, 200)
+
+
+@pytest.mark.slow
+def test_blocks_of_the_file_do_not_take_turns():
+    # In file order, with half a draw a block, an epoch would see every second block only.
+    place = np.arange(64 * CHUNK)
+    assert_no_period_shows(np.ones(place.size), place // CHUNK % 2 == 0, 32, 100)
+
+
+def test_epochs_and_seeds_choose_rows_independently():
+    plan = EpochPlan(np.ones(4000), epoch_size=2000, seed=1)
+    chosen = [plan.at_epoch(e, seed=s).counts() for e, s in ((0, 1), (1, 1), (2, 1), (1, 2))]
+    assert all(counts.max() == 1 for counts in chosen)
+    for one, two in itertools.combinations(chosen, 2):
+        # Rows in both of two random halves: hypergeometric.
+        both = stats.hypergeom(4000, 2000, 2000)
+        assert both.ppf(FALSE_ALARM) <= np.count_nonzero(one & two) <= both.isf(FALSE_ALARM)
 
 
 def test_distinct_epochs_hold_each_row_at_most_once_and_as_often_as_its_weight():
@@ -111,6 +141,16 @@ def test_the_drawn_mass_of_the_top_half_of_more_than_2_to_the_24_rows_is_exact()
     top = weights.relative[half:].sum() / weights.total
     counts = EpochPlan(weights, seed=1).counts()
     assert counts[half:].sum() / LARGE == pytest.approx(top, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_independent_draws_from_more_than_2_to_the_24_rows_follow_the_weights():
+    weights = FlowWeights.from_weights(1.0 + np.arange(LARGE) % 7)
+    rows = EpochPlan(weights, scheme="multinomial", epoch_size=1_000_000, seed=1)[:]
+    kinds = np.bincount(rows % 7, minlength=7)
+    assert stats.chisquare(kinds, np.arange(1, 8) * (rows.size / 28)).pvalue > FALSE_ALARM
+    parts = np.bincount(rows * 64 // LARGE, minlength=64)
+    assert stats.chisquare(parts).pvalue > FALSE_ALARM
 
 
 @pytest.mark.slow

@@ -11,17 +11,31 @@ RHO = 0.5
 # mean w and ESS / n at the median temperature, for any rho.
 MU = 0.43048
 ESS = 0.5799
+# theta* - theta_ft, of length 1.
+ERROR = np.eye(DIMENSIONS)[0]
+
+
+def samples(seed):
+    """x ~ N(0, S) with S = I + rho (e1 e2' + e2 e1')."""
+    covariance = np.eye(DIMENSIONS)
+    covariance[0, 1] = covariance[1, 0] = RHO
+    x = np.random.default_rng(seed).standard_normal((SAMPLES, DIMENSIONS))
+    return x @ np.linalg.cholesky(covariance).T
+
+
+def descended(error, drawn):
+    """theta - theta_ft after a step of 1/2 on the mean of <theta - theta_ft, x>^2.
+
+    The gradient of the mean is 2 E[x x'] error, so the expected step is (I - Q) error.
+    """
+    return error - 0.5 * 2 * (drawn * (drawn @ error)[:, None]).mean(axis=0)
 
 
 @pytest.fixture(scope="module")
 def linear():
-    """x ~ N(0, S) with S = I + rho (e1 e2' + e2 e1'), e = e1, losses <e, x>^2."""
-    covariance = np.eye(DIMENSIONS)
-    covariance[0, 1] = covariance[1, 0] = RHO
-    x = np.random.default_rng(2).standard_normal((SAMPLES, DIMENSIONS))
-    x = x @ np.linalg.cholesky(covariance).T
-    error = np.eye(DIMENSIONS)[0]
-    return x, error, FlowWeights.from_losses((x @ error) ** 2)
+    """Samples, theta* - theta_ft, and the weights of the losses <theta* - theta_ft, x>^2."""
+    x = samples(2)
+    return x, ERROR, FlowWeights.from_losses((x @ ERROR) ** 2)
 
 
 def stall():
@@ -34,6 +48,7 @@ def stall():
 
 
 def test_mean_weight_and_effective_sample_size_are_those_of_the_paper(linear):
+    # Over 40 data sets no error was above 0.004: false alarms < 1e-9.
     _, _, weights = linear
     assert weights.mean == pytest.approx(MU, abs=0.015)
     assert weights.ess / SAMPLES == pytest.approx(ESS, abs=0.015)
@@ -41,6 +56,7 @@ def test_mean_weight_and_effective_sample_size_are_those_of_the_paper(linear):
 
 
 def test_drawn_samples_have_second_moment_one_minus_q(linear):
+    # Over 40 data sets the largest error was 0.020 with standard deviation 0.006.
     x, _, weights = linear
     drawn = x[EpochPlan(weights, seed=1)[:]]
     moment = drawn.T @ drawn / len(drawn)
@@ -52,12 +68,23 @@ def test_plain_gradient_descent_on_drawn_samples_follows_the_closed_form(linear)
     found, expected = error.copy(), error.copy()
     for epoch in range(10):
         drawn = x[EpochPlan(weights, seed=1, epoch=epoch)[:]]
-        # Half the step on mean((<theta - theta_ft, x>)^2), whose gradient has a factor 2.
-        found -= 0.5 * 2 * (drawn * (drawn @ found)[:, None]).mean(axis=0)
-        expected = stall() @ expected
-    assert np.abs(found - expected).max() < 0.015
+        found, expected = descended(found, drawn), stall() @ expected
+    # The noise is that of the 20,000 samples, not of the draws: over 40 data sets the error was
+    # 0.007 on average and 0.017 at most. The test below takes new samples for each step.
+    assert np.linalg.norm(found - expected) < 0.015
     # The first direction has stalled, where unweighted descent would have gone on.
     assert found[0] > 0.1
+
+
+def test_descent_with_new_samples_for_each_step_follows_the_closed_form():
+    # Over 60 seeds the error was 0.002 with standard deviation 0.001: false alarms < 1e-9.
+    found, expected = ERROR, ERROR
+    for step, seed in enumerate(np.random.SeedSequence(3).spawn(10)):
+        x = samples(seed)
+        weights = FlowWeights.from_losses((x @ ERROR) ** 2)
+        found = descended(found, x[EpochPlan(weights, seed=1, epoch=step)[:]])
+        expected = stall() @ expected
+    assert np.linalg.norm(found - expected) < 0.015
 
 
 def test_multinomial_draws_have_the_same_second_moment(linear):

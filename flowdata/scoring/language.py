@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -72,7 +73,8 @@ class CausalLM:
             if field.name not in ("tokenizer", "max_tokens")
         }
         if self.tokenizer is not None:
-            options["tokenizer"] = f"{self.tokenizer.name_or_path} ({len(self.tokenizer)} tokens)"
+            vocabulary = sorted(self.tokenizer.get_vocab().items())
+            options["tokenizer"] = xxhash.xxh3_128(repr(vocabulary).encode()).hexdigest()
             if self.messages is not None:
                 options["chat_template"] = self.tokenizer.chat_template
         return options

@@ -167,11 +167,11 @@ def _resumable(
     with ExitStack() as lock:
 
         def begin() -> NDArray[np.int64]:
-            lock.enter_context(parts.locked())
             if output.exists():
                 existing = LossTable.load(output).provenance
                 refuse_other(provenance.identity(), existing.identity(), f"the table {output}")
                 return np.zeros(0, dtype=np.int64)
+            lock.enter_context(parts.locked())
             parts.claim(provenance.identity())
             return undone(provenance.rows, parts.load())
 

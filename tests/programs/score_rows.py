@@ -1,7 +1,8 @@
 """Scores rows that tell their number, and logs each row whose loss is computed.
 
 The argument is a JSON object: kind ("function" or "language"), rows, output (or null), log,
-result, pause (seconds a row), seed of the model, ddp.
+result, pause (seconds a row), seed of the model, ddp, silent (a row without response tokens),
+on_invalid.
 """
 
 import json
@@ -48,7 +49,8 @@ class Sentences:
     def __getitem__(self, row):
         ids = np.random.default_rng(row).integers(0, VOCABULARY, size=2 + row % 9)
         ids[0] = row
-        return {"input_ids": ids, "labels": np.where(np.arange(ids.size) < 1, -100, ids)}
+        prompt = ids.size if row == CONFIG.get("silent") else 1
+        return {"input_ids": ids, "labels": np.where(np.arange(ids.size) < prompt, -100, ids)}
 
 
 class Language(nn.Module):
@@ -83,6 +85,7 @@ def main():
         output=CONFIG["output"],
         batch_size=CONFIG.get("batch_size", 4),
         save_every=CONFIG.get("save_every", 0.05),
+        on_invalid=CONFIG.get("on_invalid", "raise"),
         progress=False,
     )
     rank = int(os.environ.get("RANK", "0"))

@@ -294,7 +294,7 @@ def functions(number):
             if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
                 body = "\n".join(ast.unparse(statement) for statement in node.body[1:])
                 rows.append({"prompt": f"{ast.get_docstring(node)}\n", "response": body})
-    rows = [row for row in rows if 20 < len(row["response"]) and len(str(row)) < 200]
+    rows = [row for row in rows if len(row["response"]) > 20 and len(str(row)) < 170]
     return [rows[row] for row in np.random.default_rng(0).permutation(len(rows))[:number]]
 
 

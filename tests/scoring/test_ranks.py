@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 from flowdata import LossTable
+from flowdata.scoring.parts import Parts
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "score_rows.py"
 ROWS = 101
@@ -112,8 +114,30 @@ def test_a_model_inside_ddp_is_scored_without_waiting_for_other_ranks(tmp_path, 
 
 
 @pytest.mark.slow
-def test_what_rank_0_refuses_all_ranks_refuse(tmp_path):
-    finish(start(1, configured(tmp_path)))
+def test_what_rank_0_refuses_all_ranks_refuse(tmp_path, alone):
+    config = configured(tmp_path)
+    finish(start(1, config))
+    assert logged(config) == Counter(range(ROWS))
+    same(results(config, 1)[0], alone)
     message = finish(start(2, configured(tmp_path, seed=1)), code=1)
     assert message.count("MismatchError: the table") == 2
     assert "model_hash" in message
+
+
+@pytest.mark.slow
+def test_an_invalid_loss_on_one_rank_ends_the_pass_and_what_was_scored_is_kept(tmp_path, alone):
+    # Row 80 is of rank 0, as is every other row.
+    config = configured(tmp_path, silent=80, save_every=0.0)
+    message = finish(start(2, config), code=1)
+    assert "no response token to score in rows [80]" in message
+    kept = {row for part in Parts(Path(config["output"])).load() for row in part.rows.tolist()}
+    assert 80 not in kept
+    assert kept & set(range(0, ROWS, 2))
+    before = logged(config)
+    finish(start(2, config | {"on_invalid": "drop"}))
+    for losses, _ in results(config, 2):
+        assert [row for row, loss in enumerate(losses) if math.isnan(loss)] == [80]
+        assert losses[:80] + losses[81:] == pytest.approx(alone[0][:80] + alone[0][81:], rel=1e-6)
+    again = logged(config) - before
+    assert not set(again) & kept
+    assert set(again) | kept == set(range(ROWS))

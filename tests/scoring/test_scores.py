@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,3 +43,28 @@ def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
     found = Scores.load(tmp_path / "plain.parquet")
     assert found.n_tokens is None
     assert found.token_losses is None
+
+
+def test_a_byte_changed_in_the_losses_of_a_part_is_noticed(tmp_path):
+    random = np.random.default_rng(0)
+    losses, tokens = random.random(40, dtype=np.float32), random.random(80, dtype=np.float32)
+    path = tmp_path / "part.parquet"
+    Scores(np.arange(40), losses, np.full(40, 2, dtype=np.int32), tokens).save(path)
+    whole = path.read_bytes()
+    for values in (losses, tokens):
+        place = whole.index(values.tobytes())
+        changed = bytearray(whole)
+        changed[place + 50] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(OSError, match="CRC"):
+            Scores.load(path)
+
+
+def test_a_part_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        Scores(np.arange(2), np.ones(2, dtype=np.float32)).save(tmp_path / "part.parquet")
+    assert list(tmp_path.iterdir()) == []

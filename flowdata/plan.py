@@ -124,12 +124,12 @@ class EpochPlan:
 
     def at_epoch(self, epoch: int, *, seed: int | None = None) -> "EpochPlan":
         """The plan of another epoch (and seed) of the same weights and options."""
-        seed = self.seed if seed is None else seed
+        epoch = non_negative(epoch, "epoch")
+        seed = self.seed if seed is None else non_negative(seed, "seed")
         if (epoch, seed) == (self.epoch, self.seed):
             return self
         plan = copy.copy(self)
-        plan.epoch = non_negative(epoch, "epoch")
-        plan.seed = non_negative(seed, "seed")
+        plan.epoch, plan.seed = epoch, seed
         plan._slots = plan._order = None
         return plan
 
@@ -250,7 +250,8 @@ def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
     is_count = isinstance(epoch_size, (int, np.integer))
     if not is_count and not math.isfinite(epoch_size):
         raise ValueError(f"epoch_size must be finite, got {epoch_size!r}")
-    size = int(epoch_size) if is_count else round(float(epoch_size) * n)
+    # A float may overflow when it is multiplied; more rows than a plan can have are as bad.
+    size = int(epoch_size) if is_count else round(min(float(epoch_size), 2.0**64) * n)
     if not 1 <= size < 1 << (_TOTAL_BITS - 12):
         raise ValueError(
             f"epoch_size={epoch_size!r} gives an epoch of {size:,} draws over {n:,} rows; "

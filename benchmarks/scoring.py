@@ -46,7 +46,7 @@ LABELS = {
     TWO_PASSES: "two padded passes",
 }
 PADDED_BATCH = 16
-LONGEST = 160
+LONGEST = 384
 
 HELP = """\
 Score functions of the Python standard library (the docstring is the prompt, the code the response)

@@ -65,6 +65,7 @@ class LossTable:
         loss: str | None = None,
         model_name: str | None = None,
         dtype: str | None = None,
+        index: ShardIndex | None = None,
     ) -> "LossTable":
         """A table of losses computed in any way: shape (n,), in the order of the data set.
 
@@ -75,10 +76,11 @@ class LossTable:
             dataset: the map-style data set they belong to; its fingerprint is stored.
             model: the model that scored it; a hash of its parameters is stored.
             loss, model_name, dtype: kept as provenance.
+            index: the samples of tar shards that the losses belong to, in its order.
 
         Raises:
             InvalidLossError: for no losses at all.
-            MismatchError: when ``dataset`` has another length.
+            MismatchError: when ``dataset`` or ``index`` has another length.
             ValueError: for a shape other than (n,).
         """
         array = as_array(losses)
@@ -90,10 +92,11 @@ class LossTable:
         if array.size == 0:
             raise InvalidLossError("losses are empty: at least one row is needed")
         _check_length(dataset, array.size)
+        _check_length(index, array.size)
         provenance = Provenance.now(
             array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
         )
-        return cls(array, provenance)
+        return cls(array, provenance, index=index)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the table as Parquet, atomically: a reader never sees half a file.
@@ -112,6 +115,7 @@ class LossTable:
             columns[_TOKEN_LOSSES] = as_lists(self.token_losses, self.token_offsets)
         if self.index is not None:
             columns |= self.index.columns()
+            metadata |= self.index.metadata()
         table = pa.table(columns).replace_schema_metadata(metadata)
         try:
             with replacing(Path(path)) as temporary:
@@ -160,6 +164,7 @@ class LossTable:
                 unwanted = () if tokens else (_TOKEN_LOSSES,)
                 names = [name for name in file.schema_arrow.names if name not in unwanted]
                 columns = file.read(names)
+                metadata = file.schema_arrow.metadata
         except FileNotFoundError as error:
             raise TableFileError(f"there is no loss table at {path}") from error
         except (pa.ArrowInvalid, OSError) as error:
@@ -178,7 +183,7 @@ class LossTable:
             provenance,
             n_tokens=named[_N_TOKENS].to_numpy() if _N_TOKENS in named else None,
             token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
-            index=ShardIndex.from_columns(named) if _SHARD in named else None,
+            index=ShardIndex.from_columns(named, metadata) if _SHARD in named else None,
         )
         table.check(dataset=dataset, model=model)
         return table

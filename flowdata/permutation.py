@@ -24,15 +24,17 @@ class Purpose(enum.IntEnum):
     BLOCK_ORDER = 1
     DRAW_ORDER = 2
     MULTINOMIAL = 3
+    SHARD_ORDER = 4
+    WINDOW_ORDER = 5
 
 
-def random_bits(seed: int, epoch: int, purpose: Purpose) -> np.random.Philox:
-    """The bit generator of (seed, epoch, purpose).
+def random_bits(seed: int, epoch: int, purpose: Purpose, *part: int) -> np.random.Philox:
+    """The bit generator of (seed, epoch, purpose), and of a part of the epoch if it has some.
 
     Only its raw 64-bit outputs are used in this package: those are the same on every machine
     and in every numpy release, while the methods of ``np.random.Generator`` may change.
     """
-    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch, int(purpose))))
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=(epoch, int(purpose), *part)))
 
 
 def shuffled(size: int, bits: np.random.Philox) -> NDArray[np.int64]:

@@ -1,8 +1,9 @@
 """ShardIndex: the shard, key and place of every sample."""
 
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from flowdata.errors import ShardError
-from flowdata.shards.tar import walk
+from flowdata.errors import ShardError, TableFileError
+from flowdata.files import replacing
+from flowdata.shards.forward import decompressed
+from flowdata.shards.reader import Place
+from flowdata.shards.tar import TarSample, walk
+from flowdata.shards.transport import Access, connect
+from flowdata.shards.urls import Urls, expanded, shard_names, shown
+
+METADATA_KEY = b"flowdata.shards"
+_COLUMNS = ("shard", "key", "offset", "size")
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,12 @@ class ShardIndex:
 
     Attributes:
         shards: names of the shards, relative to the folder they share.
-        shard: number of the shard of each row, int32, shape (n,).
+        shard: number of the shard of each row, int32, shape (n,), never falling.
         keys: key of each row, an Arrow array of strings; with the shard it is the identity.
-        offsets: first byte of each sample in its shard, int64, shape (n,).
+        offsets: first byte of each sample in its shard (unpacked), int64, shape (n,).
         sizes: bytes of each sample, headers included, int64, shape (n,).
+        lengths: bytes of each shard as it is stored, -1 where unknown, int64.
+        compressed: whether each shard is, bool.
     """
 
     shards: tuple[str, ...]
@@ -31,85 +42,198 @@ class ShardIndex:
     keys: Any
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    compressed: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, paths: Sequence[Path], *, progress: bool = True) -> "ShardIndex":
-        """Walk through the headers of shards; their contents are not read.
+    def of(cls, urls: Urls, *, access: Access | None = None, progress: bool = True) -> "ShardIndex":
+        """Walk through the headers of shards; of local ones, the contents are not read.
+
+        Args:
+            urls: paths or URLs, or one with braces, ``"data-{000..009}.tar"``.
+            access: how remote shards are reached.
+            progress: show a progress bar.
 
         Raises:
             ShardError: for no shards or samples, a shard that cannot be read, a key twice in one.
         """
-        if not paths:
-            raise ShardError("no shards were given")
+        every = expanded(urls)
+        parts = [
+            _indexed(url, access or Access())
+            for url in tqdm(every, desc="indexing", unit="shards", disable=not progress)
+        ]
+        return cls._joined(shard_names(every), parts)
+
+    @classmethod
+    def _joined(cls, names: tuple[str, ...], parts: Sequence["_Part"]) -> "ShardIndex":
         import pyarrow as pa
 
-        shard: list[NDArray[np.int32]] = []
-        keys: list[Any] = []
-        places: list[NDArray[np.int64]] = []
-        for number, path in enumerate(
-            tqdm(paths, desc="indexing", unit="shards", disable=not progress)
-        ):
-            samples = list(walk(path))
-            found = [sample.key for sample in samples]
-            _refuse_twice(path, found)
-            shard.append(np.full(len(samples), number, dtype=np.int32))
-            keys.append(pa.array(found, type=pa.large_string()))
-            places.append(np.array([sample[1:] for sample in samples], dtype=np.int64))
-        rows = np.concatenate(shard)
-        if not rows.size:
-            raise ShardError(f"there is no sample in {paths[0]} and {len(paths) - 1} other shards")
-        offsets, sizes = np.concatenate([part.reshape(-1, 2) for part in places]).T.copy()
-        return cls(_names(paths), rows, pa.concat_arrays(keys), offsets, sizes)
+        counts = [part.places.shape[0] for part in parts]
+        if not sum(counts):
+            raise ShardError(f"there is no sample in {names[0]} and {len(parts) - 1} other shards")
+        offsets, sizes = np.concatenate([part.places for part in parts]).T.copy()
+        return cls(
+            names,
+            np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+            pa.concat_arrays([part.keys for part in parts]),
+            offsets,
+            sizes,
+            np.array([part.length for part in parts], dtype=np.int64),
+            np.array([part.compressed for part in parts], dtype=np.bool_),
+        )
+
+    def __len__(self) -> int:
+        return self.shard.size
 
     def key(self, row: int) -> str:
         """The key of one row."""
         key: str = self.keys[row].as_py()
         return key
 
-    def __len__(self) -> int:
-        return self.shard.size
+    def bounds(self) -> NDArray[np.int64]:
+        """The first row of each shard, and n: shape (shards + 1,)."""
+        return np.searchsorted(self.shard, np.arange(len(self.shards) + 1))
+
+    def place(self, shard: int, url: str) -> Place:
+        """A shard for its reader."""
+        return Place(url, int(self.lengths[shard]), bool(self.compressed[shard]))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the index as Parquet, atomically.
+
+        Raises:
+            TableFileError: when the directory is missing or cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table(self.columns()).replace_schema_metadata(self.metadata())
+        try:
+            with replacing(Path(path)) as temporary:
+                pq.write_table(table, temporary, write_page_checksum=True)
+        except OSError as error:
+            raise TableFileError(f"cannot write the index {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> "ShardIndex":
+        """Read an index, or that of a loss table of shards.
+
+        Raises:
+            TableFileError: for a file that is missing, truncated, or has no index.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                schema = file.schema_arrow
+                if not set(_COLUMNS) <= set(schema.names):
+                    raise TableFileError(
+                        f"{path} is no index of shards (columns: {schema.names}); make one with "
+                        "flowdata index"
+                    )
+                table = file.read(list(_COLUMNS))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TableFileError(f"{path} is not a readable index ({error})") from error
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        return cls.from_columns(columns, schema.metadata)
 
     def columns(self) -> dict[str, Any]:
-        """The index as Arrow columns of a loss table."""
+        """The index as Arrow columns."""
         import pyarrow as pa
 
         names = pa.DictionaryArray.from_arrays(pa.array(self.shard), pa.array(self.shards))
-        return {
-            "shard": names,
-            "key": self.keys,
-            "offset": pa.array(self.offsets),
-            "size": pa.array(self.sizes),
-        }
+        values = (names, self.keys, pa.array(self.offsets), pa.array(self.sizes))
+        return dict(zip(_COLUMNS, values, strict=True))
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """What is known of whole shards, for the metadata of a file."""
+        known = {"lengths": self.lengths.tolist(), "compressed": self.compressed.tolist()}
+        return {METADATA_KEY: json.dumps(known).encode()}
 
     @classmethod
-    def from_columns(cls, columns: dict[str, Any]) -> "ShardIndex":
-        """The index of a loss table that has the four columns."""
+    def from_columns(
+        cls, columns: dict[str, Any], metadata: Mapping[bytes, bytes] | None
+    ) -> "ShardIndex":
+        """The index of a file that has the four columns.
+
+        Raises:
+            TableFileError: when they contradict each other.
+        """
         names = columns["shard"].combine_chunks()
-        return cls(
-            tuple(names.dictionary.to_pylist()),
+        shards = tuple(names.dictionary.to_pylist())
+        known = json.loads((metadata or {}).get(METADATA_KEY, b"{}"))
+        index = cls(
+            shards,
             names.indices.to_numpy(),
             columns["key"].combine_chunks(),
             columns["offset"].to_numpy(),
             columns["size"].to_numpy(),
+            np.array(known.get("lengths", [-1] * len(shards)), dtype=np.int64),
+            np.array(known.get("compressed", [False] * len(shards)), dtype=np.bool_),
         )
+        index._check()
+        return index
 
-
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    folder = os.path.commonpath([path.resolve().parent for path in paths])
-    names = tuple(os.path.relpath(path.resolve(), folder) for path in paths)
-    if len(set(names)) != len(names):
-        raise ShardError("a shard is given twice")
-    return names
-
-
-def _refuse_twice(path: Path, keys: list[str]) -> None:
-    if len(set(keys)) == len(keys):
-        return
-    seen: set[str] = set()
-    for key in keys:
-        if key in seen:
-            raise ShardError(
-                f"{path} has the key {key!r} twice: members of a sample must be neighbours, and "
-                "each sample needs a key of its own"
+    def _check(self) -> None:
+        steps = np.diff(self.offsets) - self.sizes[:-1]
+        known = (self.lengths >= 0) & ~self.compressed
+        limits = np.where(known, self.lengths, np.iinfo(np.int64).max)[self.shard]
+        good = (
+            self.lengths.size == self.compressed.size == len(self.shards)
+            and (np.diff(self.shard) >= 0).all()
+            and ((steps >= 0) | (np.diff(self.shard) > 0)).all()
+            and (self.offsets >= 0).all()
+            and (self.sizes > 0).all()
+            and (self.sizes <= limits - self.offsets).all()
+        )
+        if not good:
+            raise TableFileError(
+                "the places of the samples contradict each other: rows of a shard must follow one "
+                "another without overlap, inside the shard; index or score the shards again"
             )
-        seen.add(key)
+
+
+@dataclass(frozen=True)
+class _Part:
+    keys: Any
+    places: NDArray[np.int64]
+    length: int
+    compressed: bool
+
+
+def _indexed(url: str, access: Access) -> _Part:
+    import pyarrow as pa
+
+    name = shown(url)
+    transport = connect(url, access)
+    raw = transport.stream()
+    try:
+        content, compressed = decompressed(raw, name)
+        keys: list[str] = []
+        places: list[tuple[int, int]] = []
+        for sample in _once(walk(content, name), name):
+            keys.append(sample.key)
+            places.append((sample.offset, sample.size))
+        length = transport.length()
+    finally:
+        raw.close()
+        transport.close()
+    return _Part(
+        pa.array(keys, type=pa.large_string()),
+        np.array(places, dtype=np.int64).reshape(-1, 2),
+        -1 if length is None else length,
+        compressed,
+    )
+
+
+def _once(samples: Iterator[TarSample], name: str) -> Iterator[TarSample]:
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.key in seen:
+            raise ShardError(
+                f"{name} has the key {sample.key!r} twice: members of a sample must be "
+                "neighbours, and each sample needs a key of its own"
+            )
+        seen.add(sample.key)
+        yield sample

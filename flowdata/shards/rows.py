@@ -1,43 +1,60 @@
 """ShardRows: tar shards as a map-style data set, for the scoring pass."""
 
-import io
-import tarfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import os
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from flowdata.errors import ShardError
 from flowdata.shards.index import ShardIndex
+from flowdata.shards.reader import ShardReader
+from flowdata.shards.tar import parsed
+from flowdata.shards.transport import Access
+from flowdata.shards.urls import Urls, expanded, matched, shown
+
+_OPEN = 8
 
 
 class ShardRows(Dataset[Any]):
-    """Samples of local, uncompressed tar shards by row number.
+    """Samples of tar shards by row number.
 
     A sample is what WebDataset makes of it, ``{"__key__": ..., "__url__": ..., "jpg": bytes}``,
     given to ``decode``. Nothing is decoded, and nothing unpickled, unless ``decode`` does. A
-    loss table scored over it holds shard, key, offset and size of each row.
+    loss table scored over it holds shard, key, offset and size of each row, which is all that
+    `FlowShards` and `resample` need.
+
+    Any row can be read at once from local files and from servers that know ranges. Compressed
+    shards and pipes are read from their start: in the order of the rows, as a scoring pass of
+    one process without workers does, that is one pass; otherwise it is slow.
 
     Args:
-        shards: paths, or one path with braces, ``"data-{000..009}.tar"``.
+        shards: paths or URLs, or one with braces, ``"data-{000..009}.tar"``.
         decode: makes an item of a raw sample; default the raw sample.
+        index: where the samples lie, if that is known already; by default the headers are read.
+        access: how remote shards are reached, see `Access`.
         progress: show a progress bar while the headers are read.
 
     Raises:
+        MismatchError: for an index of other shards.
         ShardError: for shards that cannot be read, or a key twice in one.
     """
 
     def __init__(
         self,
-        shards: str | Path | Sequence[str | Path],
+        shards: Urls,
         *,
         decode: Callable[[dict[str, Any]], Any] | None = None,
+        index: ShardIndex | None = None,
+        access: Access | None = None,
         progress: bool = True,
     ) -> None:
-        self._paths = _expanded(shards)
+        self._access = access or Access()
+        self.index = index or ShardIndex.of(shards, access=self._access, progress=progress)
+        self._urls = matched(expanded(shards), self.index.shards)
         self._decode = decode
-        self.index = ShardIndex.of(self._paths, progress=progress)
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._process = os.getpid()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,37 +62,24 @@ class ShardRows(Dataset[Any]):
     def __getitem__(self, row: int) -> Any:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside {len(self):,} samples")
-        path = self._paths[self.index.shard[row]]
-        with path.open("rb") as file:
-            file.seek(self.index.offsets[row])
-            content = file.read(self.index.sizes[row])
-        sample = self._parsed(content, path, self.index.key(row))
+        shard = int(self.index.shard[row])
+        places = self.index.offsets[row : row + 1], self.index.sizes[row : row + 1]
+        [content] = self._reader(shard).read(*places)
+        sample = parsed(content, self.index.key(row), shown(self._urls[shard]))
         return sample if self._decode is None else self._decode(sample)
 
-    def _parsed(self, content: bytes, path: Path, key: str) -> dict[str, Any]:
-        from webdataset.tariterators import group_by_keys, tar_file_iterator
+    def _reader(self, shard: int) -> ShardReader:
+        if self._process != os.getpid():
+            # A forked process shares the position of files it got.
+            self._readers, self._process = OrderedDict(), os.getpid()
+        if shard not in self._readers:
+            if len(self._readers) == _OPEN:
+                self._readers.popitem(last=False)[1].close()
+            place = self.index.place(shard, self._urls[shard])
+            self._readers[shard] = ShardReader(place, self._access)
+        self._readers.move_to_end(shard)
+        return self._readers[shard]
 
-        members = (
-            member | {"__url__": str(path)} for member in tar_file_iterator(io.BytesIO(content))
-        )
-        try:
-            samples: list[dict[str, Any]] = list(group_by_keys(members))
-        except tarfile.TarError:
-            samples = []
-        if [sample["__key__"] for sample in samples] != [key]:
-            raise ShardError(
-                f"{path} has changed since it was indexed: {key!r} is not where it was"
-            )
-        return samples[0]
-
-
-def _expanded(shards: str | Path | Sequence[str | Path]) -> list[Path]:
-    from braceexpand import braceexpand
-
-    if isinstance(shards, str | Path):
-        shards = [shards]
-    paths = [Path(path) for shard in shards for path in braceexpand(str(shard))]
-    for path in paths:
-        if not path.is_file():
-            raise ShardError(f"there is no shard {path}")
-    return paths
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files belong to one process.
+        return self.__dict__ | {"_readers": OrderedDict()}

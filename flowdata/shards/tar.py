@@ -1,16 +1,20 @@
 """Samples in a tar file: where each begins and ends, grouped as WebDataset groups."""
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flowdata.errors import ShardError
+from flowdata.errors import ShardError, warn
+from flowdata.shards.forward import BROKEN, ForwardStream, Readable
 
 _BLOCK = tarfile.BLOCKSIZE
+_LARGEST_HEADER = 1 << 24
 # Members WebDataset skips: __meta__ files and folders.
 _META = re.compile(r"__[^/]*__($|/)")
+_MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_ZEROS = bytes(_BLOCK)
 
 
 class TarSample(NamedTuple):
@@ -21,43 +25,108 @@ class TarSample(NamedTuple):
     size: int
 
 
-def walk(path: Path) -> Iterator[TarSample]:
-    """The samples of an uncompressed tar file, in order, by reading its headers alone.
+class _Member(NamedTuple):
+    key: str
+    suffix: str
+    offset: int
+    start: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.start + -(-self.size // _BLOCK) * _BLOCK
+
+
+def walk(raw: Readable, name: str) -> Iterator[TarSample]:
+    """The samples of an uncompressed tar stream, in order, by reading its headers alone.
 
     A key is the path of a member up to the first dot of its base name; members of a sample are
-    neighbours (WebDataset's ``group_by_keys``).
+    neighbours (WebDataset's ``group_by_keys``). Memory is that of one sample's headers.
 
     Raises:
-        ShardError: for a file that cannot be opened, is compressed, or is cut off.
+        ShardError: for a stream that is no tar file, is cut off, has a corrupt header, a sparse
+            member, or two members of one name in a sample.
     """
-    from webdataset.tariterators import base_plus_ext
+    stream = ForwardStream(raw, name, largest=_LARGEST_HEADER)
+    sample: TarSample | None = None
+    suffixes: set[str] = set()
+    for member in _members(stream, name):
+        if sample is None or member.key != sample.key:
+            if sample is not None:
+                yield sample
+            sample, suffixes = TarSample(member.key, member.offset, 0), set()
+        if member.suffix in suffixes:
+            raise ShardError(f"{name} has {member.key}.{member.suffix} twice in one sample")
+        suffixes.add(member.suffix)
+        sample = sample._replace(size=member.end - sample.offset)
+    _check_end(stream, name)
+    if sample is not None:
+        yield sample
 
-    open_sample: TarSample | None = None
-    length = path.stat().st_size if path.exists() else 0
+
+def parsed(content: memoryview, key: str, url: str) -> dict[str, Any]:
+    """The raw sample, as WebDataset makes it, of the bytes that `walk` found for it.
+
+    Raises:
+        ShardError: when the bytes are not that sample.
+    """
+    sample: dict[str, Any] = {"__key__": key, "__url__": url}
+    stream = ForwardStream(io.BytesIO(content), url, largest=_LARGEST_HEADER)
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            for member in tar:
+        for member in _members(stream, url):
+            if member.key != key or member.start + member.size > len(content):
+                raise ShardError(f"{member.key!r} lies there")
+            sample[member.suffix] = bytes(content[member.start : member.start + member.size])
+    except ShardError as error:
+        raise _moved(url, key, str(error)) from error
+    if len(sample) == 2:
+        raise _moved(url, key, "nothing lies there")
+    return sample
+
+
+def _moved(url: str, key: str, found: str) -> ShardError:
+    return ShardError(
+        f"{url} has changed since it was indexed: {key!r} is not where it was ({found}); restore "
+        "the shard, or score it again"
+    )
+
+
+def _members(stream: ForwardStream, name: str) -> Iterator[_Member]:
+    """Members that are part of samples."""
+    last = "its first member"
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+            for info in tar:
                 # tarfile keeps all members it has seen.
-                tar.members = []  # type: ignore[attr-defined]
-                key, _ = base_plus_ext(member.name)
-                if not member.isreg() or key is None or _META.match(member.name):
-                    continue
-                end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                if member.offset_data + member.size > length:
-                    raise ShardError(
-                        f"{path} is cut off inside {member.name}: it has {length:,} bytes, the "
-                        f"member ends at {member.offset_data + member.size:,}; copy it again"
-                    )
-                if open_sample is not None and key == open_sample.key:
-                    open_sample = open_sample._replace(size=end - open_sample.offset)
-                    continue
-                if open_sample is not None:
-                    yield open_sample
-                open_sample = TarSample(key, member.offset, end - member.offset)
-    except (tarfile.TarError, OSError) as error:
+                tar.members = []
+                last = info.name
+                if info.size < 0 or info.issparse():
+                    raise ShardError(f"{name} has {last} as a sparse member: pack it again")
+                if info.isreg() and (member := _named(info)) is not None:
+                    yield member
+    except (tarfile.TarError, ValueError, OverflowError, *BROKEN) as error:
+        if stream.tell() == 0:
+            raise ShardError(f"{name} is empty: 0 bytes") from error
+        what = "cut off or corrupt" if isinstance(error, tarfile.ReadError) else "corrupt"
         raise ShardError(
-            f"{path} cannot be read as an uncompressed tar file ({error}); compressed shards have "
-            "no places to go to: unpack them first"
+            f"{name} is {what} at byte {stream.tell():,}, in or after {last} ({error}); it must be "
+            "a tar file: copy it again"
         ) from error
-    if open_sample is not None:
-        yield open_sample
+
+
+def _named(info: tarfile.TarInfo) -> _Member | None:
+    match = _MEMBER_NAME.match(info.name)
+    if match is None or _META.match(info.name):
+        return None
+    return _Member(match[1], match[2].lower(), info.offset, info.offset_data, info.size)
+
+
+def _check_end(stream: ForwardStream, name: str) -> None:
+    """tarfile takes a header that it cannot read for the end of the archive."""
+    if not stream.last:
+        warn(f"{name} has no end mark; it may have been cut off between two members")
+    elif stream.last != _ZEROS:
+        raise ShardError(
+            f"{name} has a corrupt header before byte {stream.tell():,}; what follows it would be "
+            "lost: copy it again"
+        )

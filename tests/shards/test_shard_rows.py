@@ -72,7 +72,7 @@ def test_rows_run_through_the_shards_in_the_order_given(shards):
 
 def test_samples_fill_their_shard_without_gap_or_overlap(shards, tmp_path):
     for path in sorted(tmp_path.glob("*.tar")):
-        samples = list(walk(path))
+        samples = list(walk(path.open("rb"), path.name))
         ends = [sample.offset + sample.size for sample in samples]
         assert all(end <= sample.offset for end, sample in zip(ends, samples[1:], strict=False))
         assert ends[-1] <= path.stat().st_size
@@ -107,8 +107,9 @@ def test_a_loss_table_of_shards_is_their_index_too(shards, tmp_path):
     ("make", "message"),
     [
         (lambda path: None, "there is no shard"),
-        (lambda path: path.write_bytes(b"not a tar file" * 100), "uncompressed tar"),
-        (lambda path: write(path, [("a.txt", b"1")], mode="w:gz"), "unpack them first"),
+        (lambda path: path.write_bytes(b"not a tar file" * 100), "must be a tar file"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(999)), "zstandard: unpack it"),
         (lambda path: write(path, [("__only__", b"1")]), "no sample"),
         (lambda path: write(path, [(n, b"") for n in ("a.x", "b.x", "a.y")]), "key 'a' twice"),
     ],
@@ -124,7 +125,7 @@ def test_a_shard_that_cannot_be_indexed_is_named_with_the_reason(tmp_path, make,
 def test_a_shard_cut_off_in_a_member_is_refused(tmp_path):
     path = write(tmp_path / "cut.tar", [("a.bin", b"x" * 2000), ("b.bin", b"y" * 20_000)])
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(ShardError, match=r"cut\.tar is cut off inside b\.bin"):
+    with pytest.raises(ShardError, match=r"cut\.tar is cut off .* b\.bin"):
         ShardRows(path, progress=False)
 
 

@@ -1,0 +1,119 @@
+"""resample: a stage that drops and repeats raw samples in a WebDataset pipeline."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch.utils.data import get_worker_info
+
+from flowdata.errors import MismatchError
+from flowdata.losses import LossTable
+from flowdata.plan import EpochPlan, EpochSize, Scheme
+from flowdata.shards.index import ShardIndex
+from flowdata.shards.passes import Passes
+from flowdata.shards.urls import match, shown
+from flowdata.weights import FlowWeights, HasWeights
+
+Table = LossTable | ShardIndex
+
+
+class resample:
+    """A pipeline stage that lets each raw sample through as often as it is drawn.
+
+    For pipelines that exist already; put it before ``.decode()``, so that nothing is decoded
+    that is not used, and before ``.shuffle()``, which parts the copies of a sample:
+
+        wds.WebDataset(urls, ...).compose(flowdata.resample(table, seed=0)).shuffle(1000).decode()
+
+    How often a sample comes is a pure function of (seed, epoch, weights): it does not depend on
+    the worker or rank that reads its shard. But ranks get different numbers of samples;
+    `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
+    is the next epoch, unless `set_epoch` names one. Memory is 8 bytes a row, and the keys of one
+    shard.
+
+    Args:
+        table: a loss table of the shards, or their index.
+        weights: default those of the table; needed with an index.
+        epoch_size, seed, scheme, alpha: see `EpochPlan`.
+
+    Raises:
+        InvalidLossError: for weights that cannot be sampled.
+        MismatchError: for weights of another length, and, in the pass, for a shard or a key that
+            the table does not know.
+        TypeError: for a table without an index of shards.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        weights: FlowWeights | HasWeights | ArrayLike | None = None,
+        *,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+    ) -> None:
+        self._index, weights = index_and_weights(table, weights)
+        self._plan = EpochPlan(
+            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+        )
+        self._passes = Passes()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` that of the next pass, in worker processes too."""
+        self._passes.set_epoch(epoch)
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The samples that are drawn, each copy a dict of its own."""
+        info = get_worker_info()
+        epoch = self._passes.begin(*((info.id, info.num_workers) if info else (0, 0)))
+        self._plan = self._plan.at_epoch(epoch)
+        counts = self._plan.counts().astype(np.int32)
+        self._plan = self._plan.at_epoch(epoch + 1)
+        bounds = self._index.bounds()
+        url, times = "", {}
+        for sample in samples:
+            if sample["__url__"] != url:
+                url = sample["__url__"]
+                times = self._times(url, counts, bounds)
+            key = sample["__key__"]
+            if (count := times.get(key)) is None:
+                raise MismatchError(
+                    f"the loss table has no sample {key!r} of {shown(url)}: score these shards, "
+                    "or restore the ones that were scored"
+                )
+            for _ in range(count):
+                yield dict(sample)
+
+    def _times(self, url: str, counts: Any, bounds: Any) -> dict[str, int]:
+        """How often each key of a shard comes."""
+        shard = match(url, self._index.shards)
+        first, last = bounds[shard], bounds[shard + 1]
+        keys = self._index.keys[first:last].to_pylist()
+        return dict(zip(keys, counts[first:last].tolist(), strict=True))
+
+
+def index_and_weights(
+    table: Table, weights: FlowWeights | HasWeights | ArrayLike | None
+) -> tuple[ShardIndex, FlowWeights | HasWeights | ArrayLike]:
+    """The index of a table or an index, and weights for its rows.
+
+    Raises:
+        MismatchError: for weights of another length.
+        TypeError: for a table without an index, or an index without weights.
+    """
+    index = table.index if isinstance(table, LossTable) else table
+    if not isinstance(index, ShardIndex):
+        raise TypeError(
+            "the loss table has no index of shards: score with flowdata.ShardRows(urls), or give "
+            "losses that you have to LossTable.from_losses(losses, index=ShardIndex.of(urls))"
+        )
+    if weights is None:
+        if not isinstance(table, LossTable):
+            raise TypeError("an index knows no losses: give weights, or a loss table")
+        return index, table
+    given: Any = weights
+    if not isinstance(weights, HasWeights) and len(given) != len(index):
+        raise MismatchError(f"there are {len(given):,} weights for {len(index):,} samples")
+    return index, weights

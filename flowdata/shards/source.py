@@ -1,0 +1,88 @@
+"""Source: raw samples of one worker's draws, and others in place of those that are lost."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flowdata.errors import ShardError, warn
+from flowdata.shards.index import ShardIndex
+from flowdata.shards.order import Window
+from flowdata.shards.progress import Progress, Run
+from flowdata.shards.tar import parsed
+from flowdata.shards.transport import Access
+from flowdata.shards.urls import Urls, expanded, matched, shown
+from flowdata.shards.windows import Content, WindowReader
+
+Stages = Callable[[Iterator[dict[str, Any]]], Iterator[Any]]
+
+
+class Source:
+    """Makes the samples of a run from shards."""
+
+    def __init__(
+        self,
+        urls: Urls,
+        index: ShardIndex,
+        access: Access,
+        handler: Callable[[Exception], bool],
+        progress: Progress,
+    ) -> None:
+        self._index = index
+        self._urls = matched(expanded(urls), index.shards)
+        self._access = access
+        self._handler = handler
+        self.progress = progress
+        self.bytes_read = 0
+
+    def samples(self, run: Run, stages: Stages) -> Iterator[Any]:
+        """As many samples that came through the stages as the run owes.
+
+        Raises:
+            ShardError: when nothing at all comes through.
+        """
+        owed = run.owed - run.done
+        given = 0
+        for sample in itertools.islice(stages(self._raw(run, run.windows(run.done))), owed):
+            given += 1
+            yield sample
+        lost = owed - given
+        while given < owed:
+            before = given
+            # The draws of this worker once more, from the first.
+            again = stages(self._raw(run, run.windows(0)))
+            for sample in itertools.islice(again, owed - given):
+                given += 1
+                yield sample
+            if given == before:
+                raise ShardError(
+                    f"none of the {run.owed:,} samples that are drawn in epoch {run.epoch} came "
+                    "through: every one is dropped by the handler or a stage"
+                )
+        if lost:
+            warn(
+                f"{lost:,} of {owed:,} draws were dropped in epoch {run.epoch}, by the handler or "
+                "a stage, and replaced by others"
+            )
+
+    def _raw(self, run: Run, windows: Iterator[tuple[Window, int]]) -> Iterator[dict[str, Any]]:
+        reader = WindowReader(
+            self._index, self._urls, self._access, shards_open=self.progress.shards_open
+        )
+        try:
+            for row, content in reader.draws(windows):
+                run.drawn = min(run.drawn + 1, run.owed)
+                try:
+                    sample = self._sample(row, content)
+                except ShardError as error:
+                    if self._handler(error):
+                        continue
+                    return
+                yield sample
+        finally:
+            self.bytes_read += reader.bytes_read
+
+    def _sample(self, row: int, content: Content) -> dict[str, Any]:
+        key, url = self._index.key(row), shown(self._urls[self._index.shard[row]])
+        if isinstance(content, ShardError):
+            raise ShardError(f"the sample {key!r} of {url} cannot be read: {content}") from content
+        return parsed(content, key, url)

@@ -131,33 +131,28 @@ class StreamOrder:
             skip = 0
 
     def left(
-        self, positions: Positions, layout: Layout, consumed: Sequence[int], generation: int
+        self, positions: Positions, layout: Layout, done: Sequence[int], generation: int
     ) -> NDArray[np.int64]:
-        """Positions not drawn yet, when each rank's workers have drawn so many, ascending."""
-        parts: list[NDArray[np.int64]] = []
+        """Positions not drawn yet, when each rank's workers have done so many, ascending."""
+        open_ = np.ones(len(positions), dtype=np.bool_)
         for rank in range(layout.ranks):
-            first = rank * layout.per_rank(len(positions))
-            if first >= len(positions):
-                break
-            for worker, done in enumerate(consumed):
+            for worker, count in enumerate(done):
                 share = share_of(positions, layout, rank, worker)
-                left = self._left_of(share, (generation, rank, worker), done)
-                # Draws that are repeated to fill up the last rank come before its own.
-                parts.append(left[left >= positions[first]])
-        dropped = positions[layout.ranks * layout.per_rank(len(positions)) :]
-        parts.append(_array(dropped))
-        return np.sort(np.concatenate(parts))
+                drawn = self._first(share, (generation, rank, worker), count)
+                open_[_places(positions, drawn)] = False
+        return _array(positions)[open_]
 
-    def _left_of(self, positions: Positions, part: Sequence[int], skip: int) -> NDArray[np.int64]:
+    def _first(self, positions: Positions, part: Sequence[int], count: int) -> NDArray[np.int64]:
+        """Those of a worker's positions that are drawn first."""
         parts = [np.zeros(0, dtype=np.int64)]
         for group, number, pieces in self._pieces(positions):
-            size = sum(len(piece) for _, piece in pieces)
-            if skip >= size:
-                skip -= size
-                continue
+            if count <= 0:
+                break
             window = np.concatenate([_array(piece) for _, piece in pieces])
-            parts.append(window[self._mixed(size, part, group, number)[skip:]])
-            skip = 0
+            if count < window.size:
+                window = window[self._mixed(window.size, part, group, number)[:count]]
+            parts.append(window)
+            count -= window.size
         return np.concatenate(parts)
 
     def _mixed(self, size: int, part: Sequence[int], group: int, number: int) -> NDArray[np.int64]:
@@ -208,11 +203,21 @@ def share_of(positions: Positions, layout: Layout, rank: int, worker: int) -> Po
     if stop <= len(positions):
         mine = positions[start:stop]
     else:
-        places = np.sort(np.arange(start, stop) % len(positions))
-        mine = _array(positions)[places]
+        # The draws that come last once more, so that they are the last to be repeated.
+        places = np.arange(start, stop)
+        over = places >= len(positions)
+        places[over] = len(positions) - 1 - (places[over] - len(positions)) % len(positions)
+        mine = _array(positions)[np.sort(places)]
     shares = layout.shares(len(positions))
     begin = sum(shares[:worker])
     return mine[begin : begin + shares[worker]]
+
+
+def _places(positions: Positions, found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where some of the positions are among them."""
+    if isinstance(positions, range):
+        return found - positions.start
+    return np.searchsorted(positions, found)
 
 
 def _array(positions: Positions) -> NDArray[np.int64]:

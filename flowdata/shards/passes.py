@@ -13,11 +13,18 @@ class Passes:
     A loader starts each of its workers once a pass, at different moments. So each has a counter
     of its own; loaders with other numbers of workers, which run before or after but not at the
     same time, have other counters, and the largest of those is where a loader starts from.
+    The seed is here too: workers that go on from a saved state tell it to those of later passes.
+
+    Raises:
+        ValueError: for a seed of more than 63 bits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
+        if seed >= 1 << 63:
+            raise ValueError(f"the seed of a stream must be below 2^63, got {seed}")
         self._next = torch.zeros(_MOST + 1, _MOST, dtype=torch.int32)
         self._last = torch.full((1,), -1, dtype=torch.int64)
+        self._seed = torch.full((1,), seed, dtype=torch.int64)
         self._share()
 
     def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
@@ -25,7 +32,7 @@ class Passes:
         self._share()
 
     def _share(self) -> None:
-        for tensor in (self._next, self._last):
+        for tensor in (self._next, self._last, self._seed):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
@@ -68,3 +75,12 @@ class Passes:
     def set_own(self, worker: int, workers: int, epoch: int) -> None:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
         self._next[workers, worker] = epoch
+
+    @property
+    def seed(self) -> int:
+        """The seed of all epochs."""
+        return int(self._seed)
+
+    def set_seed(self, seed: int) -> None:
+        """Take over the seed of a saved state."""
+        self._seed[0] = seed

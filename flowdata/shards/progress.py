@@ -73,7 +73,7 @@ class Progress:
         self._plan, self._bounds = plan, bounds
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self.shards_open = window, shards_open
-        self._passes = Passes()
+        self._passes = Passes(plan.seed)
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
@@ -160,15 +160,16 @@ class Progress:
             known = self._stretches if self._stretches_epoch == self.epoch else ()
             return self._state(self.epoch, known)
         if info is None:
-            last = Stretch(self._stretches[-1].layout, run.done)
-            return self._state(run.epoch, (*self._stretches[:-1], last))
+            *past, last = self._stretches
+            now = [Stretch(last.layout, run.done)] if run.done else []
+            return self._state(run.epoch, [*past, *now])
         own = {_WORKER: info.id, _DONE: run.done, _ENDED: run.ended}
         return self._state(run.epoch, self._stretches) | own
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state at the next pass."""
         epoch, stretches = self._checked(state)
-        self._plan = self._plan.at_epoch(epoch, seed=state[_SEED])
+        self._passes.set_seed(state[_SEED])
         self._stretches, self._stretches_epoch, self._run = stretches, epoch, None
         self._own_done = (state[_WORKER], state[_DONE]) if _WORKER in state else None
         info = get_worker_info()
@@ -203,10 +204,10 @@ class Progress:
             )
         if here >= most:
             return self._state(epoch + 1, ())
-        return self._state(epoch, (*past, Stretch(layout, here)))
+        return self._state(epoch, (*past, Stretch(layout, here)) if here else past)
 
     def _order(self, epoch: int) -> StreamOrder:
-        plan = self._plan.at_epoch(epoch)
+        plan = self._plan.at_epoch(epoch, seed=self._passes.seed)
         return StreamOrder(plan, self._bounds, window=self._window, shards_open=self.shards_open)
 
     def _left(self, order: StreamOrder, stretches: Sequence[Stretch]) -> Positions:
@@ -232,7 +233,7 @@ class Progress:
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
         done = [asdict(stretch.layout) | {_DONE: stretch.done} for stretch in stretches]
-        return self._options() | {_SEED: self._plan.seed, _EPOCH: epoch, _STRETCHES: done}
+        return self._options() | {_SEED: self._passes.seed, _EPOCH: epoch, _STRETCHES: done}
 
     def _checked(self, state: dict[str, Any]) -> tuple[int, tuple[Stretch, ...]]:
         if not isinstance(state, dict):

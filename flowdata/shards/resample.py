@@ -58,7 +58,7 @@ class resample:
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
-        self._passes = Passes()
+        self._passes = Passes(self._plan.seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass, in worker processes too."""

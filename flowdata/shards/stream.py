@@ -16,7 +16,7 @@ from webdataset.compat import FluidInterface
 
 from flowdata.losses import LossTable
 from flowdata.plan import EpochPlan, EpochSize, Scheme
-from flowdata.shards.pickles import refuse_pickle
+from flowdata.shards.decoding import SampleDecoder
 from flowdata.shards.progress import Progress
 from flowdata.shards.resample import Table, index_and_weights
 from flowdata.shards.source import Source
@@ -58,8 +58,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         batch_size: that of the DataLoader: workers then get whole batches, and an epoch has one
             incomplete batch at most. With ``.batched()`` it is known.
         num_replicas, rank: default those of torch.distributed, or of torchrun's environment.
-        drop_last: where ranks do not divide an epoch, leave out its last draws; by default its
-            first ones are repeated.
+        drop_last: where ranks do not divide an epoch, leave out its last draws; by default
+            some of them are repeated.
         handler: what becomes of samples that cannot be read, as in webdataset: given the error,
             it raises it (default), or returns True to go on with the next draw.
         access: how remote shards are reached, see `Access`.
@@ -170,18 +170,23 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         return result
 
     def decode(
-        self, *decoders: Any, post: Any = None, allow_pickle: bool = False, **options: Any
+        self,
+        *decoders: Any,
+        post: Any = None,
+        allow_pickle: bool = False,
+        handler: Handler = wds.reraise_exception,
+        **options: Any,
     ) -> Self:
         """Decode members by their extension, as WebDataset does, but no pickles.
 
         Args:
             decoders: of webdataset, ``"pil"``, ``"torchrgb"``, functions (name, bytes) -> value.
-            post, options: as in webdataset.
             allow_pickle: decode pickles too. That runs whatever code the shard holds.
+            handler: what becomes of samples that cannot be decoded.
+            post, options: as in webdataset.
         """
-        if not allow_pickle:
-            post = [refuse_pickle, *([wds.autodecode.basichandlers] if post is None else post)]
-        result: Self = super().decode(*decoders, post=post, **options)
+        decoder = SampleDecoder(decoders, post=post, allow_pickle=allow_pickle, **options)
+        result: Self = self.map(decoder, handler=handler)
         return result
 
     def shuffle(self, *_: Any, **__: Any) -> Any:

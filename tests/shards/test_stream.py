@@ -1,0 +1,406 @@
+import io
+import os
+import pickle
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from scipy import stats
+from shard_files import make_table, name_of, names, planned, write_shards
+from torch.utils.data import DataLoader
+
+from flowdata import (
+    Access,
+    EpochPlan,
+    FlowDataWarning,
+    FlowShards,
+    LossTable,
+    MismatchError,
+    ShardError,
+    ShardIndex,
+)
+
+DRAWS, SEED = 300, 3
+OPTIONS = {"epoch_size": DRAWS, "seed": SEED}
+SMALL = OPTIONS | {"window": 20, "shards_open": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(scope="module")
+def urls(folder):
+    return write_shards(folder)
+
+
+@pytest.fixture(scope="module")
+def table(urls):
+    return make_table(urls)
+
+
+def make(urls, table, **options):
+    return FlowShards(urls, table, **SMALL | options).map(name_of)
+
+
+def loader_over(stream, workers, batch_size=8, **options):
+    if workers:
+        options |= {"multiprocessing_context": "fork"}
+    return DataLoader(stream, batch_size=batch_size, num_workers=workers, **options)
+
+
+def one_pass(loader):
+    return [name for batch in loader for name in batch]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_ranks_and_workers_together_draw_the_plan(urls, table, ranks, workers, batch_size):
+    found, lengths = Counter(), set()
+    for rank in range(ranks):
+        stream = make(urls, table, num_replicas=ranks, rank=rank, batch_size=batch_size)
+        drawn = one_pass(loader_over(stream, workers))
+        lengths.add(len(drawn))
+        found.update(drawn)
+    assert lengths == {DRAWS // ranks} == {len(stream)}
+    assert found == planned(table, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1,), (400,), (1, 1, 1), (500, 1, 1, 2)], ids=lambda sizes: str(sizes)
+)
+def test_few_or_uneven_shards_are_divided_evenly(tmp_path, sizes):
+    urls = write_shards(tmp_path, sizes)
+    table = make_table(urls)
+    found = Counter()
+    for rank in range(3):
+        stream = make(urls, table, num_replicas=3, rank=rank, epoch_size=90)
+        names_drawn = one_pass(loader_over(stream, 2, batch_size=5))
+        assert len(names_drawn) == 30
+        found.update(names_drawn)
+    assert found == planned(table, epoch_size=90, seed=SEED)
+
+
+def test_shards_that_owe_nothing_are_never_opened(tmp_path):
+    urls = write_shards(tmp_path, (20, 20, 20))
+    index = make_table(urls).index
+    weights = np.repeat([1.0, 0.0, 1.0], 20)
+    (tmp_path / "s-1.tar").unlink()
+    drawn = list(make(urls, index, weights=weights, epoch_size=60))
+    assert {name.split("/")[0] for name in drawn} == {"0", "2"}
+
+
+def test_every_pass_is_the_next_epoch_in_loaders_of_all_kinds(urls, table):
+    stream = make(urls, table, batch_size=8)
+    persistent = loader_over(stream, 2, persistent_workers=True)
+    loaders = [
+        loader_over(stream, 2),
+        loader_over(stream, 2),
+        loader_over(stream, 0),
+        loader_over(stream, 3),
+        persistent,
+        persistent,
+    ]
+    for epoch, loader in enumerate(loaders):
+        assert stream.epoch == epoch
+        assert Counter(one_pass(loader)) == planned(table, epoch=epoch, **OPTIONS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_set_epoch_says_which_epoch_the_next_pass_is(urls, table, workers):
+    stream = make(urls, table)
+    loader = loader_over(stream, workers, persistent_workers=workers > 0)
+    orders = []
+    for epoch in (4, 4, 0):
+        stream.set_epoch(epoch)
+        orders.append(one_pass(loader))
+        assert Counter(orders[-1]) == planned(table, epoch=epoch, **OPTIONS)
+    assert orders[0] == orders[1]
+
+
+def test_workers_that_are_spawned_draw_the_same(urls, table):
+    stream = FlowShards(urls, table, **SMALL, batch_size=8).to_tuple("txt")
+    forked = list(loader_over(stream, 2, collate_fn=pickle.dumps))
+    stream.set_epoch(0)
+    spawned = DataLoader(
+        stream,
+        batch_size=8,
+        num_workers=2,
+        collate_fn=pickle.dumps,
+        multiprocessing_context="spawn",
+    )
+    assert list(spawned) == forked
+
+
+def test_long_run_frequencies_follow_the_weights(urls, table):
+    """Chi-square of 150 epochs of 30 multinomial draws, false alarms below 1e-6."""
+    stream = FlowShards(urls, table, epoch_size=30, seed=1, scheme="multinomial").map(name_of)
+    found = Counter(name for _ in range(150) for name in stream)
+    weights = table.weights().relative
+    expected = weights / weights.sum() * 4500
+    observed = np.array([found[name] for name in names(table)])
+    rare = expected < 5
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+def test_samples_are_those_of_webdataset_and_no_two_are_one(urls, table):
+    expected = {
+        (sample["__url__"], sample["__key__"]): sample
+        for sample in wds.WebDataset(urls, shardshuffle=False, nodesplitter=wds.split_by_node)
+    }
+    samples = list(FlowShards(urls, table, **OPTIONS))
+    for sample in samples:
+        whole = expected[sample["__url__"], sample["__key__"]]
+        assert sample == {name: whole[name] for name in whole if name != "__local_path__"}
+    assert len({id(sample) for sample in samples}) == DRAWS
+
+
+def test_stages_are_those_of_webdataset(urls, table):
+    stream = FlowShards(urls, table, **OPTIONS)
+    batches = list(stream.decode().to_tuple("txt", "bin").batched(64))
+    assert [len(texts) for texts, _ in batches] == [64, 64, 64, 64, 44]
+    assert len(stream.batched(64)) == 5
+    assert len(stream.batched(64, partial=False)) == 4
+    assert len(stream.compose(wds.batched(100))) == 3
+    assert Counter(text for texts, _ in batches for text in texts) == planned(table, **OPTIONS)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_made_in_the_stream_are_whole_but_one(urls, table, workers):
+    stream = make(urls, table).batched(32, collation_fn=list)
+    loader = loader_over(stream, workers, batch_size=None)
+    sizes = [len(batch) for batch in loader]
+    assert len(sizes) == len(loader) == len(stream) == 10
+    assert sorted(sizes) == [12] + [32] * 9
+
+
+def test_a_loader_that_knows_the_batch_size_has_the_length_it_says(urls, table):
+    for workers in (0, 1, 2, 3):
+        loader = loader_over(make(urls, table, batch_size=32), workers, batch_size=32)
+        assert [len(batch) for batch in loader] == [32] * 9 + [12]
+        assert len(loader) == 10
+
+
+def test_an_index_and_weights_do_for_a_table(urls, table):
+    weights = np.arange(1.0, len(table) + 1)
+    drawn = Counter(make(urls, table.index, weights=weights))
+    counts = EpochPlan(weights, **OPTIONS).counts()
+    assert [drawn[name] for name in names(table)] == counts.tolist()
+    with pytest.raises(TypeError, match="give weights"):
+        FlowShards(urls, table.index)
+    with pytest.raises(MismatchError, match="3 weights for 331 samples"):
+        FlowShards(urls, table.index, [1, 2, 3])
+    with pytest.raises(TypeError, match="no index of shards"):
+        FlowShards(urls, LossTable.from_losses([1.0]))
+
+
+def test_a_table_is_read_from_its_file(urls, table, tmp_path):
+    table.save(tmp_path / "losses.parquet")
+    assert list(make(urls, tmp_path / "losses.parquet")) == list(make(urls, table))
+
+
+def test_compressed_shards_give_the_same_draws_in_the_same_order(urls, table, tmp_path):
+    packed = write_shards(tmp_path, mode="w:gz", suffix="tar.gz")
+    stream = make(packed, make_table(packed))
+    assert list(stream) == list(make(urls, table))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"window": 0}, "window must be"),
+        ({"window": 65_536}, "65,536 together"),
+        ({"shards_open": 0}, "shards_open must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"num_replicas": 2}, "both num_replicas and rank"),
+        ({"num_replicas": 2, "rank": 2}, "rank must be in"),
+        ({"num_replicas": 301, "rank": 0, "drop_last": True}, "leaves no draw"),
+    ],
+)
+def test_wrong_options_are_refused(urls, table, options, error):
+    with pytest.raises(ValueError, match=error):
+        make(urls, table, **options)
+
+
+def test_drop_last_leaves_out_the_draws_that_ranks_do_not_share(urls, table):
+    found = Counter()
+    for rank in range(7):
+        found.update(make(urls, table, num_replicas=7, rank=rank, drop_last=True))
+    assert found.total() == 294
+    assert not found - planned(table, **OPTIONS)
+
+
+def test_what_would_break_the_epoch_is_refused_with_advice(urls, table):
+    stream = FlowShards(urls, table)
+    with pytest.raises(TypeError, match="larger window"):
+        stream.shuffle(100)
+    for refused in (stream.with_epoch, stream.with_length, stream.repeat, stream.slice):
+        with pytest.raises(TypeError, match="epoch_size="):
+            refused(10)
+
+
+def test_urls_must_be_those_of_the_table(urls, table, folder, tmp_path):
+    with pytest.raises(MismatchError, match=r"2 shards .* not among the URLs, s-3\.tar first"):
+        FlowShards(str(folder / "s-{0..2}.tar"), table)
+    with pytest.raises(MismatchError, match=r"knows no shard .*other\.tar"):
+        FlowShards([str(folder / "other.tar")], table)
+    with pytest.raises(ShardError, match="given twice"):
+        FlowShards([urls, urls], table)
+
+
+# Damage
+
+
+def damaged_copy(folder, target, shard, change):
+    for path in folder.glob("s-*.tar"):
+        content = path.read_bytes()
+        (target / path.name).write_bytes(change(content) if path.name == shard else content)
+    return str(target / "s-{0..4}.tar")
+
+
+def overwrite(table, shard, sample):
+    """Change the header of one sample into nonsense, at the same length."""
+    row = table.index.bounds()[shard] + sample
+    offset = int(table.index.offsets[row])
+    return lambda content: content[:offset] + b"\xff" * 512 + content[offset + 512 :]
+
+
+def test_a_shard_of_another_length_is_noticed_before_anything_is_read(folder, table, tmp_path):
+    urls = damaged_copy(folder, tmp_path, "s-2.tar", lambda content: content + bytes(512))
+    with pytest.raises(ShardError, match=r"s-2\.tar has .* bytes, but .* when it was indexed"):
+        list(make(urls, table))
+
+
+def test_a_corrupt_sample_is_named_with_its_shard(folder, table, tmp_path):
+    urls = damaged_copy(folder, tmp_path, "s-2.tar", overwrite(table, 2, 0))
+    with pytest.raises(ShardError, match=r"s-2\.tar .*'k0000'"):
+        list(FlowShards(urls, table.index, weights=np.ones(len(table))))
+
+
+@pytest.mark.filterwarnings("default::flowdata.FlowDataWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_going_on_after_corrupt_samples_keeps_the_length(folder, table, tmp_path, workers):
+    urls = damaged_copy(folder, tmp_path, "s-2.tar", overwrite(table, 2, 5))
+    weights = np.ones(len(table))
+    stream = make(urls, table.index, weights=weights, epoch_size="full", handler=is_shard_error)
+    drawn = Counter(one_pass(loader_over(stream, workers)))
+    assert drawn.total() == len(table)
+    assert set(names(table)) - drawn.keys() == {"2/5"}
+
+
+def is_shard_error(error):
+    return isinstance(error, ShardError)
+
+
+def test_a_missing_shard_can_be_done_without(folder, table, tmp_path):
+    urls = damaged_copy(folder, tmp_path, "none", bytes)
+    (tmp_path / "s-2.tar").unlink()
+    with pytest.raises(ShardError, match="there is no shard"):
+        list(make(urls, table))
+    stream = make(urls, table, handler=lambda error: True)
+    expected = planned(table, **OPTIONS)
+    lost = sum(count for name, count in expected.items() if name.startswith("2/"))
+    with pytest.warns(FlowDataWarning, match=f"{lost} of 300 draws were dropped in epoch 0"):
+        drawn = Counter(stream)
+    assert drawn.total() == DRAWS
+    assert {name: drawn[name] for name in drawn if name.startswith("2/")} == {}
+    assert not Counter({n: c for n, c in expected.items() if not n.startswith("2/")}) - drawn
+
+
+def test_samples_that_a_stage_drops_are_replaced(urls, table):
+    def fails(sample):
+        if sample["txt"].startswith(b"0/"):
+            raise ValueError("cannot decode")
+        return name_of(sample)
+
+    stream = FlowShards(urls, table, **SMALL).map(fails, handler=wds.ignore_and_continue)
+    with pytest.warns(FlowDataWarning, match="replaced by others"):
+        drawn = list(stream)
+    assert len(drawn) == DRAWS
+    assert not any(name.startswith("0/") for name in drawn)
+    nothing = FlowShards(urls, table, **SMALL).select(lambda sample: False)
+    with pytest.raises(ShardError, match="none of the 300 samples"):
+        list(nothing)
+
+
+# Safety
+
+
+def test_pickles_are_not_decoded_unless_asked_for(tmp_path):
+    with tarfile.open(tmp_path / "s-0.tar", "w") as tar:
+        data = pickle.dumps({"a": 1})
+        member = tarfile.TarInfo("k0000.pickle")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    url = str(tmp_path / "s-0.tar")
+    table = make_table(url)
+    with pytest.raises(
+        ShardError, match=r"pickle of the sample 'k0000' .*s-0\.tar .*allow_pickle=True"
+    ):
+        list(FlowShards(url, table).decode())
+    [sample] = FlowShards(url, table).decode(allow_pickle=True)
+    assert sample["pickle"] == {"a": 1}
+    own = wds.handle_extension("pickle", len)
+    [sample] = FlowShards(url, table).decode(own)
+    assert sample["pickle"] == len(data)
+
+
+def test_a_pipe_runs_only_if_it_is_allowed(folder, table):
+    urls = [f"pipe:cat {folder}/s-{shard}.tar" for shard in range(5)]
+    index = table.index
+    with pytest.raises(ShardError, match="allow_pipe=True"):
+        make_table(urls)
+    allowed = Access(allow_pipe=True)
+    piped = ShardIndex.of(urls, access=allowed, progress=False)
+    assert piped.keys.equals(index.keys)
+    stream = make(urls, piped, weights=table.weights(), access=allowed)
+    assert Counter(stream) == planned(table, **OPTIONS)
+
+
+def test_memory_and_open_files_do_not_grow_with_the_shards(tmp_path):
+    urls = write_shards(tmp_path, (60,) * 12, content=20_000)
+    table = make_table(urls)
+    stream = FlowShards(urls, table, window=50, shards_open=3)
+    before = len(os.listdir("/proc/self/fd"))
+    most = 0
+    for _ in stream:
+        most = max(most, len(os.listdir("/proc/self/fd")) - before)
+    assert 1 <= most <= 4
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_bytes_read_are_those_of_the_draws_when_samples_are_large(tmp_path):
+    urls = write_shards(tmp_path, (100,) * 3, content=150_000)
+    table = make_table(urls)
+    stream = FlowShards(urls, table, epoch_size="distinct")
+    rows = list(stream)
+    assert len(rows) < 220
+    owed = sum(
+        int(table.index.sizes[row])
+        for row in np.flatnonzero(EpochPlan(table, epoch_size="distinct").counts())
+    )
+    assert owed <= stream._source.bytes_read <= 1.15 * owed
+
+
+def test_tensors_of_decoded_images_come_through_a_loader(tmp_path):
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    with wds.TarWriter(str(tmp_path / "s-0.tar")) as tar:
+        for sample in range(20):
+            image = Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8))
+            tar.write({"__key__": f"k{sample:04d}", "png": image, "cls": sample})
+    url = str(tmp_path / "s-0.tar")
+    stream = FlowShards(url, make_table(url), batch_size=4).decode("torchrgb")
+    batches = list(loader_over(stream.to_tuple("png", "cls"), 2, batch_size=4))
+    assert all(images.shape == (4, 3, 16, 16) for images, _ in batches)
+    assert torch.cat([labels for _, labels in batches]).numel() == 20

@@ -189,6 +189,11 @@ def peak_memory() -> int:
     return _kilobytes("/proc/self/status", "VmHWM")
 
 
+def anonymous_memory() -> int:
+    """Resident bytes that are no mapped file."""
+    return _kilobytes("/proc/self/status", "RssAnon")
+
+
 def summarized(values: Iterable[float]) -> dict[str, Any]:
     """Median, extremes and number of the values."""
     known = list(values)

@@ -1,4 +1,4 @@
-"""The command line: ``flowdata demo``, ``score`` and ``inspect``."""
+"""The command line: ``flowdata demo``, ``score``, ``inspect`` and ``index``."""
 
 import argparse
 import sys
@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_score(commands)
     _add_inspect(commands)
+    _add_index(commands)
     return parser
 
 
@@ -186,6 +187,38 @@ def _run_inspect(options: argparse.Namespace) -> None:
         with replacing(options.html) as temporary:
             temporary.write_text(page, encoding="utf-8")
         print(f"\n{options.html} is written; open it in a browser")
+
+
+def _add_index(commands: Commands) -> None:
+    index = commands.add_parser(
+        "index",
+        help="where the samples of tar shards lie, without scoring them",
+        description="Walk through the headers of WebDataset shards and write the shard, key, "
+        "offset and size of each sample to a Parquet file. A loss table that was scored over "
+        "ShardRows holds the same; this is for losses from elsewhere: "
+        "LossTable.from_losses(losses, index=ShardIndex.load(file)).",
+    )
+    index.add_argument("urls", nargs="+", help="shards: paths or URLs, also with {000..009}")
+    index.add_argument("--output", type=Path, required=True, help="the index, a .parquet file")
+    index.add_argument(
+        "--allow-pipe", action="store_true", help="run the shell commands of pipe: URLs"
+    )
+    index.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds a server may be silent (default 30)"
+    )
+    index.set_defaults(run=_run_index)
+
+
+def _run_index(options: argparse.Namespace) -> None:
+    from flowdata.shards import Access, ShardIndex
+
+    access = Access(allow_pipe=options.allow_pipe, timeout=options.timeout)
+    index = ShardIndex.of(options.urls, access=access)
+    index.save(options.output)
+    print(
+        f"{len(index):,} samples in {len(index.shards):,} shards, "
+        f"{index.sizes.sum() / 1e6:,.1f} MB; {options.output} is written"
+    )
 
 
 def _texts(losses: LossTable, data: str, split: str) -> Callable[[int], str]:

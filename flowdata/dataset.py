@@ -1,7 +1,7 @@
 """FlowDataset: the draws of an epoch plan as a map-style data set."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -11,8 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from flowdata.errors import MismatchError, warn
+from flowdata.frameworks.asking import asker
 from flowdata.plan import EpochPlan, EpochSize, Scheme
 from flowdata.weights import FlowWeights, HasWeights
+
+_EPOCH = "epoch"
+_NAMED = "named"
+_PLAN = "plan"
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -45,6 +50,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     Raises:
         MismatchError: when data set and weights have different lengths.
         InvalidLossError: for weights that cannot be sampled.
+        TypeError: for a data set without rows by number, such as a stream.
 
     >>> letters = FlowDataset(["a", "b"], [1.0, 3.0], epoch_size=8, seed=1)
     >>> "".join(sorted(letters[j] for j in range(len(letters))))
@@ -61,6 +67,12 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
     ) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise TypeError(
+                f"{type(dataset).__name__} has no rows by number, which drawing by weight needs: "
+                "store it as a map-style data set (datasets.Dataset.from_generator, from_parquet), "
+                "or as tar shards for FlowShards"
+            )
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
@@ -89,8 +101,60 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         self._plan = self._plan.at_epoch(epoch)
         self._served.set_epoch(epoch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """A fresh, JSON-able dict: the epoch that `set_epoch` named, for `load_state_dict`.
+
+        Which of its items were served is the sampler's to know.
+        """
+        return {_EPOCH: self.epoch, _NAMED: self._served.named, _PLAN: self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on in the epoch of a state; where `set_epoch` was called already, that holds.
+
+        Raises:
+            MismatchError: when the state is of other weights or options, or not a state at all.
+            RuntimeError: when nobody had named the epoch that was saved, so that it is not known
+                which of its items were served.
+        """
+        if not isinstance(state, dict) or not {_EPOCH, _NAMED, _PLAN} <= state.keys():
+            raise MismatchError(f"not a FlowDataset state: {state!r}")
+        if state[_PLAN] != self._identity():
+            raise MismatchError(
+                f"the saved state draws by {state[_PLAN]}, this data set by {self._identity()}; "
+                "build it from the same loss table and with the same options"
+            )
+        if self._served.named:
+            return
+        if not state[_NAMED]:
+            raise RuntimeError(
+                f"the state was saved in epoch {state[_EPOCH]}, which FlowDataset had found by "
+                "itself, so nobody knows what of it was served: call set_epoch(epoch) before "
+                "every epoch, from the first, or give the DataLoader a FlowSampler instead"
+            )
+        self.set_epoch(state[_EPOCH])
+
+    def _identity(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "seed": plan.seed,
+            "epoch_size": len(plan),
+            "scheme": plan.scheme,
+            "alpha": plan.alpha,
+            "weights": plan.weights.fingerprint,
+        }
+
     def __len__(self) -> int:
         return len(self._plan)
+
+    def __iter__(self) -> Iterator[T_co]:
+        if asker().lengths:
+            raise ValueError(
+                "the lengths of the draws of one epoch say nothing about the next: FlowDataset "
+                "cannot be grouped by length. Use "
+                'TrainingArguments(train_sampling_strategy="sequential"): the draws are shuffled '
+                "already"
+            )
+        return (self[draw] for draw in range(len(self)))
 
     def __getitem__(self, draw: int) -> T_co:
         if not -len(self) <= draw < len(self):
@@ -122,7 +186,7 @@ class _ServedDraws:
     def __init__(self, draws: int) -> None:
         self._marks = torch.zeros(draws, dtype=torch.uint8)
         self._state = torch.zeros(2, dtype=torch.int64)
-        self._warned = False
+        self._looked = False
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -138,6 +202,10 @@ class _ServedDraws:
     def epoch(self) -> int:
         return int(self._state[0])
 
+    @property
+    def named(self) -> bool:
+        return bool(self._state[1])
+
     def set_epoch(self, epoch: int) -> None:
         self._state[0] = epoch
         self._state[1] = 1
@@ -145,20 +213,39 @@ class _ServedDraws:
     def serve(self, draws: NDArray[np.int64]) -> int:
         """The epoch of a batch: the next one if any of it was served in the running one."""
         epoch = self.epoch
-        if self._state[1]:
+        if self.named:
             return epoch
-        if not self._warned and _world_size() > 1:
-            self._warned = True
-            warn(
-                "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
-                "each serves a part of it: call its set_epoch(epoch) before every epoch",
-            )
+        if not self._looked:
+            self._looked = True
+            self._check_naming()
         marks = self._marks.numpy()
         if (marks[draws] == epoch % 255 + 1).any():
             epoch += 1
             self._state[0] = epoch
         marks[draws] = epoch % 255 + 1
         return epoch
+
+    def _check_naming(self) -> None:
+        asked = asker()
+        if asked.lightning:
+            warn(
+                "Lightning names the epoch to samplers only: give its Trainer "
+                "callbacks=[flowdata.frameworks.lightning.FlowCallback(dataset)], where dataset "
+                "is this FlowDataset"
+            )
+        elif asked.accelerate:
+            warn(
+                "accelerate names the epoch to its sampler and thereby hides it from FlowDataset: "
+                "use shuffle=False, as the draws are shuffled already (under the transformers "
+                'Trainer: train_sampling_strategy="sequential", or add '
+                "flowdata.frameworks.trainer.FlowCallback to the callbacks), or call "
+                "set_epoch(epoch) of the data set before every epoch"
+            )
+        elif _world_size() > 1:
+            warn(
+                "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
+                "each serves a part of it: call its set_epoch(epoch) before every epoch",
+            )
 
 
 def _world_size() -> int:

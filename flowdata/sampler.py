@@ -10,7 +10,8 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch.utils.data import DistributedSampler, Sampler
 
-from flowdata.errors import MismatchError
+from flowdata.errors import MismatchError, warn
+from flowdata.frameworks.asking import asker, ranks
 from flowdata.permutation import CHUNK
 from flowdata.plan import EpochPlan, EpochSize, Scheme, non_negative
 from flowdata.weights import FlowWeights, HasWeights
@@ -49,6 +50,10 @@ class FlowSampler(Sampler[int]):
     Raises:
         InvalidLossError: for weights that cannot be sampled.
         ValueError: for an unknown option or a rank outside [0, num_replicas).
+        RuntimeError: on iterating with several replicas where a framework splits the draws again.
+
+    It warns where the draws of all ranks would be the same, and where a framework hides from it
+    which epoch is meant.
 
     >>> sampler = FlowSampler([1.0, 3.0], epoch_size=8, seed=1)
     >>> len(sampler), sorted(sampler)
@@ -84,6 +89,7 @@ class FlowSampler(Sampler[int]):
             )
         self._position = 0
         self._running: _Draws | None = None
+        self._told = False
 
     @property
     def epoch(self) -> int:
@@ -109,6 +115,7 @@ class FlowSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
+        self._check_splitting()
         return _DrawIterator.over(_Draws(self))
 
     def set_epoch(self, epoch: int) -> None:
@@ -118,9 +125,10 @@ class FlowSampler(Sampler[int]):
         it as usual.
         """
         if epoch != self.epoch:
-            self._plan = self._plan.at_epoch(epoch)
-            self._position = 0
-        self._running = None
+            plan = self._plan.at_epoch(epoch)
+            self._check_naming(epoch)
+            self._plan, self._position = plan, 0
+        self._running, self._told = None, True
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """A fresh, JSON-able dict from which `load_state_dict` continues.
@@ -153,11 +161,61 @@ class FlowSampler(Sampler[int]):
             epoch, position = epoch + 1, 0
         self._plan = self._plan.at_epoch(epoch, seed=state[_SEED])
         self._position = position
-        self._running = None
+        self._running, self._told = None, True
+
+    def _check_splitting(self) -> None:
+        """Every draw has to go to one rank: not to all of them, and not to none."""
+        if ranks() == 1:
+            return
+        splits = asker().splits
+        if splits and self.num_replicas > 1:
+            raise RuntimeError(
+                f"{type(self).__name__} gives rank {self.rank} its share of the draws, and "
+                f"{splits} would split that share again and lose the rest: use "
+                "FlowSampler(weights), without num_replicas, which draws for all ranks"
+            )
+        if not splits and self.num_replicas == 1:
+            warn(
+                f"FlowSampler gives each of the {ranks()} ranks all draws, and nothing splits "
+                "them here: use DistributedFlowSampler(weights), which gives each rank its share"
+            )
+
+    def _check_naming(self, epoch: int) -> None:
+        """Warn where a framework names another epoch than the one that is under way."""
+        resumed = self._told and self._running is None and self._position > 0
+        running = self._running is not None and self._running.untold
+        if not (resumed or running):
+            return
+        asked = asker()
+        if resumed and asked.accelerate:
+            warn(
+                f"epoch {self.epoch} was to go on at draw {self._position}, but accelerate's "
+                f"loader starts epoch {epoch}: call set_epoch({self.epoch}) of the prepared loader "
+                "before iterating over it"
+            )
+        if running and (asked.accelerate or asked.lightning):
+            remedy = (
+                "add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
+                if asked.lightning
+                else "prepare the loader after the sampler's set_epoch"
+            )
+            assert self._running is not None
+            warn(
+                f"the loader's workers were started on epoch {self._running.epoch} before it was "
+                f"named as epoch {epoch}, and will draw the former: {remedy}"
+            )
 
     def _begin(self, draws: "_Draws") -> tuple[int, int, EpochPlan]:
         """Hand the current epoch to an iteration that draws for the first time."""
         started = self.epoch, self._position, self._plan
+        if not self._told and asker().accelerate:
+            warn(
+                f"FlowSampler draws epoch {self.epoch} because nobody named another: accelerate's "
+                "skip_first_batches hides the sampler from its loader. Call the sampler's "
+                "set_epoch(epoch) before each epoch (under the transformers Trainer: add "
+                "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
+            )
+        draws.untold, self._told = not self._told, False
         self._running = draws
         self._plan, self._position = self._plan.at_epoch(self.epoch + 1), 0
         return started
@@ -268,6 +326,7 @@ class _Draws(Iterator[Iterator[int]]):
         self._plan: EpochPlan | None = None
         self._asked = 0
         self._chunk: Iterator[int] = iter(())
+        self.untold = False
 
     @property
     def started(self) -> bool:

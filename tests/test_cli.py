@@ -1,5 +1,7 @@
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,26 @@ def test_the_installed_command_runs_the_demo(tmp_path):
     assert "FlowSampler" in finished.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["flowdata-demo"]
     assert (tmp_path / "flowdata-demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_index_writes_where_samples_lie_without_a_model(tmp_path, capsys):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"a-{shard}.tar", "w") as tar:
+            for sample in range(3):
+                member = tarfile.TarInfo(f"{sample}.txt")
+                member.size = 4
+                tar.addfile(member, io.BytesIO(b"text"))
+    output = tmp_path / "index.parquet"
+    assert main(["index", str(tmp_path / "a-{0..1}.tar"), "--output", str(output)]) == 0
+    assert "6 samples in 2 shards" in capsys.readouterr().out
+    index = flowdata.ShardIndex.load(output)
+    assert [index.key(row) for row in range(6)] == ["0", "1", "2"] * 2
+    assert index.lengths.tolist() == [(tmp_path / f"a-{n}.tar").stat().st_size for n in range(2)]
+    table = flowdata.LossTable.from_losses([1, 2, 3, 4, 5, 6], index=index)
+    table.save(tmp_path / "table.parquet")
+    again = flowdata.ShardIndex.load(tmp_path / "table.parquet")
+    assert again.offsets.tolist() == index.offsets.tolist()
+    assert main(["index", "pipe:true", "--output", str(output)]) == 1
+    assert "allow_pipe=True" in capsys.readouterr().err
+    assert main(["index", str(tmp_path / "none.tar"), "--output", str(output)]) == 1
+    assert "none.tar" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import webdataset as wds
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -45,6 +46,15 @@ def one_process_group(tmp_path):
     dist.destroy_process_group()
 
 
+def write_digit_shards(digits):
+    with wds.ShardWriter("digits-%02d.tar", maxcount=200, verbose=0) as shards:
+        for number, (image, label) in enumerate(
+            zip(digits.data[:900], digits.target, strict=False)
+        ):
+            image = (image / 16).astype("float32")
+            shards.write({"__key__": f"{number:04d}", "npy": image, "cls": int(label)})
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process_group")
 def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys, smollm2):
@@ -67,14 +77,16 @@ def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys,
             {"question": f"What is {n} plus {n}?", "answer": f" It is {n + n}."} for n in range(4)
         ],
     }
+    write_digit_shards(digits)
     trained = []
     for example in EXAMPLES:
         exec(compile(example, str(README), "exec"), names)
         if "loader = " in example:
-            assert train(names["model"], names["loader"]) == len(data)
+            assert train(names["model"], names["loader"]) == len(names["loader"].dataset)
             trained.append(type(names["loader"].dataset).__name__)
-    assert trained == ["TensorDataset", "TensorDataset", "FlowDataset"]
+    assert trained == ["TensorDataset", "TensorDataset", "FlowDataset", "FlowShards"]
     assert "effective sample size" in capsys.readouterr().out
+    assert 0 < sum(1 for _ in names["pipeline"]) < 2 * 900
     assert names["sampler"].state_dict()["position"] == 320
 
 

@@ -86,11 +86,14 @@ class ShardReader:
     ) -> list[memoryview]:
         views: list[memoryview] = []
         firsts = spans(offsets, sizes)
-        for first, last in zip(firsts, [*firsts[1:], offsets.size], strict=True):
-            start = int(offsets[first])
-            length = int(offsets[last - 1] + sizes[last - 1]) - start
-            content = memoryview(transport.read(start, length))
-            self.bytes_read += length
+        lasts = [*firsts[1:], offsets.size]
+        starts = offsets[firsts].tolist()
+        ends = (offsets + sizes)[np.array(lasts) - 1].tolist()
+        wanted = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
+        contents = transport.read(wanted)
+        for first, last, start, buffer in zip(firsts, lasts, starts, contents, strict=True):
+            content = memoryview(buffer)
+            self.bytes_read += len(content)
             for begin, size in zip(
                 (offsets[first:last] - start).tolist(), sizes[first:last].tolist(), strict=True
             ):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import get_worker_info
 
 from flowdata.errors import MismatchError
@@ -54,7 +54,8 @@ class resample:
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
     ) -> None:
-        self._index, weights = index_and_weights(table, weights)
+        index, weights = index_and_weights(table, weights)
+        self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
@@ -71,12 +72,11 @@ class resample:
         self._plan = self._plan.at_epoch(epoch)
         counts = self._plan.counts().astype(np.int32)
         self._plan = self._plan.at_epoch(epoch + 1)
-        bounds = self._index.bounds()
         url, times = "", {}
         for sample in samples:
             if sample["__url__"] != url:
                 url = sample["__url__"]
-                times = self._times(url, counts, bounds)
+                times = self._times(url, counts)
             key = sample["__key__"]
             if (count := times.get(key)) is None:
                 raise MismatchError(
@@ -86,11 +86,11 @@ class resample:
             for _ in range(count):
                 yield dict(sample)
 
-    def _times(self, url: str, counts: Any, bounds: Any) -> dict[str, int]:
+    def _times(self, url: str, counts: NDArray[np.int32]) -> dict[str, int]:
         """How often each key of a shard comes."""
-        shard = match(url, self._index.shards)
-        first, last = bounds[shard], bounds[shard + 1]
-        keys = self._index.keys[first:last].to_pylist()
+        shard = match(url, self._shards)
+        first, last = self._bounds[shard], self._bounds[shard + 1]
+        keys = self._keys[first:last].to_pylist()
         return dict(zip(keys, counts[first:last].tolist(), strict=True))
 
 

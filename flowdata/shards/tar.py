@@ -71,6 +71,9 @@ def parsed(content: memoryview, key: str, url: str) -> dict[str, Any]:
         ShardError: when the bytes are not that sample.
     """
     sample: dict[str, Any] = {"__key__": key, "__url__": url}
+    if _add_plain_members(sample, content, key):
+        return sample
+    sample = {"__key__": key, "__url__": url}
     stream = ForwardStream(io.BytesIO(content), url, largest=_LARGEST_HEADER)
     try:
         for member in _members(stream, url):
@@ -82,6 +85,32 @@ def parsed(content: memoryview, key: str, url: str) -> dict[str, Any]:
     if len(sample) == 2:
         raise _moved(url, key, "nothing lies there")
     return sample
+
+
+def _add_plain_members(sample: dict[str, Any], content: memoryview, key: str) -> bool:
+    """Add members if all of them are plain files with short names, as they mostly are.
+
+    tarfile takes four times as long, and is asked about everything that is not plain.
+    """
+    position = 0
+    while position < len(content):
+        header = content[position : position + _BLOCK].tobytes()
+        octal, check = header[124:136].strip(b" \0"), header[148:156].strip(b" \0")
+        if header[156:157] not in b"0\0" or not (octal.isdigit() and check.isdigit()):
+            return False
+        if int(check, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return False
+        name = header[:100].split(b"\0", 1)[0]
+        if header[257:263] == b"ustar\0" and header[345]:
+            name = header[345:500].split(b"\0", 1)[0] + b"/" + name
+        match = _MEMBER_NAME.match(name.decode("utf-8", "surrogateescape"))
+        start = position + _BLOCK
+        end = start + int(octal, 8)
+        if match is None or match[1] != key or end > len(content):
+            return False
+        sample[match[2].lower()] = content[start:end].tobytes()
+        position = start + -(-(end - start) // _BLOCK) * _BLOCK
+    return len(sample) > 2
 
 
 def _moved(url: str, key: str, found: str) -> ShardError:

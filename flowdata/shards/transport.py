@@ -1,25 +1,25 @@
-"""Where the bytes of a shard come from: local files, HTTP, fsspec, and pipes if allowed."""
+"""Where the bytes of a shard come from: local files, servers, and pipes if allowed."""
 
-import contextlib
-import functools
 import io
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from flowdata.errors import ShardError
 from flowdata.shards.forward import Readable
 from flowdata.shards.urls import PIPE, local_path, shown
 
 T = TypeVar("T")
+Span: TypeAlias = tuple[int, int]
+"""First byte and number of bytes."""
+Buffer: TypeAlias = bytes | memoryview
 
 _WAIT = 0.2
 _LONGEST_WAIT = 10.0
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,12 @@ class Transport(Protocol):
         """Bytes of the whole shard, None where they cannot be known."""
         ...
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly these bytes."""
+    def read(self, spans: Sequence[Span]) -> Iterable[Buffer]:
+        """Exactly these bytes, span by span.
+
+        Raises:
+            NoRangesError: by a server that knows no ranges; `ranged` is False from then on.
+        """
         ...
 
     def stream(self) -> Readable:
@@ -70,6 +74,14 @@ class Transport(Protocol):
 
 class NoRangesError(Exception):
     """A server that sends the whole shard when it is asked for a part."""
+
+
+class RefusedError(Exception):
+    """A server that answers that it does not give the content, now or ever."""
+
+    def __init__(self, reason: str, *, for_good: bool, wait: float) -> None:
+        super().__init__(reason)
+        self.for_good, self.wait = for_good, wait
 
 
 def connect(url: str, access: Access) -> Transport:
@@ -100,7 +112,9 @@ def connect(url: str, access: Access) -> Transport:
 def remote(url: str, access: Access) -> Transport:
     """The transport of a shard that is not on this machine."""
     if url.startswith(("http://", "https://")):
-        return _Http(url, access)
+        from flowdata.shards.http import HttpTransport
+
+        return HttpTransport(url, access)
     return _Fsspec(url, access)
 
 
@@ -124,138 +138,19 @@ class _Local:
     def length(self) -> int | None:
         return os.fstat(self._file.fileno()).st_size
 
-    def read(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        content = self._file.read(size) or b""
-        while len(content) < size and (more := self._file.read(size - len(content))):
-            content += more
-        return _whole(content, size, offset, str(self._path))
+    def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
+        for offset, size in spans:
+            self._file.seek(offset)
+            content = self._file.read(size) or b""
+            while len(content) < size and (more := self._file.read(size - len(content))):
+                content += more
+            yield whole(content, size, offset, str(self._path))
 
     def stream(self) -> Readable:
         return cast(Readable, self._path.open("rb"))
 
     def close(self) -> None:
         self._file.close()
-
-
-class _Http:
-    """A shard behind HTTP or HTTPS, by range requests where the server knows them."""
-
-    def __init__(self, url: str, access: Access) -> None:
-        self._url, self._access = url, access
-        self._length: int | None = None
-        self.ranged = True
-
-    def length(self) -> int | None:
-        if self._length is None:
-
-            def ask() -> None:
-                with self._answer({}, method="HEAD") as answer:
-                    size = answer.headers.get("Content-Length", "")
-                    self._length = int(size) if size.isdigit() else None
-
-            with contextlib.suppress(ShardError):
-                retrying(ask, self._url, self._access)
-        return self._length
-
-    def read(self, offset: int, size: int) -> bytes:
-        def fetch() -> bytes:
-            with self._answer({"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
-                if answer.status == 200:
-                    self.ranged = False
-                    raise NoRangesError
-                total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-                self._length = int(total) if total.isdigit() else self._length
-                content: bytes = answer.read(size)
-                return _whole(content, size, offset, shown(self._url))
-
-        return retrying(fetch, self._url, self._access)
-
-    def stream(self) -> Readable:
-        return _HttpStream(self._url, self._access, self._answer)
-
-    def close(self) -> None:
-        """Connections belong to the process."""
-
-    def _answer(self, headers: dict[str, str], *, method: str = "GET") -> "_Answer":
-        import urllib3
-
-        answer = _connections(os.getpid()).request(
-            method,
-            self._url,
-            headers={"Accept-Encoding": "identity"} | headers,
-            preload_content=False,
-            timeout=self._access.timeout,
-            retries=urllib3.Retry(total=5, connect=0, read=0, status=0, other=0, redirect=5),
-        )
-        if answer.status not in (200, 206):
-            answer.drain_conn()
-            answer.release_conn()
-            raise HttpStatusError(answer.status, answer.headers.get("Retry-After"))
-        return _Answer(answer)
-
-
-class HttpStatusError(Exception):
-    """An answer without content."""
-
-    def __init__(self, status: int, retry_after: str | None) -> None:
-        super().__init__(f"HTTP {status}")
-        self.status = status
-        self.wait = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-
-
-class _Answer:
-    """An answer whose connection goes back to the pool only if it was read to its end."""
-
-    def __init__(self, answer: Any) -> None:
-        self._answer = answer
-
-    def __enter__(self) -> Any:
-        return self._answer
-
-    def __exit__(self, *error: object) -> None:
-        if not self._answer.isclosed() and self._answer.length_remaining != 0:
-            self._answer.close()
-        self._answer.release_conn()
-
-
-class _HttpStream:
-    """A body that goes on where it was when the connection is lost."""
-
-    def __init__(self, url: str, access: Access, ask: Callable[[dict[str, str]], _Answer]) -> None:
-        self._url, self._access, self._ask = url, access, ask
-        self._position = 0
-        self._answer: _Answer | None = None
-
-    def read(self, size: int) -> bytes:
-        return retrying(lambda: self._read(size), self._url, self._access)
-
-    def _read(self, size: int) -> bytes:
-        try:
-            body = (self._answer or self._open()).__enter__()
-            content: bytes = body.read(size)
-        except BaseException:
-            self.close()
-            raise
-        self._position += len(content)
-        return content
-
-    def _open(self) -> _Answer:
-        start = {"Range": f"bytes={self._position}-"} if self._position else {}
-        self._answer = self._ask(start)
-        body = self._answer.__enter__()
-        behind = self._position if body.status == 200 else 0
-        while behind > 0:
-            skipped = body.read(min(behind, 1 << 20))
-            if not skipped:
-                raise EOFError("it ended before the byte where it was cut")
-            behind -= len(skipped)
-        return self._answer
-
-    def close(self) -> None:
-        if self._answer is not None:
-            self._answer.__exit__()
-            self._answer = None
 
 
 class _Fsspec:
@@ -276,10 +171,17 @@ class _Fsspec:
         size = retrying(lambda: self._files.size(self._path), self._url, self._access)
         return None if size is None else int(size)
 
-    def read(self, offset: int, size: int) -> bytes:
-        def fetch() -> bytes:
-            content: bytes = self._files.cat_file(self._path, start=offset, end=offset + size)
-            return _whole(content, size, offset, shown(self._url))
+    def read(self, spans: Sequence[Span]) -> list[Buffer]:
+        starts = [offset for offset, _ in spans]
+        ends = [offset + size for offset, size in spans]
+
+        def fetch() -> list[Buffer]:
+            # File systems that can, fetch these side by side.
+            contents = self._files.cat_ranges([self._path] * len(spans), starts, ends)
+            return [
+                whole(content, size, offset, shown(self._url))
+                for content, (offset, size) in zip(contents, spans, strict=True)
+            ]
 
         return retrying(fetch, self._url, self._access)
 
@@ -302,7 +204,7 @@ class _Pipe:
     def length(self) -> int | None:
         return None
 
-    def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002
+    def read(self, spans: Sequence[Span]) -> list[Buffer]:  # noqa: ARG002
         raise io.UnsupportedOperation("a pipe has no ranges")
 
     def stream(self) -> Readable:
@@ -345,9 +247,9 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
             return fetch()
         except (FileNotFoundError, PermissionError) as error:
             raise ShardError(f"there is no shard {shown(url)}, or it is not for you") from error
-        except HttpStatusError as error:
-            if error.status not in _AGAIN:
-                raise ShardError(f"{shown(url)}: HTTP {error.status}") from error
+        except RefusedError as error:
+            if error.for_good:
+                raise ShardError(f"{shown(url)}: {error}") from error
             failure, wait = cast(Exception, error), error.wait
         except (HTTPError, OSError, EOFError, TimeoutError) as error:
             failure = error
@@ -359,15 +261,12 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
     ) from failure
 
 
-@functools.cache
-def _connections(process: int) -> Any:  # noqa: ARG001
-    """The connection pools of this process: sockets must not be shared with a forked one."""
-    import urllib3
+def whole(content: bytes, size: int, offset: int, name: str) -> bytes:
+    """The content, if it is all of it.
 
-    return urllib3.PoolManager(maxsize=64)
-
-
-def _whole(content: bytes, size: int, offset: int, name: str) -> bytes:
+    Raises:
+        EOFError: for less.
+    """
     if len(content) != size:
         raise EOFError(f"{name} has {len(content):,} of {size:,} bytes from byte {offset:,} on")
     return content

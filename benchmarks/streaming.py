@@ -1,0 +1,479 @@
+#!/usr/bin/env python
+"""Streaming: FlowShards and resample against WebDataset, in speed, bytes and mixing."""
+
+import argparse
+import io
+import itertools
+import json
+import shlex
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import (
+    Figures,
+    Machine,
+    Reading,
+    Results,
+    Table,
+    Target,
+    Task,
+    anonymous_memory,
+    canvas,
+    horizontal_bars,
+    in_fresh_process,
+    number,
+    peak_memory,
+    quotient,
+    settle_memory,
+)
+from serving import serving
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from flowdata import FlowShards, FlowWeights, LossTable, ShardIndex, resample
+from flowdata.files import replacing
+
+OURS, STAGE, PLAIN, REJECTION = "FlowShards", "resample", "webdataset", "rejection"
+RESUME, MIXING, KEYS = "resume", "mixing", "keys"
+LOCAL, HTTP = "local", "http"
+METHODS = (OURS, STAGE, PLAIN, REJECTION)
+SHARDS, BATCH, BUFFER, ACCEPTED = 20, 64, 1000, 0.45
+
+HELP = """\
+Stream JPEG samples (crops of real photographs) from tar shards on the local disk and from a local
+HTTP server, decoded into batches, with 0 and 2 workers, each measurement in a process of its own.
+"""
+
+ABOUT = f"""\
+{SHARDS} shards of JPEG images of 400 x 300, crops of three photographs; weights of which the mean
+is {ACCEPTED} of the largest, so that this share of an epoch is drawn without repeats. Useful
+samples are those a training would see. Batches of {BATCH}, decoded to tensors.
+
+- FlowShards: window={BUFFER}, epoch_size="distinct".
+- resample: the stage, before .shuffle({BUFFER}) and .decode().
+- webdataset: unweighted, .shuffle({BUFFER}) and .decode(): all samples are useful.
+- rejection: the same, and after decoding a sample is kept with probability w / max w.
+"""
+
+
+def main() -> None:
+    """Measure one thing in this process, or everything in others."""
+    options = parser().parse_args()
+    if options.measure is not None:
+        method, workers, source = options.measure
+        print(json.dumps(measured(method, int(workers), source, options)))
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    machine = Machine.here()
+    with tempfile.TemporaryDirectory(dir=options.data) as folder:
+        write_shards(Path(folder), options.samples)
+        with serving(Path(folder)) as url:
+            results = Results(readings(options, folder, url))
+    goals = targets(results)
+    command = shlex.join(["python", "benchmarks/streaming.py", *sys.argv[1:]])
+    parts = [f"# Streaming\n\n`{command}`\n\n{machine}\n", ABOUT]
+    text = "\n".join(parts + [str(part) for part in tables(results, goals)])
+    print(text)
+    content = {
+        "command": command,
+        "machine": vars(machine),
+        "medians": results.medians(),
+        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
+    }
+    with replacing(options.output / "streaming.json") as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(options.output / "streaming.md") as path:
+        path.write_text(text)
+    with (
+        replacing(options.output / "streaming.png") as path,
+        canvas(path, rows=1, columns=2) as (_, axes),
+    ):
+        for part, source in zip(axes, (LOCAL, HTTP), strict=True):
+            title = f"{source}, 2 workers: useful samples/s"
+            speeds = [results.median(method, 2, f"{source} useful/s") or 0.0 for method in METHODS]
+            horizontal_bars(part, title, "samples/s", METHODS, speeds)
+
+
+def readings(options: argparse.Namespace, folder: str, url: str) -> Iterator[Reading]:
+    """All measurements, round after round, so that a slow minute meets all methods."""
+    tasks = [
+        Task(method, workers, source)
+        for source in (LOCAL, HTTP)
+        for workers in (0, 2)
+        for method in METHODS
+    ]
+    tasks += [Task(RESUME, 0, LOCAL), Task(RESUME, 0, HTTP), Task(MIXING, 0, LOCAL)]
+    tasks.append(Task(KEYS, options.keys, LOCAL))
+    where = ["--folder", folder, "--url", url, "--useful", str(options.useful)]
+    rounds = [(round_, task) for round_ in range(options.repeats) for task in tasks]
+    for round_, task in tqdm(rounds, unit="process"):
+        figures = in_fresh_process(Path(__file__), [*task.arguments, *where])
+        yield Reading(task, round_, figures)
+
+
+# The data.
+
+
+def write_shards(folder: Path, samples: int) -> None:
+    """Shards of samples with a JPEG and a class, and their loss table."""
+    images = jpegs(np.random.default_rng(0), 1000)
+    for shard in tqdm(range(SHARDS), desc="shards"):
+        with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
+            for sample in range(samples):
+                picture = images[(shard * 7919 + sample * 31) % len(images)]
+                for ext, data in (("jpg", picture), ("cls", str(sample % 10).encode())):
+                    member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    index = ShardIndex.of(urls_in(str(folder)), progress=False)
+    losses = losses_of_mean_weight(len(index))
+    LossTable.from_losses(losses, index=index).save(folder / "losses.parquet")
+
+
+def jpegs(random: np.random.Generator, count: int) -> list[bytes]:
+    """Crops of real photographs."""
+    import matplotlib
+    import sklearn.datasets
+    from PIL import Image
+
+    pictures = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
+    data = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    pictures.append(Image.open(data).convert("RGB"))
+    made = []
+    for place in range(count):
+        picture = pictures[place % len(pictures)]
+        width = int(random.integers(300, min(picture.width, picture.height * 4 // 3)))
+        height = width * 3 // 4
+        left = int(random.integers(0, picture.width - width + 1))
+        top = int(random.integers(0, picture.height - height + 1))
+        crop = picture.crop((left, top, left + width, top + height)).resize((400, 300))
+        file = io.BytesIO()
+        crop.save(file, format="JPEG", quality=92)
+        made.append(file.getvalue())
+    return made
+
+
+def losses_of_mean_weight(rows: int) -> np.ndarray[Any, Any]:
+    """Losses whose weights at temperature 1 are evenly spread, with mean 0.45 of the largest."""
+    weights = np.random.default_rng(1).beta(0.9, 1.1, rows)
+    weights /= weights.max()
+    return -np.log(np.clip(weights ** (np.log(ACCEPTED) / np.log(weights.mean())), 1e-12, 1))
+
+
+def urls_in(place: str) -> str:
+    """The shards below a folder or a server."""
+    return f"{place.rstrip('/')}/{{00..{SHARDS - 1:02d}}}.tar"
+
+
+# What a process measures.
+
+
+def measured(method: str, workers: int, source: str, options: argparse.Namespace) -> Figures:
+    """The figures of one method."""
+    if method == KEYS:
+        return keys(workers)
+    place = options.folder if source == LOCAL else options.url
+    table = LossTable.load(f"{options.folder}/losses.parquet")
+    weights = table.weights(temperature=1.0)
+    if method == MIXING:
+        return mixing(urls_in(place), table, weights)
+    if method == RESUME:
+        return resumed(urls_in(place), table, weights, source)
+    return speed(method, urls_in(place), table, weights, workers, source, options.useful)
+
+
+def pipeline(method: str, urls: str, table: LossTable, weights: FlowWeights) -> Any:
+    """What a user would iterate over, up to raw samples and, for rejection, beyond."""
+    import webdataset as wds
+
+    if method == OURS:
+        return FlowShards(
+            urls, table, weights, epoch_size="distinct", window=BUFFER, batch_size=BATCH
+        ).decode("torchrgb8")
+    dataset = wds.WebDataset(urls, shardshuffle=SHARDS, seed=0, empty_check=False)
+    if method == STAGE:
+        dataset = dataset.compose(resample(table, weights, epoch_size="distinct"))
+    dataset = dataset.shuffle(BUFFER).decode("torchrgb8")
+    if method == REJECTION:
+        index = table.index
+        assert index is not None
+        chances = dict(zip(index.keys.to_pylist(), weights.relative.tolist(), strict=True))
+        random = np.random.default_rng(0)
+        dataset = dataset.select(lambda sample: random.random() < chances[sample["__key__"]])
+    return dataset
+
+
+def speed(
+    method: str,
+    urls: str,
+    table: LossTable,
+    weights: FlowWeights,
+    workers: int,
+    source: str,
+    useful: int,
+) -> Figures:
+    """Useful samples per second, and seconds to the first."""
+    torch.set_num_threads(1)
+    list(itertools.islice(pipeline(method, urls, table, weights), 1))
+    started = time.perf_counter()
+    stream = pipeline(method, urls, table, weights)
+    loader = DataLoader(stream.to_tuple("jpg", "cls"), batch_size=BATCH, num_workers=workers)
+    batches = iter(loader)
+    seen = len(next(batches)[1])
+    first = time.perf_counter() - started
+    for _, labels in batches:
+        seen += len(labels)
+        if seen >= useful:
+            break
+    seconds = time.perf_counter() - started
+    figures = {
+        f"{source} useful/s": [seen / seconds],
+        f"{source} first batch, s": [first],
+    }
+    if method == OURS and workers == 0:
+        del batches, loader
+        figures |= bytes_of_an_epoch(urls, table, weights, source)
+    return figures
+
+
+def bytes_of_an_epoch(urls: str, table: LossTable, weights: FlowWeights, source: str) -> Figures:
+    """Bytes read in an epoch of raw samples, against those of the samples drawn."""
+    assert table.index is not None
+    stream = FlowShards(urls, table, weights, epoch_size="distinct", window=BUFFER)
+    counts = stream._source.progress._plan.counts()
+    owed = int(table.index.sizes[counts > 0].sum())
+    for _ in stream:
+        pass
+    return {f"{source} bytes read / owed": [stream._source.bytes_read / owed]}
+
+
+def resumed(urls: str, table: LossTable, weights: FlowWeights, source: str) -> Figures:
+    """Seconds from construction to the first raw sample, of an epoch and of its last tenth."""
+
+    def stream() -> FlowShards:
+        return FlowShards(urls, table, weights, epoch_size="distinct", window=BUFFER)
+
+    first = stream()
+    next(iter(first))
+    state = first.state_dict(position=len(first) * 9 // 10)
+
+    def start() -> None:
+        next(iter(stream()))
+
+    def resume() -> None:
+        again = stream()
+        again.load_state_dict(state)
+        next(iter(again))
+
+    seconds = {start: [], resume: []}  # type: ignore[var-annotated]
+    for _ in range(9):
+        for action, taken in seconds.items():
+            before = time.perf_counter()
+            action()
+            taken.append(time.perf_counter() - before)
+    return {f"{source} start, s": seconds[start], f"{source} resume, s": seconds[resume]}
+
+
+def mixing(urls: str, table: LossTable, weights: FlowWeights) -> Figures:
+    """How much of the order of the shards is left in the order of raw samples."""
+    import webdataset as wds
+
+    flow = FlowShards(urls, table, weights, epoch_size="distinct", window=BUFFER)
+    plain = wds.WebDataset(urls, shardshuffle=SHARDS, seed=0).shuffle(BUFFER)
+    figures = {}
+    for method, samples in ((OURS, flow), (PLAIN, plain)):
+        shards = [sample["__url__"] for sample in samples]
+        appeared = {url: place for place, url in enumerate(dict.fromkeys(shards))}
+        order = np.array([appeared[url] for url in shards])
+        batches = [len(set(batch)) for batch in batched(order.tolist(), BATCH)]
+        figures[f"{method} shards a batch"] = [float(np.mean(batches))]
+        figures[f"{method} correlation"] = [spearman(order, np.arange(order.size))]
+    return figures
+
+
+def batched(items: list[int], size: int) -> Iterator[list[int]]:
+    """Whole batches."""
+    for start in range(0, len(items) - size + 1, size):
+        yield items[start : start + size]
+
+
+def spearman(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    """Spearman's rank correlation."""
+    from scipy import stats
+
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def keys(rows: int) -> Figures:
+    """Microseconds that the resample stage takes for a raw sample, and its memory."""
+    import pyarrow as pa
+
+    shards = 100
+    names = [f"{row:09d}" for row in range(rows)]
+    shard = np.repeat(np.arange(shards, dtype=np.int32), rows // shards)
+    places = np.arange(rows, dtype=np.int64) * 1024
+    index = ShardIndex(
+        tuple(f"{number:03d}.tar" for number in range(shards)),
+        shard,
+        pa.array(names, type=pa.large_string()),
+        places,
+        np.full(rows, 1024),
+        np.full(shards, -1),
+        np.zeros(shards, dtype=np.bool_),
+    )
+    raw = [
+        {"__url__": f"/data/{number:03d}.tar", "__key__": name, "jpg": b""}
+        for number, name in zip(shard.tolist(), names, strict=True)
+    ]
+    losses = np.random.default_rng(0).gamma(2, size=rows)
+    with tempfile.TemporaryDirectory() as folder:
+        LossTable.from_losses(losses, index=index).save(f"{folder}/table.parquet")
+        del index, losses
+        settle_memory(1 << 20)
+        resident = anonymous_memory()
+        stage = resample(LossTable.load(f"{folder}/table.parquet"), epoch_size=ACCEPTED)
+        before = settle_memory(1 << 20)
+        exhaust(stage(raw[:1]))
+        settle_memory(1 << 20)
+        held = anonymous_memory() - resident
+    seconds = timed(lambda: exhaust(stage(raw)))
+    nothing = timed(lambda: exhaust(iter(raw)))
+    return {
+        "us a sample": [(seconds - nothing) / rows * 1e6],
+        "bytes a key": [held / rows],
+        "peak bytes a key": [(peak_memory() - before) / rows],
+    }
+
+
+def exhaust(items: Iterable[Any]) -> None:
+    """Iterate over everything."""
+    for _ in items:
+        pass
+
+
+def timed(action: Callable[[], None]) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+# What becomes of it.
+
+
+def targets(results: Results) -> list[Target]:
+    """What FlowShards and resample have to keep."""
+
+    def ratio(above: str, below: str, workers: int, source: str) -> float | None:
+        name = f"{source} useful/s"
+        return quotient(results.median(above, workers, name), results.median(below, workers, name))
+
+    goals = []
+    for source in (LOCAL, HTTP):
+        for workers in (0, 2):
+            where = f"{source}, {workers} workers"
+            goals += [
+                Target(f"webdataset / ours, {where}", 1.0, ratio(PLAIN, OURS, workers, source)),
+                Target(
+                    f"rejection / ours, {where}", 1 / 1.8, ratio(REJECTION, OURS, workers, source)
+                ),
+            ]
+        read = results.median(OURS, 0, f"{source} bytes read / owed")
+        goals.append(Target(f"bytes read / owed, {source}", 1.15, read))
+        start = results.median(RESUME, 0, f"{source} start, s")
+        resume = results.median(RESUME, 0, f"{source} resume, s")
+        goals.append(Target(f"resume at 90 % / start, {source}", 2.0, quotient(resume, start)))
+    mixed = {
+        (method, figure): results.median(MIXING, 0, f"{method} {figure}")
+        for method in (OURS, PLAIN)
+        for figure in ("shards a batch", "correlation")
+    }
+    shards = quotient(mixed[PLAIN, "shards a batch"], mixed[OURS, "shards a batch"])
+    order = quotient(mixed[OURS, "correlation"], mixed[PLAIN, "correlation"])
+    goals.append(Target("shards a batch, webdataset / ours", 1.0, shards))
+    goals.append(Target("correlation, ours / webdataset", 1.0, order))
+    for rows in results.sizes("bytes a key"):
+        held = results.median(KEYS, rows, "bytes a key")
+        goals.append(Target(f"resample, bytes a key of {rows:,}", 40.0, held))
+    return goals
+
+
+def tables(results: Results, goals: list[Target]) -> list[Table]:
+    """The results as tables."""
+    made = []
+    for source in (LOCAL, HTTP):
+        rows = [
+            [
+                method,
+                *(
+                    number(results.median(method, workers, f"{source} {figure}"))
+                    for workers in (0, 2)
+                    for figure in ("useful/s", "first batch, s")
+                ),
+            ]
+            for method in METHODS
+        ]
+        header = ["", "useful/s", "first batch, s", "useful/s, 2 workers", "first batch, s"]
+        made.append(Table(f"Shards from {source}", header, rows))
+    rows = [
+        [source, *(number(results.median(RESUME, 0, f"{source} {what}, s")) for what in both)]
+        for source in (LOCAL, HTTP)
+        for both in [("start", "resume")]
+    ]
+    made.append(Table("Seconds to the first raw sample", ["", "start", "resume at 90 %"], rows))
+    rows = [
+        [
+            method,
+            number(results.median(MIXING, 0, f"{method} shards a batch")),
+            number(results.median(MIXING, 0, f"{method} correlation")),
+        ]
+        for method in (OURS, PLAIN)
+    ]
+    header = ["", f"shards in a batch of {BATCH}", "rank correlation with shard order"]
+    made.append(Table(f"Mixing with {BUFFER} samples in memory", header, rows))
+    rows = [
+        [
+            f"{size:,}",
+            *(
+                number(results.median(KEYS, size, figure))
+                for figure in ("us a sample", "bytes a key", "peak bytes a key")
+            ),
+        ]
+        for size in results.sizes("us a sample")
+    ]
+    header = ["keys", "us a raw sample", "bytes a key", "peak bytes a key"]
+    note = "Bytes a key above the table, which is mapped from its file; peak in a pass above that."
+    made.append(Table("The resample stage", header, rows, note))
+    rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
+    made.append(Table("Targets", ["", "limit", "measured", ""], rows))
+    return made
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--samples", type=int, default=1000, help="samples a shard (default 1000)")
+    made.add_argument("--useful", type=int, default=6000, help="samples timed (default 6000)")
+    made.add_argument("--keys", type=int, default=1_000_000, help="rows of the stage's table")
+    made.add_argument("--repeats", type=int, default=1, help="rounds (default 1)")
+    made.add_argument("--data", type=Path, help="where the shards go, 1 GB for a while")
+    made.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
+    )
+    for hidden in ("--folder", "--url"):
+        made.add_argument(hidden, help=argparse.SUPPRESS)
+    made.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -336,6 +336,9 @@ def keys(rows: int) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         LossTable.from_losses(losses, index=index).save(f"{folder}/table.parquet")
         del index, losses
+        # What libraries take once is not a matter of keys.
+        LossTable.load(f"{folder}/table.parquet").weights()
+        pa.default_memory_pool().release_unused()
         settle_memory(1 << 20)
         resident = anonymous_memory()
         stage = resample(LossTable.load(f"{folder}/table.parquet"), epoch_size=ACCEPTED)

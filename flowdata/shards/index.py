@@ -75,7 +75,7 @@ class ShardIndex:
         return cls(
             names,
             np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-            pa.concat_arrays([part.keys for part in parts]),
+            _compact(pa.concat_arrays([part.keys for part in parts])),
             offsets,
             sizes,
             np.array([part.length for part in parts], dtype=np.int64),
@@ -166,7 +166,7 @@ class ShardIndex:
         index = cls(
             shards,
             names.indices.to_numpy(),
-            columns["key"].combine_chunks(),
+            _compact(columns["key"].combine_chunks()),
             columns["offset"].to_numpy(),
             columns["size"].to_numpy(),
             np.array(known.get("lengths", [-1] * len(shards)), dtype=np.int64),
@@ -192,6 +192,13 @@ class ShardIndex:
                 "the places of the samples contradict each other: rows of a shard must follow one "
                 "another without overlap, inside the shard; index or score the shards again"
             )
+
+
+def _compact(keys: Any) -> Any:
+    """Keys with offsets of 4 bytes, where they are below 2 GB together."""
+    import pyarrow as pa
+
+    return keys.cast(pa.string() if keys.nbytes < 1 << 31 else pa.large_string())
 
 
 @dataclass(frozen=True)

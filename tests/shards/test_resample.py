@@ -85,6 +85,15 @@ def test_copies_are_dicts_of_their_own(urls, table):
     assert samples[1]["txt"] == b"0/0"
 
 
+def test_copies_do_not_come_out_side_by_side_after_a_shuffle(urls, table):
+    stage = resample(table.index, np.ones(len(table)), epoch_size=3.0)
+    drawn = [name_of(sample) for sample in pipeline(urls, stage).shuffle(300, initial=300)]
+    adjacent = sum(first == second for first, second in zip(drawn, drawn[1:], strict=False))
+    # In a random order of 3 copies each, 2 of 993 are expected.
+    assert len(drawn) == 993
+    assert adjacent < 25
+
+
 def test_long_run_frequencies_follow_the_weights(urls, table):
     """Chi-square of 150 epochs of 30 multinomial draws, false alarms below 1e-6."""
     dataset = pipeline(urls, resample(table, epoch_size=30, scheme="multinomial", seed=2))

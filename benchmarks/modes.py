@@ -1,0 +1,323 @@
+#!/usr/bin/env python
+"""Modes: resampling against reweighting, at equal steps and at equal compute, and their noise."""
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from assets import fashion_mnist, mnist_digits, mnist_network
+from measure import Machine, Table, Target, canvas, number
+from methods import (
+    DISTINCT,
+    FLOW,
+    HALF,
+    MULTINOMIAL,
+    NORMALIZED,
+    REWEIGHTED,
+    Tuning,
+    accuracy,
+    loader_of,
+    seeds_of,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+from vision import TURNED, WRONG_CLOTHES, Task, make_task
+
+from flowdata import EpochPlan, FlowWeights
+from flowdata.files import replacing
+
+TASKS = (TURNED, WRONG_CLOTHES)
+MODES = (FLOW, MULTINOMIAL, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
+RATES = {"SGD": 0.01, "AdamW": 0.0005}
+BATCH = 50
+STRATIFIED = "FLOW, stratified"
+QUANTILES = 5
+
+HELP = """\
+Fine-tune with one loop and six loaders that draw by weight, weight the loss, or do half of each;
+look at what is kept and learned after every epoch, and at the noise of a batch's gradient.
+"""
+
+ABOUT = """\
+The tasks of vision.md. Every mode has the same learning rate (SGD 0.01 with momentum 0.9, AdamW
+0.0005), batches of 50 and number of epochs; nothing was tuned. "kept" and "learned" are accuracies
+in percent on the old and the new task.
+
+- Of the same expected gradient at the same rate: FLOW (systematic draws), multinomial draws,
+  reweighting by weights of mean 1, and alpha 0.5 (half of each).
+- Of the same expected step an epoch, in fewer samples: "distinct" epochs against reweighting by the
+  weights as they are (times 1 / max w).
+"""
+
+
+def main() -> None:
+    """Run everything, write."""
+    options = parser().parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    for fetched in (mnist_digits, fashion_mnist, mnist_network):
+        fetched()
+    jobs = [(task, seed, options.epochs) for seed in seeds_of(options.seeds) for task in TASKS]
+    noise_jobs = [(task, seed, options.batches) for seed in seeds_of(3) for task in TASKS]
+    pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
+    with pool:
+        curves = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
+        noises = list(tqdm(pool.map(noise, noise_jobs), desc="noise", total=len(noise_jobs)))
+    by_task = {
+        task: [found for job, found in zip(jobs, curves, strict=True) if job[0] == task]
+        for task in TASKS
+    }
+    noise_by_task = {
+        task: [found for job, found in zip(noise_jobs, noises, strict=True) if job[0] == task]
+        for task in TASKS
+    }
+    write(options, by_task, noise_by_task)
+
+
+# What is measured.
+
+Curve = list[tuple[int, int, float, float]]
+"""After each epoch: steps, samples, kept, learned."""
+
+
+def run_all(job: tuple[str, int, int]) -> dict[str, Curve]:
+    """Curves of all modes and optimizers on one task and seed."""
+    name, seed, epochs = job
+    task = make_task(name, seed)
+    return {
+        f"{optimizer}: {mode}": curve(task, mode, optimizer, epochs, seed)
+        for optimizer in RATES
+        for mode in MODES
+    }
+
+
+def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curve:
+    """What one training keeps and learns, epoch by epoch."""
+    torch.manual_seed(seed)
+    model = copy.deepcopy(task.start)
+    rate, parameters = RATES[optimizer], model.parameters()
+    stepping: torch.optim.Optimizer = (
+        torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+        if optimizer == "SGD"
+        else torch.optim.AdamW(parameters, lr=rate)
+    )
+    loader = loader_of(mode, Tuning(task.data, task.weights, epochs, BATCH), seed)
+    steps = samples = 0
+    points = []
+    for _ in range(epochs):
+        model.train()
+        for inputs, targets in loader:
+            stepping.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            stepping.step()
+            steps, samples = steps + 1, samples + len(inputs)
+        learned = accuracy(model, task.new).mean().item()
+        old = copy.deepcopy(model)
+        if task.old_head is not None:
+            old.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
+        points.append((steps, samples, accuracy(old, task.old).mean().item(), learned))
+    return points
+
+
+def noise(job: tuple[str, int, int]) -> dict[str, float]:
+    """Mean squared error of a batch's gradient at theta*, over the squared full gradient."""
+    name, seed, batches = job
+    task = make_task(name, seed)
+    model, data, weights = task.start.eval(), task.data, task.weights
+    probabilities = torch.from_numpy(weights.values / weights.values.sum())
+    full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
+    found = {}
+    for mode in (NORMALIZED, HALF, MULTINOMIAL, FLOW, STRATIFIED):
+        errors = [
+            (gradient(model, data, rows, scale) - full).square().sum()
+            for rows, scale in batches_of(mode, task, weights, seed, batches)
+        ]
+        found[mode] = float(torch.stack(errors).mean() / full.square().sum())
+    return found
+
+
+def batches_of(
+    mode: str, task: Task, weights: FlowWeights, seed: int, batches: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(rows, loss weights) of batches of a mode, whose mean gradient is that of FLOW."""
+    if mode == STRATIFIED:
+        yield from stratified(task, weights, seed, batches)
+        return
+    scheme: Any = "multinomial" if mode == MULTINOMIAL else "systematic"
+    alpha = {NORMALIZED: 0.0, HALF: 0.5}.get(mode, 1.0)
+    residual = torch.from_numpy(weights.residual(alpha))
+    plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha)
+    while batches > 0:
+        rows = torch.from_numpy(plan[:])
+        for part in rows.split(BATCH)[: min(batches, len(rows) // BATCH)]:
+            yield part, residual[part]
+            batches -= 1
+        plan = plan.at_epoch(plan.epoch + 1)
+
+
+def stratified(
+    task: Task, weights: FlowWeights, seed: int, batches: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of systematic draws over rows in the order of label and loss."""
+    random = np.random.default_rng(seed)
+    labels = task.data.tensors[1].numpy()
+    ranks = (-weights.values).argsort().argsort() * QUANTILES // len(labels)
+    share = weights.values / weights.values.sum()
+    ones = torch.ones(BATCH, dtype=torch.float64)
+    for _ in range(batches):
+        order = np.lexsort((random.random(len(labels)), ranks, labels))
+        points = (np.arange(BATCH) + random.random()) / BATCH
+        places = np.searchsorted(np.cumsum(share[order]), points)
+        yield torch.from_numpy(order[np.minimum(places, len(labels) - 1)]), ones
+
+
+def gradient(model: nn.Module, data: TensorDataset, rows: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of the mean of weighted losses, as one vector."""
+    model.zero_grad()
+    inputs, targets = data.tensors
+    for part, weight in zip(rows.split(250), scale.split(250), strict=True):
+        losses = F.cross_entropy(model(inputs[part]), targets[part], reduction="none")
+        ((losses * weight.float()).sum() / len(rows)).backward()
+    parts = [
+        parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None
+    ]
+    return torch.cat(parts).clone()
+
+
+# What becomes of it.
+
+
+def write(
+    options: argparse.Namespace,
+    curves: dict[str, list[dict[str, Curve]]],
+    noises: dict[str, list[dict[str, float]]],
+) -> None:
+    """Tables, JSON and a figure."""
+    machine = Machine.here()
+    command = shlex.join(["python", "benchmarks/modes.py", *sys.argv[1:]])
+    goals = [goal for task in TASKS for goal in targets(task, curves[task], noises[task])]
+    rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
+    parts = [f"# Modes\n\n`{command}`\n\n{machine}\n", ABOUT]
+    parts += [str(table_of(task, runs)) for task, runs in curves.items()]
+    parts.append(str(noise_table(noises)))
+    parts.append(str(Table("Targets", ["", "limit", "measured", ""], rows)))
+    text = "\n".join(parts)
+    print(text)
+    content = {
+        "command": command,
+        "machine": vars(machine),
+        "curves": curves,
+        "noise": noises,
+        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
+    }
+    with replacing(options.output / "modes.json") as path:
+        path.write_text(json.dumps(content) + "\n")
+    with replacing(options.output / "modes.md") as path:
+        path.write_text(text)
+    with replacing(options.output / "modes.png") as path:
+        draw(curves, path)
+
+
+def table_of(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
+    """The last points of all modes."""
+    rows = []
+    for name in runs[0]:
+        last = np.array([run[name][-1] for run in runs])
+        steps, samples, kept, learned = last.mean(axis=0)
+        _, _, kept_spread, learned_spread = last.std(axis=0, ddof=min(1, len(runs) - 1))
+        rows.append(
+            [
+                name,
+                f"{steps:,.0f}",
+                f"{samples:,.0f}",
+                f"{kept:.1f} ± {kept_spread:.1f}",
+                f"{learned:.1f} ± {learned_spread:.1f}",
+            ]
+        )
+    return Table(f"{task} ({len(runs)} seeds)", ["", "steps", "samples", "kept", "learned"], rows)
+
+
+def noise_table(noises: dict[str, list[dict[str, float]]]) -> Table:
+    """Noise of a batch's gradient."""
+    rows = [
+        [mode, *(f"{np.mean([run[mode] for run in noises[task]]):.3f}" for task in TASKS)]
+        for mode in noises[TASKS[0]][0]
+    ]
+    note = (
+        "Mean squared error of the gradient of a batch of 50 at theta*, over the squared gradient "
+        "of all samples. Stratified: systematic draws for each batch, over rows sorted by label "
+        f"and {QUANTILES} quantiles of the loss."
+    )
+    return Table("Noise of a batch's gradient", ["", *TASKS], rows, note)
+
+
+def targets(
+    task: str, runs: Sequence[dict[str, Curve]], noises: Sequence[dict[str, float]]
+) -> list[Target]:
+    """Where modes shall agree, in points of accuracy."""
+
+    def apart(first: str, second: str, place: int) -> float:
+        """Mean paired difference of the last points."""
+        return abs(float(np.mean([run[first][-1][place] - run[second][-1][place] for run in runs])))
+
+    def noise_of(mode: str) -> float:
+        return float(np.mean([run[mode] for run in noises]))
+
+    made = []
+    for place, what in ((2, "kept"), (3, "learned")):
+        pair = f"SGD: {FLOW}", f"SGD: {NORMALIZED}"
+        made.append(
+            Target(f"{task}: FLOW, reweighted to mean 1: {what}, apart", 2.0, apart(*pair, place))
+        )
+        pair = f"SGD: {DISTINCT}", f"SGD: {REWEIGHTED}"
+        made.append(
+            Target(f"{task}: distinct, reweighted: {what}, apart", 2.0, apart(*pair, place))
+        )
+    steps = [run[f"SGD: {DISTINCT}"][-1][0] / run[f"SGD: {REWEIGHTED}"][-1][0] for run in runs]
+    made.append(Target(f"{task}: steps, distinct / reweighted", 0.6, float(np.mean(steps))))
+    ratio = noise_of(STRATIFIED) / noise_of(FLOW)
+    made.append(Target(f"{task}: noise, stratified / FLOW", 0.85, ratio))
+    return made
+
+
+def draw(curves: dict[str, list[dict[str, Curve]]], path: Path) -> None:
+    """Kept and learned over the samples that were processed."""
+    with canvas(path, rows=2, columns=len(curves)) as (_, axes):
+        for column, (task, runs) in enumerate(curves.items()):
+            for row, (place, what) in enumerate(((2, "kept"), (3, "learned"))):
+                part = axes[row][column]
+                for mode in MODES:
+                    points = np.mean([run[f"SGD: {mode}"] for run in runs], axis=0)
+                    part.plot(points[:, 1], points[:, place], ".-", label=mode)
+                part.set(title=f"{task}: {what}", xlabel="samples processed (SGD)", ylabel="%")
+                part.grid(True)
+        axes[0][0].legend(fontsize=7)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--seeds", type=int, default=10, help="default 10")
+    made.add_argument("--epochs", type=int, default=5, help="default 5")
+    made.add_argument("--batches", type=int, default=300, help="for the noise (default 300)")
+    made.add_argument("--processes", type=int, default=2, help="default 2")
+    made.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
+    )
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -112,14 +112,18 @@ class HttpTransport:
     def _answer(self, headers: dict[str, str], *, method: str = "GET") -> "_Answer":
         import urllib3
 
-        answer = _connections(os.getpid()).request(
-            method,
-            self._url,
-            headers={"Accept-Encoding": "identity"} | headers,
-            preload_content=False,
-            timeout=self._access.timeout,
-            retries=urllib3.Retry(total=5, connect=0, read=0, status=0, other=0, redirect=5),
-        )
+        try:
+            answer = _connections(os.getpid()).request(
+                method,
+                self._url,
+                headers={"Accept-Encoding": "identity"} | headers,
+                preload_content=False,
+                timeout=self._access.timeout,
+                retries=urllib3.Retry(total=5, connect=0, read=0, status=0, other=0, redirect=5),
+            )
+        except urllib3.exceptions.MaxRetryError as error:
+            # Its message has the whole URL, and with it what may be a secret.
+            raise error.reason or EOFError("no answer") from None
         if answer.status not in (200, 206):
             answer.drain_conn()
             answer.release_conn()

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ from tqdm.auto import tqdm
 
 from flowdata.errors import ShardError, TableFileError
 from flowdata.files import replacing
-from flowdata.shards.forward import decompressed
+from flowdata.shards.forward import BROKEN, Readable, decompressed
 from flowdata.shards.reader import Place
 from flowdata.shards.tar import TarSample, walk
-from flowdata.shards.transport import Access, connect
+from flowdata.shards.transport import Access, connect, is_remote
 from flowdata.shards.urls import Urls, expanded, shard_names, shown
 
 METADATA_KEY = b"flowdata.shards"
+_AT_ONCE = 8
 _COLUMNS = ("shard", "key", "offset", "size")
 
 
@@ -58,11 +61,19 @@ class ShardIndex:
             ShardError: for no shards or samples, a shard that cannot be read, a key twice in one.
         """
         every = expanded(urls)
-        parts = [
-            _indexed(url, access or Access())
-            for url in tqdm(every, desc="indexing", unit="shards", disable=not progress)
-        ]
-        return cls._joined(shard_names(every), parts)
+        names = shard_names(every)
+        # Headers of local shards keep a processor busy, servers keep it waiting.
+        threads = _AT_ONCE if any(map(is_remote, every)) else 1
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(partial(_indexed, access=access or Access()), every)
+            bar = tqdm(
+                parts, desc="indexing", unit="shards", total=len(every), disable=not progress
+            )
+            try:
+                return cls._joined(names, list(bar))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     @classmethod
     def _joined(cls, names: tuple[str, ...], parts: Sequence["_Part"]) -> "ShardIndex":
@@ -222,6 +233,8 @@ def _indexed(url: str, access: Access) -> _Part:
         for sample in _once(walk(content, name), name):
             keys.append(sample.key)
             places.append((sample.offset, sample.size))
+        if compressed:
+            _read_to_the_end(content, name)
         length = transport.length()
     finally:
         raw.close()
@@ -232,6 +245,15 @@ def _indexed(url: str, access: Access) -> _Part:
         -1 if length is None else length,
         compressed,
     )
+
+
+def _read_to_the_end(content: Readable, name: str) -> None:
+    """Let the decompressor come to its checksum."""
+    try:
+        while content.read(1 << 20):
+            pass
+    except BROKEN as error:
+        raise ShardError(f"{name} is corrupt: {error}; copy it again") from error
 
 
 def _once(samples: Iterator[TarSample], name: str) -> Iterator[TarSample]:

@@ -18,6 +18,13 @@ from flowdata.errors import (
 from flowdata.losses import LossTable
 from flowdata.plan import EpochPlan
 from flowdata.provenance import Provenance
+from flowdata.reweight import (
+    UnweightedLossError,
+    WeightedTarget,
+    register_loss,
+    reweighting_loader,
+    weighted_mean,
+)
 from flowdata.sampler import DistributedFlowSampler, FlowSampler
 from flowdata.scoring import CausalLM, linear_probe, score
 from flowdata.shards import Access, ShardIndex, ShardRows
@@ -48,10 +55,15 @@ __all__ = [
     "ShardIndex",
     "ShardRows",
     "TableFileError",
+    "UnweightedLossError",
     "WeightSummary",
+    "WeightedTarget",
     "linear_probe",
+    "register_loss",
     "resample",
+    "reweighting_loader",
     "score",
+    "weighted_mean",
 ]
 
 # What needs webdataset, which takes longer to import than all the rest.

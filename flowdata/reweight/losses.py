@@ -1,0 +1,182 @@
+"""The losses of torch.nn.functional with weighted targets, and those of users."""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+from torch.nn import functional as F
+
+from flowdata.reweight.target import (
+    LOSSES,
+    Function,
+    WeightedTarget,
+    plain,
+    targets_in,
+    unweighted,
+)
+
+Denominator = Callable[[Tensor, dict[str, Any]], Any]
+
+
+def register_loss(function: Function, handler: Callable[..., Any]) -> None:
+    """Teach WeightedTarget a loss of yours.
+
+    Where ``function`` is called with a WeightedTarget, ``handler`` is called instead: with the
+    same arguments, but the plain target, and ``weights=``, a tensor of the target's shape. It
+    returns the loss. The function must ask for it, as torch's own do
+    (``torch.overrides.handle_torch_function``), or be wrapped by `weighable`.
+
+    A fused linear cross-entropy kernel (Liger's, say) never makes the losses of single tokens.
+    Its handler has to take the unfused way, ``F.cross_entropy(hidden @ weight.T, target,
+    reduction="none")``, or a variant of the kernel with ``reduction="none"``.
+
+    >>> def squared(predicted, target):
+    ...     return (predicted - target).square().mean()
+    >>> squared = weighable(squared)
+    >>> register_loss(squared, lambda predicted, target, *, weights: (
+    ...     (predicted - target).square() * weights).mean())
+    >>> target = WeightedTarget(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.5]))
+    >>> squared(torch.zeros(2), target).item()
+    1.0
+    """
+
+    def handle(_: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        [target] = targets_in((args, kwargs))
+        target.ledger.consumed = True
+        return handler(*plain(args), **plain(kwargs), weights=target.weights)
+
+    LOSSES[function] = handle
+
+
+def weighable(function: Function) -> Function:
+    """A function that asks WeightedTarget what to do, as those of torch do."""
+
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        if targets_in((args, kwargs)) and asking in LOSSES:
+            return LOSSES[asking](asking, args, kwargs)
+        return function(*args, **kwargs)
+
+    return asking
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """``sum(weights * losses) / number of losses``: for loops that one may edit.
+
+    Args:
+        losses: with ``reduction="none"``, shape (B, ...).
+        weights: shape (B, ...), the leading dimensions of the losses.
+    """
+    return (losses * _fitted(weights, losses)).sum() / losses.numel()
+
+
+def _fitted(weights: Tensor, losses: Tensor) -> Tensor:
+    trailing = (1,) * (losses.ndim - weights.ndim)
+    return weights.reshape(weights.shape + trailing).to(losses.device, losses.dtype)
+
+
+def _weighted(
+    func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], divide_by: Denominator
+) -> Any:
+    """``reduction="none"``, times weights, reduced as asked."""
+    bound = _signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    reduction = options["reduction"]
+    if options.get("size_average") is not None or options.get("reduce") is not None:
+        reduction = _reduction.legacy_get_string(options["size_average"], options["reduce"])
+        options |= {"size_average": None, "reduce": None}
+    target = options["target"]
+    if not isinstance(target, WeightedTarget) and func in _SYMMETRIC:
+        target = options["input"]
+    if not isinstance(target, WeightedTarget):
+        return unweighted(func, args, kwargs)
+    if reduction not in ("none", "sum", "mean", "batchmean"):
+        return unweighted(func, args, kwargs)
+    options = plain(options)
+    losses = func(**options | {"reduction": "none"})
+    weights = _of_losses(target.weights, losses)
+    target.ledger.consumed = True
+    weighted = losses * weights.to(losses.device, losses.dtype)
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    if reduction == "batchmean":
+        return weighted.sum() / options["input"].shape[0]
+    return weighted.sum() / divide_by(losses, options)
+
+
+def _of_losses(weights: Tensor, losses: Tensor) -> Tensor:
+    """Weights of the target's elements as those of losses, which may have no class dimension.
+
+    Raises:
+        ValueError: for weights that differ between the classes of a sample.
+    """
+    if weights.shape == losses.shape:
+        return weights
+    if weights.ndim == losses.ndim + 1:
+        dimension = 1 if losses.ndim else 0
+        first = weights.select(dimension, 0)
+        if first.shape == losses.shape:
+            if not torch.equal(weights, first.unsqueeze(dimension).expand_as(weights)):
+                raise ValueError(
+                    "this loss has one value for all classes of a sample, but their weights differ"
+                )
+            return first
+    return torch.broadcast_to(weights, losses.shape)
+
+
+@cache
+def _signature(func: Function) -> inspect.Signature:
+    return inspect.signature(func)
+
+
+def _count(losses: Tensor, _: dict[str, Any]) -> int:
+    return losses.numel()
+
+
+def _weight_sum(losses: Tensor, options: dict[str, Any]) -> Any:
+    """Where the loss has element weights of its own, its mean divides by their sum."""
+    own = options.get("weight")
+    return losses.numel() if own is None else own.expand_as(losses).sum()
+
+
+def _class_weights(losses: Tensor, options: dict[str, Any]) -> Any:
+    """What cross-entropy divides by: the class weights of what is not ignored."""
+    target = options["target"]
+    if target.is_floating_point():
+        return losses.numel()
+    counted = target != options["ignore_index"]
+    if options["weight"] is None:
+        return counted.sum()
+    return options["weight"][target[counted]].sum()
+
+
+_SYMMETRIC = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss}
+
+for _names, _denominator in (
+    (("cross_entropy", "nll_loss"), _class_weights),
+    (("mse_loss", "l1_loss", "huber_loss"), _weight_sum),
+    (
+        """smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
+        poisson_nll_loss gaussian_nll_loss soft_margin_loss multi_margin_loss
+        multilabel_margin_loss multilabel_soft_margin_loss hinge_embedding_loss
+        margin_ranking_loss cosine_embedding_loss""".split(),
+        _count,
+    ),
+):
+    for _name in _names:
+
+        def _handle(
+            func: Function,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            divide_by: Denominator = _denominator,
+        ) -> Any:
+            return _weighted(func, args, kwargs, divide_by)
+
+        LOSSES[getattr(F, _name)] = _handle

@@ -1,0 +1,224 @@
+"""Batches with weighted targets, of all kinds of data sets, in unchanged loops."""
+
+import copy
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import flowdata
+from flowdata import EpochPlan, FlowWeights, LossTable, MismatchError
+from flowdata.reweight import WeightedTarget, plain, reweight, reweighting_loader
+from flowdata.reweight.target import Ledger
+
+ROWS = 24
+Pair = namedtuple("Pair", "image label")
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    monkeypatch.setattr(Ledger, "_warned", True)
+
+
+@pytest.fixture
+def losses():
+    return np.random.default_rng(0).gamma(2, size=ROWS)
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(
+        torch.randn(ROWS, 5, generator=generator),
+        torch.randint(0, 3, (ROWS,), generator=generator),
+    )
+
+
+def train(model, loader, epochs=2):
+    """An ordinary loop that knows of no weights."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(epochs):
+        for inputs, targets in loader:
+            loss = F.cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def train_by_hand(model, data, weights, batch_size, epochs=2):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    inputs, targets = data.tensors
+    for _ in range(epochs):
+        for rows in torch.arange(ROWS).split(batch_size):
+            losses = F.cross_entropy(model(inputs[rows]), targets[rows], reduction="none")
+            loss = (losses * weights[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("normalize", ["mean", None, "max", "sum"])
+def test_an_unchanged_loop_trains_as_a_hand_written_weighted_loss(data, losses, normalize, workers):
+    weights = FlowWeights.from_losses(losses)
+    expected = (
+        weights.values
+        / {
+            "mean": weights.values.mean(),
+            None: 1,
+            "max": weights.values.max(),
+            "sum": weights.values.sum(),
+        }[normalize]
+    )
+    model = nn.Linear(5, 3)
+    other = copy.deepcopy(model)
+    loader = reweighting_loader(
+        data, weights, normalize=normalize, batch_size=7, num_workers=workers
+    )
+    found = train(model, loader)
+    by_hand = train_by_hand(other, data, torch.from_numpy(expected).float(), 7)
+    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("item", "options"),
+    [
+        (lambda x, y: (x, y), {}),
+        (lambda x, y: (y, x), {"target": 0}),
+        (lambda x, y: [x, y], {"target": 1}),
+        (lambda x, y: Pair(x, y), {}),
+        (lambda x, y: {"x": x, "labels": y}, {}),
+        (lambda x, y: {"x": x, "label": y}, {}),
+        (lambda x, y: {"x": x, "y": y}, {"target": "y"}),
+        (lambda x, y: {"x": {"deep": x}, "y": {"deep": y}}, {"target": "function"}),
+    ],
+)
+def test_the_target_is_found_in_batches_of_all_kinds(data, losses, item, options):
+    if options.get("target") == "function":
+
+        def place(batch, weigh):
+            batch["y"]["deep"] = weigh(batch["y"]["deep"])
+            return batch
+
+        options = {"target": place}
+    items = [item(x, y) for x, y in data]
+    weights = FlowWeights.from_losses(losses, normalize="mean")
+    [batch] = reweighting_loader(items, weights, batch_size=ROWS, **options)
+    found = [part for part in leaves(batch) if isinstance(part, WeightedTarget)]
+    assert len(found) == 1
+    assert torch.equal(plain(found[0]), data.tensors[1])
+    np.testing.assert_allclose(found[0].weights.numpy(), weights.values, rtol=1e-6)
+    assert type(batch) is type(DataLoader(items, batch_size=ROWS).__iter__().__next__())
+
+
+def leaves(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value
+    return [leaf for part in values for leaf in leaves(part)]
+
+
+def test_weights_can_be_an_entry_of_the_batch_instead(data, losses):
+    [(_, targets, weights)] = reweighting_loader(data, losses, entry="w", batch_size=ROWS)
+    assert type(targets) is torch.Tensor
+    np.testing.assert_allclose(weights.numpy(), losses / losses.mean(), rtol=1e-6)
+    items = [{"x": x, "labels": y} for x, y in data]
+    [batch] = reweighting_loader(items, losses, entry="flow_weight", batch_size=ROWS)
+    assert torch.equal(batch["flow_weight"], weights)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_every_alpha_has_the_same_expected_gradient(data, losses, alpha):
+    """Mean gradient over 400 epochs of draws against the full weighted gradient."""
+    weights = FlowWeights.from_losses(losses)
+    model = nn.Linear(5, 3).double()
+    inputs, targets = data.tensors[0].double(), data.tensors[1]
+    share = torch.from_numpy(weights.values / weights.values.sum())
+    per_row = torch.stack(
+        [
+            torch.autograd.grad(F.cross_entropy(model(x[None]), y[None]), model.weight)[0].flatten()
+            for x, y in zip(inputs, targets, strict=True)
+        ]
+    )
+    full = share @ per_row
+    epochs, total = 400, torch.zeros_like(full)
+    loader = reweighting_loader(
+        TensorDataset(inputs, targets), weights, alpha=alpha, batch_size=ROWS
+    )
+    for _ in range(epochs if alpha else 1):
+        for x, y in loader:
+            loss = F.cross_entropy(model(x), y)
+            total += torch.autograd.grad(loss, model.weight)[0].flatten()
+    mean = total / (epochs if alpha else 1)
+    noise = (per_row - full).norm(dim=1).mean() * losses.size**-0.5 * epochs**-0.5
+    assert (mean - full).norm() < (6 * noise if alpha else 1e-6)
+
+
+def test_alpha_draws_by_a_part_of_the_weight(data, losses):
+    weights = FlowWeights.from_losses(losses)
+    loader = reweighting_loader(data, weights, alpha=0.5, seed=3, batch_size=ROWS, epoch_size=12)
+    [(inputs, targets)] = loader
+    rows = EpochPlan(weights, alpha=0.5, seed=3, epoch_size=12)[:]
+    assert torch.equal(inputs, data.tensors[0][rows])
+    np.testing.assert_allclose(targets.weights.numpy(), weights.residual(0.5)[rows], rtol=1e-6)
+
+
+def test_tokens_get_their_own_weights_where_their_labels_are():
+    rows = [
+        {"input_ids": torch.tensor([5, 6, 7, 8]), "labels": torch.tensor([-100, -100, 7, 8])},
+        {"input_ids": torch.tensor([5, 6, 7, 0]), "labels": torch.tensor([5, 6, 7, -100])},
+    ]
+    table = LossTable(
+        np.array([1.0, 2.0], dtype=np.float32),
+        LossTable.from_losses([1.0, 2.0]).provenance,
+        n_tokens=np.array([2, 2], dtype=np.int32),
+        token_losses=np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32),
+    )
+    expected = table.token_weights(normalize="mean").values
+    [batch] = reweighting_loader(rows, table, level="token", batch_size=2)
+    spread = torch.zeros(2, 4)
+    spread[0, 2:], spread[1, 1:3] = (
+        torch.from_numpy(expected[part]) for part in (slice(2), slice(2, 4))
+    )
+    torch.testing.assert_close(batch["labels"].weights, spread)
+    short = copy.deepcopy(rows)
+    short[0]["labels"][2] = -100
+    with pytest.raises(ValueError, match="has 1 labels, but its table has 2 response tokens"):
+        list(reweighting_loader(short, table, level="token", batch_size=2))
+
+
+def test_wrong_calls_are_refused(data, losses):
+    with pytest.raises(MismatchError, match="24 rows, but there are 3 weights"):
+        reweight(data, [1, 2, 3])
+    for options, message in (
+        ({"normalize": "median"}, "normalize must be"),
+        ({"level": "word"}, "level must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reweight(data, losses, **options)
+    with pytest.raises(TypeError, match="LossTable with token losses"):
+        reweight(data, losses, level="token")
+    for options, message in (
+        ({"target": 5}, "no target 5"),
+        ({"target": "labels"}, "no target 'labels'"),
+        ({"collate_fn": lambda items: items[0][0]}, "as a function"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            next(iter(reweighting_loader(data, losses, batch_size=4, **options)))
+    items = [{"x": x} for x, _ in data]
+    with pytest.raises(TypeError, match="the batch has no 'labels'"):
+        next(iter(reweighting_loader(items, losses)))
+    _, collate = reweight(data, losses)
+    with pytest.raises(TypeError, match="have no weights"):
+        next(iter(DataLoader(data, collate_fn=collate)))
+
+
+def test_the_names_are_exported():
+    assert flowdata.reweighting_loader is reweighting_loader
+    assert flowdata.WeightedTarget is WeightedTarget

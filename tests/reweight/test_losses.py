@@ -1,0 +1,180 @@
+"""Every loss with a weighted target against reduction="none" times weights."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flowdata.reweight import WeightedTarget, register_loss, weighable, weighted_mean
+
+N, C, T = 7, 4, 3
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def classes(*shape, seed=0):
+    return torch.randint(0, C, shape, generator=torch.Generator().manual_seed(seed))
+
+
+IGNORING = torch.where(rand(N, seed=3) < 0.3, -100, classes(N))
+CASES = {
+    "cross_entropy": (F.cross_entropy, rand(N, C), classes(N), {}),
+    "cross_entropy, ignored": (F.cross_entropy, rand(N, C), IGNORING, {}),
+    "cross_entropy, class weights": (
+        F.cross_entropy, rand(N, C), IGNORING, {"weight": rand(C, seed=5)},
+    ),
+    "cross_entropy, smoothing": (F.cross_entropy, rand(N, C), IGNORING, {"label_smoothing": 0.2}),
+    "cross_entropy, both": (
+        F.cross_entropy,
+        rand(N, C),
+        IGNORING,
+        {"label_smoothing": 0.2, "weight": rand(C, seed=5)},
+    ),
+    "cross_entropy, images": (F.cross_entropy, rand(N, C, T), classes(N, T), {"ignore_index": 2}),
+    "cross_entropy, probabilities": (F.cross_entropy, rand(N, C), rand(N, C).softmax(1), {}),
+    "cross_entropy, probabilities, class weights": (
+        F.cross_entropy, rand(N, C), rand(N, C).softmax(1), {"weight": rand(C, seed=5)},
+    ),
+    "nll_loss": (F.nll_loss, rand(N, C).log_softmax(1), IGNORING, {"weight": rand(C, seed=5)}),
+    "bce": (F.binary_cross_entropy, rand(N, T), rand(N, T, seed=1), {}),
+    "bce, own weights": (
+        F.binary_cross_entropy, rand(N, T), rand(N, T, seed=1), {"weight": rand(N, T, seed=6)},
+    ),
+    "bce with logits": (
+        F.binary_cross_entropy_with_logits,
+        rand(N, T),
+        rand(N, T, seed=1),
+        {"pos_weight": rand(T, seed=6)},
+    ),
+    "mse": (F.mse_loss, rand(N, T), rand(N, T, seed=1), {}),
+    "mse, own weights": (
+        F.mse_loss, rand(N, T), rand(N, T, seed=1), {"weight": rand(N, T, seed=6)},
+    ),
+    "l1": (F.l1_loss, rand(N), rand(N, seed=1), {}),
+    "smooth l1": (F.smooth_l1_loss, rand(N, T), rand(N, T, seed=1), {"beta": 0.1}),
+    "huber": (F.huber_loss, rand(N, T), rand(N, T, seed=1), {"delta": 0.1}),
+    "kl": (F.kl_div, rand(N, C).log_softmax(1), rand(N, C).softmax(1), {}),
+    "poisson": (F.poisson_nll_loss, rand(N), rand(N, seed=1), {}),
+    "gaussian": (F.gaussian_nll_loss, rand(N), rand(N, seed=1), {"var": rand(N, seed=2)}),
+    "soft margin": (F.soft_margin_loss, rand(N), rand(N, seed=1).sign(), {}),
+    "multi margin": (F.multi_margin_loss, rand(N, C), classes(N), {}),
+    "multilabel soft margin": (
+        F.multilabel_soft_margin_loss, rand(N, C), (rand(N, C, seed=1) > 0.5).double(), {},
+    ),
+    "multilabel margin": (F.multilabel_margin_loss, rand(N, C), classes(N, C), {}),
+    "hinge embedding": (F.hinge_embedding_loss, rand(N), torch.ones(N, dtype=torch.float64), {}),
+}  # fmt: skip
+
+
+def called(loss, inputs, target, options):
+    names = list(inspect.signature(loss).parameters)
+    return loss(**{names[0]: inputs, "target": target} | options)
+
+
+def reference(loss, inputs, target, options, weights, reduction):
+    """What "mean" divides by is found from torch itself: the sum of ones over their mean."""
+    losses = called(loss, inputs, target, options | {"reduction": "none"})
+    shaped = weights.reshape((N,) + (1,) * (losses.ndim - 1))
+    weighted = losses * shaped
+    if reduction == "none":
+        return weighted
+    total = called(loss, inputs, target, options | {"reduction": "sum"})
+    reduced = called(loss, inputs, target, options | {"reduction": reduction})
+    return weighted.sum() * (reduced / total).detach()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_loss_is_that_of_single_elements_times_weights(case, reduction):
+    loss, inputs, target, options = case
+    weights = rand(N, seed=9) + 0.1
+    gradients, values = [], []
+    for compute in (
+        lambda x: called(
+            loss, x, WeightedTarget(target, weights), options | {"reduction": reduction}
+        ),
+        lambda x: reference(loss, x, target, options, weights, reduction),
+    ):
+        x = inputs.detach().clone().requires_grad_()
+        value = compute(x)
+        assert type(value) is torch.Tensor
+        value.sum().backward()
+        gradients.append(x.grad)
+        values.append(value)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_weights_of_one_change_nothing(case):
+    loss, inputs, target, options = case
+    weighted = called(loss, inputs, WeightedTarget(target, torch.ones(N)), options)
+    torch.testing.assert_close(weighted, called(loss, inputs, target, options))
+
+
+MODULES = [
+    (nn.CrossEntropyLoss(label_smoothing=0.1), rand(N, C), classes(N)),
+    (nn.NLLLoss(), rand(N, C).log_softmax(1), classes(N)),
+    (nn.BCEWithLogitsLoss(), rand(N), rand(N, seed=1)),
+    (nn.BCELoss(), rand(N), rand(N, seed=1)),
+    (nn.MSELoss(), rand(N, T), rand(N, T, seed=1)),
+    (nn.KLDivLoss(reduction="batchmean"), rand(N, C).log_softmax(1), rand(N, C).softmax(1)),
+    (nn.HuberLoss(), rand(N), rand(N, seed=1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "target"), MODULES, ids=lambda value: type(value).__name__
+)
+def test_modules_of_losses_are_weighted_too(module, inputs, target):
+    twice = WeightedTarget(target, torch.full((N,), 2.0))
+    torch.testing.assert_close(module(inputs, twice), 2 * module(inputs, target))
+
+
+def test_symmetric_losses_may_have_the_target_first():
+    weights = rand(N, seed=9)
+    target = WeightedTarget(rand(N, seed=1), weights)
+    predicted = rand(N)
+    for loss in (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss):
+        assert loss(target, predicted) == loss(predicted, target)
+
+
+def test_weights_of_single_tokens_are_taken_one_by_one():
+    logits, labels, weights = rand(2, 5, C), classes(2, 5), rand(2, 5, seed=4)
+    labels[0, :2] = -100
+    target = WeightedTarget(labels, weights)
+    found = F.cross_entropy(logits.view(-1, C), target.view(-1))
+    losses = F.cross_entropy(logits.view(-1, C), labels.view(-1), reduction="none")
+    torch.testing.assert_close(found, (losses * weights.view(-1)).sum() / 8)
+
+
+def test_weights_that_differ_between_the_classes_of_a_sample_are_refused():
+    target = WeightedTarget(rand(N, C).softmax(1), rand(N, C))
+    with pytest.raises(ValueError, match="their weights differ"):
+        F.cross_entropy(rand(N, C), target)
+
+
+def test_a_loss_of_ones_own_is_taught():
+    @weighable
+    def cubic(predicted, target):
+        return (predicted - target).abs().pow(3).mean()
+
+    def weighted(predicted, target, *, weights):
+        return ((predicted - target).abs().pow(3) * weights).mean()
+
+    register_loss(cubic, weighted)
+    predicted, target, weights = rand(N), rand(N, seed=1), rand(N, seed=2)
+    found = cubic(predicted, WeightedTarget(target, weights))
+    assert found == weighted(predicted, target, weights=weights)
+    assert cubic(predicted, target) == (predicted - target).abs().pow(3).mean()
+
+
+def test_the_explicit_mean_is_the_same():
+    logits, target, weights = rand(N, C), classes(N), rand(N, seed=2)
+    losses = F.cross_entropy(logits, target, reduction="none")
+    explicit = weighted_mean(losses, weights)
+    torch.testing.assert_close(explicit, F.cross_entropy(logits, WeightedTarget(target, weights)))

@@ -1,0 +1,243 @@
+"""Target and weights stay in step, or part together."""
+
+import copy
+import gc
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from flowdata import FlowDataWarning
+from flowdata.reweight import UnweightedLossError, WeightedTarget, plain
+from flowdata.reweight.target import Ledger
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    monkeypatch.setattr(Ledger, "_warned", True)
+
+
+def numbered(*shape):
+    """A target whose weights are its own values, so that any slip shows."""
+    values = torch.arange(1, 1 + torch.Size(shape).numel()).reshape(shape)
+    return WeightedTarget(values, values.double())
+
+
+def in_step(target):
+    """Whether weights are those of the elements; padding has 0 for both."""
+    assert type(target) is WeightedTarget
+    assert target.weights.shape == target.shape
+    assert type(target.weights) is torch.Tensor
+    return torch.equal(plain(target).double(), target.weights)
+
+
+OPERATIONS = {
+    "view": lambda t: t.contiguous().view(-1),
+    "reshape": lambda t: t.reshape(-1, 2) if t.numel() % 2 == 0 else t.reshape(-1),
+    "transpose": lambda t: t.transpose(0, -1),
+    "permute": lambda t: t.permute(*reversed(range(t.ndim))),
+    "contiguous": lambda t: t.contiguous(),
+    "flatten": torch.flatten,
+    "unsqueeze": lambda t: t.unsqueeze(0),
+    "squeeze": torch.squeeze,
+    "first": lambda t: t[:1],
+    "last": lambda t: t[..., -1:],
+    "every second": lambda t: t[::2],
+    "none": lambda t: t[None],
+    "fancy": lambda t: t[torch.tensor([0, -1, 0])],
+    "mask": lambda t: t[plain(t) % 3 != 0] if (plain(t) % 3 != 0).any() else t,
+    "pad": lambda t: F.pad(t, (1, 2), value=0),
+    "cat": lambda t: torch.cat([t, t]),
+    "stack": lambda t: torch.stack([t, t], dim=-1),
+    "chunk": lambda t: torch.cat(t.chunk(2)[::-1]),
+    "split": lambda t: t.split(1)[0],
+    "unbind": lambda t: torch.stack(t.unbind(0)),
+    "iterate": lambda t: torch.stack(list(t)),
+    "flip": lambda t: t.flip(0),
+    "roll": lambda t: torch.roll(t, 1, 0),
+    "expand": lambda t: t.expand(2, *t.shape),
+    "repeat": lambda t: t.repeat(2, *[1] * (t.ndim - 1)),
+    "repeat_interleave": lambda t: torch.repeat_interleave(t, 2, dim=0),
+    "index_select": lambda t: t.index_select(0, torch.tensor([0])),
+    "clone": lambda t: t.clone(),
+    "detach": lambda t: t.detach(),
+    "long": lambda t: t.long(),
+    "to": lambda t: t.to("cpu", torch.int32),
+    "cpu": lambda t: t.cpu(),
+    "data": lambda t: t.data,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda t: pickle.loads(pickle.dumps(t)),
+    "swap": lambda t: torch.swapaxes(t, 0, -1),
+    "atleast": torch.atleast_2d,
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([(6,), (4, 3), (2, 3, 2), (1, 5)]),
+    st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=6),
+)
+def test_chains_of_operations_keep_target_and_weights_in_step(shape, chain):
+    target = numbered(*shape)
+    for name in chain:
+        if target.ndim == 0 or target.numel() > 20_000:
+            break
+        target = OPERATIONS[name](target)
+        assert in_step(target), name
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_do_to_the_target_what_they_do_to_a_tensor(name):
+    target = numbered(4, 3)
+    expected = OPERATIONS[name](plain(target))
+    assert torch.equal(plain(OPERATIONS[name](target)), expected)
+
+
+def test_arithmetic_with_constants_keeps_the_weights():
+    target = numbered(4).double()
+    for changed in (target * 2, 1 - target, target / 3, target.clamp(max=2), -target, target**2):
+        assert type(changed) is WeightedTarget
+        assert torch.equal(changed.weights, target.weights)
+    masked = torch.where(plain(target) > 2, target, torch.tensor(-100.0))
+    assert torch.equal(masked.weights, target.weights)
+    hot = F.one_hot(numbered(4), 6)
+    assert hot.shape == hot.weights.shape == (4, 6)
+    assert torch.equal(hot.weights[:, 0], target.weights)
+
+
+def test_elements_set_to_a_constant_keep_their_weights():
+    target = numbered(2, 3)
+    target[0] = -100
+    target.masked_fill_(plain(target) == 5, -100)
+    assert plain(target).tolist() == [[-100] * 3, [4, -100, 6]]
+    assert target.weights.tolist() == [[1, 2, 3], [4, 5, 6]]
+    target[1] = numbered(3)
+    assert target.weights.tolist() == [[1, 2, 3], [1, 2, 3]]
+
+
+def test_what_has_no_weights_counts_fully_when_it_is_joined():
+    joined = torch.cat([torch.full((2,), -100), numbered(2)])
+    assert joined.weights.tolist() == [1, 1, 1, 2]
+
+
+def test_comparisons_and_metrics_see_a_plain_target():
+    from sklearn.metrics import accuracy_score, confusion_matrix
+
+    labels = torch.tensor([0, 1, 2, 1])
+    target = WeightedTarget(labels, torch.tensor([1.0, 0.5, 0.1, 2.0]))
+    predicted = torch.tensor([0, 1, 1, 1])
+    for found in (predicted == target, target.ne(1), target > 0, target.sum(), target.max()):
+        assert type(found) is torch.Tensor
+    assert (predicted == target).float().mean() == 0.75
+    assert target.tolist() == [0, 1, 2, 1]
+    assert accuracy_score(target, predicted) == 0.75
+    expected = confusion_matrix(labels, predicted)
+    assert (confusion_matrix(target.numpy(), predicted) == expected).all()
+    assert np.asarray(target).tolist() == labels.tolist()
+    assert torch.bincount(target).tolist() == [1, 2, 1]
+    assert [target.shape, target.dtype, target.ndim, len(target)] == [(4,), torch.int64, 1, 4]
+    assert "weights" in repr(target)
+
+
+def test_weights_must_fit_the_leading_dimensions():
+    assert WeightedTarget(torch.zeros(2, 3), torch.ones(2)).weights.shape == (2, 3)
+    for shape in ((3,), (2, 1), (2, 3, 1)):
+        with pytest.raises(ValueError, match="leading dimensions"):
+            WeightedTarget(torch.zeros(2, 3), torch.ones(shape))
+
+
+def test_targets_of_different_weights_are_not_mixed():
+    with pytest.raises(UnweightedLossError, match="different weights"):
+        numbered(3) + WeightedTarget(torch.ones(3), torch.ones(3))
+
+
+# Losses that cannot be seen
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    gc.collect()
+    monkeypatch.setattr(Ledger, "_warned", False)
+
+
+def let_go(targets):
+    targets.clear()
+    gc.collect()
+
+
+def test_own_log_softmax_and_gather_raises():
+    logits = torch.zeros(4, 5, requires_grad=True)
+    target = numbered(4)
+    target.ledger.consumed = True
+    with pytest.raises(UnweightedLossError, match="gather mixes a weighted target"):
+        logits.log_softmax(1).gather(1, target[:, None])
+    with pytest.raises(UnweightedLossError, match="__getitem__"):
+        logits.log_softmax(1)[range(4), target]
+    with pytest.raises(UnweightedLossError, match="register_loss"):
+        (F.one_hot(target, 5) * logits.log_softmax(1)).sum()
+    regression = WeightedTarget(torch.ones(4, 5), torch.ones(4))
+    regression.ledger.consumed = True
+    with pytest.raises(UnweightedLossError, match="explicit"):
+        (logits - regression).square().mean()
+
+
+def test_a_numpy_round_trip_is_warned_of(watched):
+    targets = [numbered(4)]
+    torch.from_numpy(targets[0].numpy())
+    with pytest.warns(FlowDataWarning, match="weights of a batch did not come into any loss"):
+        let_go(targets)
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(context, logits, target):
+        context.save_for_backward(logits)
+        return (logits - target).square().mean()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * context.saved_tensors[0], None
+
+
+def test_a_custom_autograd_function_is_warned_of(watched):
+    logits = torch.zeros(4, requires_grad=True)
+    targets = [WeightedTarget(torch.ones(4), torch.ones(4))]
+    Square.apply(logits, targets[0]).backward()
+    with pytest.warns(FlowDataWarning, match="custom autograd function"):
+        let_go(targets)
+
+
+def test_a_kernel_that_takes_the_memory_is_warned_of(watched):
+    targets = [numbered(4)]
+    assert targets[0].data_ptr() == plain(targets[0]).data_ptr()
+    with pytest.warns(FlowDataWarning, match="fused"):
+        let_go(targets)
+
+
+@pytest.mark.parametrize("use", ["loss", "no grad", "nothing"])
+def test_weights_that_came_into_a_loss_or_were_not_needed_are_not_warned_of(watched, use, recwarn):
+    if use == "no grad":
+        with torch.no_grad():
+            target = numbered(4)
+            assert (target == 1).sum() == 1
+    else:
+        target = numbered(4)
+    if use == "loss":
+        F.cross_entropy(torch.zeros(4, 5), target)
+        assert (target[:2] == 1).sum() == 1
+    del target
+    gc.collect()
+    assert [warning for warning in recwarn if warning.category is FlowDataWarning] == []
+
+
+def test_it_is_saved_by_torch_with_its_weights():
+    file = io.BytesIO()
+    torch.save(numbered(3), file)
+    file.seek(0)
+    assert in_step(torch.load(file, weights_only=False))

@@ -34,7 +34,7 @@ class _Weighed(NamedTuple):
 
 def reweight(
     dataset: Any,
-    weights: Weights,
+    weights: Weights | None = None,
     *,
     target: Target = None,
     normalize: Literal["mean", "max", "sum"] | None = "mean",
@@ -50,9 +50,10 @@ def reweight(
     ``normalize=None`` is the paper's ``mean(w * loss)``.
 
     Args:
-        dataset: map-style data set of n samples, or an iterable one whose samples are dicts with
-            a ``__weight__`` (of `FlowShards`), which needs no ``weights``.
-        weights: n weights; for ``level="token"`` a LossTable with token losses.
+        dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
+            a ``"__weight__"``, or tuples with the weight at their end.
+        weights: n weights; for ``level="token"`` a LossTable with token losses; None for an
+            iterable data set.
         target: where a batch has its target: a position, a key, or a function (batch, weigh) ->
             batch that passes the target through ``weigh``. By default the last of a tuple or
             list, and "labels", "label", "target" or "targets" of a dict.
@@ -71,6 +72,8 @@ def reweight(
     collate = _Collate(target, entry, collate_fn)
     if isinstance(dataset, IterableDataset):
         return _WeighedStream(dataset), collate
+    if weights is None:
+        raise TypeError("weights are needed: only an iterable data set has them in its samples")
     if level == "token":
         return _WeighedTokens(dataset, weights, normalize), collate
     if level != "sample":
@@ -82,7 +85,7 @@ def reweight(
 
 def reweighting_loader(
     dataset: Any,
-    weights: Weights,
+    weights: Weights | None = None,
     *,
     target: Target = None,
     normalize: Literal["mean", "max", "sum"] | None = "mean",
@@ -102,7 +105,7 @@ def reweighting_loader(
         epoch_size, seed: of the draws, with ``alpha`` above 0.
         options: of the DataLoader.
     """
-    if alpha > 0:
+    if alpha > 0 and weights is not None:
         if level == "token":
             raise ValueError("samples are drawn, not tokens: alpha needs level='sample'")
         options["sampler"] = FlowSampler(weights, alpha=alpha, epoch_size=epoch_size, seed=seed)
@@ -189,13 +192,17 @@ class _WeighedStream(IterableDataset[_Weighed]):
 
     def __iter__(self) -> Iterator[_Weighed]:
         for sample in self.dataset:
-            if not isinstance(sample, Mapping) or "__weight__" not in sample:
+            if isinstance(sample, Mapping) and "__weight__" in sample:
+                item: Any = {name: part for name, part in sample.items() if name != "__weight__"}
+                yield _Weighed(item, sample["__weight__"])
+            elif isinstance(sample, tuple) and isinstance(sample[-1], float):
+                yield _Weighed(sample[:-1], sample[-1])
+            else:
                 raise TypeError(
-                    "a stream needs samples that are dicts with a __weight__, got "
-                    f"{type(sample).__name__}; FlowShards(..., mode='reweight') puts it there"
+                    "a stream needs samples with a weight: dicts with a __weight__, as "
+                    "FlowShards(..., mode='reweight') makes them, or tuples with it at their end, "
+                    f"by .to_tuple(..., '__weight__'); got {type(sample).__name__}"
                 )
-            item = {name: value for name, value in sample.items() if name != "__weight__"}
-            yield _Weighed(item, float(sample["__weight__"]))
 
 
 class _Collate:

@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowdata.errors import ShardError, warn
 from flowdata.shards.index import ShardIndex
 from flowdata.shards.order import Window
@@ -26,11 +29,13 @@ class Source:
         access: Access,
         handler: Callable[[Exception], bool],
         progress: Progress,
+        loss_weights: NDArray[np.float64] | None,
     ) -> None:
         self._index = index
         self._urls = matched(expanded(urls), index.shards)
         self._access = access
         self._handler = handler
+        self._loss_weights = loss_weights
         self.progress = progress
         self.bytes_read = 0
 
@@ -85,4 +90,7 @@ class Source:
         key, url = self._index.key(row), shown(self._urls[self._index.shard[row]])
         if isinstance(content, ShardError):
             raise ShardError(f"the sample {key!r} of {url} cannot be read: {content}") from content
-        return parsed(content, key, url)
+        sample = parsed(content, key, url)
+        if self._loss_weights is not None:
+            sample["__weight__"] = float(self._loss_weights[row])
+        return sample

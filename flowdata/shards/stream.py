@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch.distributed as dist
 import webdataset as wds
@@ -22,7 +22,7 @@ from flowdata.shards.resample import Table, index_and_weights
 from flowdata.shards.source import Source
 from flowdata.shards.transport import Access
 from flowdata.shards.urls import Urls
-from flowdata.weights import FlowWeights, HasWeights
+from flowdata.weights import FlowWeights, HasWeights, as_weights
 
 Handler = Callable[[Exception], bool]
 
@@ -52,7 +52,11 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         urls: shards: paths, ``file:``, HTTP(S), or anything fsspec opens, with braces.
         table: a loss table of these shards, or their index, or the path of a loss table.
         weights: default those of the table; needed with an index.
-        epoch_size, seed, scheme, alpha: see `EpochPlan`.
+        epoch_size, seed, scheme: see `EpochPlan`.
+        mode: "resample", or "reweight": draw all samples alike and give each its weight, as
+            ``"__weight__"``, for `flowdata.reweight.reweight`.
+        alpha: draw by ``w ** alpha``: 1 to resample (the default), 0 to reweight (the default of
+            that mode); between, do one in part and the other for the rest.
         window: draws that are mixed with one another.
         shards_open: shards that each worker reads at once, and files it holds open.
         batch_size: that of the DataLoader: workers then get whole batches, and an epoch has one
@@ -80,7 +84,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         epoch_size: EpochSize = "full",
         seed: int = 0,
         scheme: Scheme = "systematic",
-        alpha: float = 1.0,
+        alpha: float | None = None,
+        mode: Literal["resample", "reweight"] = "resample",
         window: int = 1000,
         shards_open: int = 8,
         batch_size: int | None = None,
@@ -94,6 +99,10 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         if isinstance(table, str | Path | os.PathLike):
             table = LossTable.load(table)
         index, weights = index_and_weights(table, weights)
+        if mode not in ("resample", "reweight"):
+            raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
+        reweight = mode == "reweight"
+        alpha = float(not reweight) if alpha is None else alpha
         plan = EpochPlan(weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha)
         ranks, own = _place(num_replicas, rank)
         self._source = Source(
@@ -110,6 +119,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
                 window=_positive(window, "window"),
                 shards_open=_positive(shards_open, "shards_open"),
             ),
+            as_weights(weights).residual(alpha) if reweight else None,
         )
         self._batch_size = None if batch_size is None else _positive(batch_size, "batch_size")
         self._batched: tuple[int, int, bool] | None = None

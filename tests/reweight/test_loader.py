@@ -222,3 +222,45 @@ def test_wrong_calls_are_refused(data, losses):
 def test_the_names_are_exported():
     assert flowdata.reweighting_loader is reweighting_loader
     assert flowdata.WeightedTarget is WeightedTarget
+
+
+@pytest.mark.parametrize("as_tuple", [True, False])
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
+    import webdataset as wds
+
+    with wds.TarWriter(str(tmp_path / "a.tar")) as tar:
+        for row in range(ROWS):
+            tar.write({"__key__": f"{row:03d}", "cls": row})
+    index = flowdata.ShardIndex.of(tmp_path / "a.tar", progress=False)
+    table = LossTable.from_losses(np.random.default_rng(0).gamma(2, size=ROWS), index=index)
+    stream = flowdata.FlowShards(tmp_path / "a.tar", table, mode="reweight", alpha=alpha).decode()
+    if as_tuple:
+        stream = stream.to_tuple("cls", "cls", "__weight__")
+    loader = reweighting_loader(stream, target=None if as_tuple else "cls", batch_size=5)
+    expected = table.weights().residual(alpha or 0.0)
+    seen = []
+    for batch in loader:
+        target = batch[1] if as_tuple else batch["cls"]
+        np.testing.assert_allclose(target.weights.numpy(), expected[plain(target)], rtol=1e-6)
+        seen += target.tolist()
+    if alpha is None:
+        assert sorted(seen) == list(range(ROWS))
+    with pytest.raises(TypeError, match="a stream needs samples with a weight"):
+        next(iter(reweighting_loader(stream.map(lambda sample: 3), batch_size=5)))
+    with pytest.raises(TypeError, match="weights are needed"):
+        reweighting_loader([1, 2])
+
+
+def test_accelerate_keeps_the_weights(data, losses):
+    from accelerate import Accelerator
+
+    model = nn.Linear(5, 3)
+    other = copy.deepcopy(model)
+    weights = FlowWeights.from_losses(losses, normalize="mean")
+    accelerator = Accelerator(cpu=True)
+    loader = accelerator.prepare(reweighting_loader(data, weights, batch_size=6))
+    assert accelerator.num_processes == 1
+    found = train(model, loader)
+    by_hand = train_by_hand(other, data, torch.from_numpy(weights.values).float(), 6)
+    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)

@@ -1,6 +1,7 @@
 """The time of a training step in each framework, with flowdata and with shuffling."""
 
 import argparse
+import itertools
 import json
 import logging
 import shlex
@@ -135,7 +136,7 @@ class Network(torch.nn.Module):
         sizes = [WIDTH, 256, 256, 256]
         layers = [
             layer
-            for i, o in zip(sizes, sizes[1:], strict=False)
+            for i, o in itertools.pairwise(sizes)
             for layer in (torch.nn.Linear(i, o), torch.nn.ReLU())
         ]
         self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(256, 10))
@@ -241,7 +242,7 @@ def in_trainer(rows: Rows, weights: FlowWeights | None) -> list[float]:
             disable_tqdm=True,
         )
         optimizer = sgd(model)
-        schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
         data = FlowDataset(rows, weights) if weights else rows
         trainer = Trainer(
             model,

@@ -58,9 +58,9 @@ are chosen by the accuracy on held-out samples of the fine-tuning data, for each
 
 ABOUT = f"""\
 A convolutional network (0.42 M parameters) that was trained on MNIST is fine-tuned on
-{FINE_TUNING:,} samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the new task, rightly
-labelled; "hardest" is the new accuracy on the tenth that the starting point finds hardest. Percent,
-mean and standard deviation over the seeds.
+{FINE_TUNING:,} samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the
+new task, rightly labelled; "hardest" is the new accuracy on the tenth that the starting point finds
+hardest. Percent, mean and standard deviation over the seeds.
 
 - {TURNED}: digits turned by {ANGLE:.0f} degrees, {WRONG:.0%} with wrong
   labels, and {OFF_DOMAIN:.0%} pictures of clothes with arbitrary labels; the head stays.

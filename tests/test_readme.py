@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import flowdata
+
 README = Path(__file__).parents[1] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 
@@ -46,6 +48,13 @@ def one_process_group(tmp_path):
     dist.destroy_process_group()
 
 
+def pad(rows):
+    return {
+        name: torch.tensor([(row[name] + [fill] * 4)[:4] for row in rows])
+        for name, fill in (("input_ids", 0), ("labels", -100))
+    }
+
+
 def write_digit_shards(digits):
     with wds.ShardWriter("digits-%02d.tar", maxcount=200, verbose=0) as shards:
         for number, (image, label) in enumerate(
@@ -77,15 +86,31 @@ def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys,
             {"question": f"What is {n} plus {n}?", "answer": f" It is {n + n}."} for n in range(4)
         ],
     }
+    names["tokenized"] = [
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+    ]
+    names["pad"] = pad
     write_digit_shards(digits)
     trained = []
     for example in EXAMPLES:
         exec(compile(example, str(README), "exec"), names)
         if "loader = " in example:
-            assert train(names["model"], names["loader"]) == len(names["loader"].dataset)
+            dataset = names["loader"].dataset
+            # The stream has loaded a state.
+            done = 320 if isinstance(dataset, flowdata.FlowShards) else 0
+            assert train(names["model"], names["loader"]) == len(dataset) - done
             trained.append(type(names["loader"].dataset).__name__)
-    assert trained == ["TensorDataset", "TensorDataset", "FlowDataset", "FlowShards"]
+    assert trained == [
+        "TensorDataset",
+        "TensorDataset",
+        "FlowDataset",
+        "FlowShards",
+        "_WeighedRows",
+    ]
     assert "effective sample size" in capsys.readouterr().out
+    batch = names["data_collator"]([names["train_dataset"][row] for row in range(2)])
+    assert names["language_model"](**batch).loss.isfinite()
     assert 0 < sum(1 for _ in names["pipeline"]) < 2 * 900
     assert names["sampler"].state_dict()["position"] == 320
 

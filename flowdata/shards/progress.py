@@ -91,6 +91,11 @@ class Progress:
         return self._passes.to_come()
 
     @property
+    def ranks(self) -> int:
+        """Ranks that an epoch is divided between."""
+        return self._ranks
+
+    @property
     def per_rank(self) -> int:
         """Draws of each rank in a whole epoch."""
         return self._layout(0, None).per_rank(len(self._plan))

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -25,6 +26,8 @@ from flowdata.shards.urls import Urls
 from flowdata.weights import FlowWeights, HasWeights, as_weights
 
 Handler = Callable[[Exception], bool]
+
+_SPLITTERS = ("IterableDatasetShard.", "DataLoaderDispatcher.")
 
 
 class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
@@ -223,6 +226,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         return self._pass()
 
     def _pass(self) -> Iterator[Any]:
+        if self._source.progress.ranks > 1:
+            _refuse_second_split()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
         progress = self._source.progress
@@ -250,6 +255,24 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def _together(self) -> int | None:
         """Draws that are one batch, if that is known."""
         return self._batched[1] if self._batched else self._batch_size
+
+
+def _refuse_second_split() -> None:
+    """Make sure that no framework divides between ranks what was divided already.
+
+    Raises:
+        RuntimeError: naming the framework.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_qualname
+        if name.startswith(_SPLITTERS) and module.startswith(("accelerate.", "transformers.")):
+            raise RuntimeError(
+                f"{module.partition('.')[0]} divides this stream between ranks, which it has done "
+                "already: most of it would be lost. Do not prepare its loader, or give FlowShards "
+                "num_replicas=1 and rank=0, so that each rank reads all and keeps its part"
+            )
 
 
 def _through(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:

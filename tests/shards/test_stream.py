@@ -258,6 +258,26 @@ def test_urls_must_be_those_of_the_table(urls, table, folder, tmp_path):
         FlowShards([urls, urls], table)
 
 
+def test_a_framework_must_not_divide_the_stream_again(urls, table):
+    from accelerate.data_loader import IterableDatasetShard
+
+    def divided(stream):
+        return [
+            IterableDatasetShard(stream, batch_size=10, num_processes=2, process_index=rank)
+            for rank in range(2)
+        ]
+
+    stream = make(urls, table, num_replicas=2, rank=0)
+    with pytest.raises(RuntimeError, match="accelerate divides this stream"):
+        list(divided(stream)[0])
+    whole = make(urls, table, num_replicas=1, rank=0)
+    drawn = Counter()
+    for shard in divided(whole):
+        whole.set_epoch(0)
+        drawn.update(shard)
+    assert drawn == planned(table, **OPTIONS)
+
+
 # Damage
 
 

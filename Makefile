@@ -37,5 +37,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: assets
+	$(BIN)/python benchmarks/theory.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/streaming.py --repeats 3
+	$(BIN)/python benchmarks/reweight.py
+	$(BIN)/python benchmarks/vision.py
+	$(BIN)/python benchmarks/modes.py

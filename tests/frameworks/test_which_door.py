@@ -1,0 +1,99 @@
+"""The examples of the README's "Which door?" run, each on its own, and draw by weight."""
+
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from frameworks_common import ROWS
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import flowdata
+
+pytestmark = pytest.mark.slow
+
+README = Path(__file__).parents[2] / "README.md"
+SECTION = r"^## Which door\?\n(.*?)(?=^## |\Z)"
+EXAMPLE = r"^\*\*(\w+)\.\*\*.*?^```py\n(.*?)^```"
+FRAMEWORKS = ["accelerate", "transformers", "TRL", "Lightning", "torchdata"]
+
+
+def examples():
+    section = re.search(SECTION, README.read_text(encoding="utf-8"), re.M | re.S)
+    return dict(re.findall(EXAMPLE, section[1], re.M | re.S)) if section else {}
+
+
+class Seen(TensorDataset):
+    """Counts how often each row is read."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.reads = torch.zeros(len(self), dtype=torch.int64).share_memory_()
+
+    def __getitem__(self, row):
+        self.reads[row] += 1
+        return super().__getitem__(row)
+
+
+def test_the_readme_has_an_example_for_each_framework():
+    assert list(examples()) == FRAMEWORKS
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital'")
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_example_runs_and_draws_no_row_of_weight_zero(framework, tmp_path, monkeypatch):
+    for module in {"TRL": ["trl"], "Lightning": ["lightning"]}.get(framework, []):
+        pytest.importorskip(module)
+    if framework == "TRL":
+        import trl
+
+        on_cpu = functools.partial(trl.SFTConfig, use_cpu=True, bf16=False)
+        monkeypatch.setattr(trl, "SFTConfig", on_cpu)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    torch.manual_seed(0)
+    weights = np.random.default_rng(0).random(200)
+    weights[::2] = 0.0
+    data = Seen(torch.rand(200, 64), torch.arange(200) % 10)
+    network = nn.Linear(64, 10)
+    names = {
+        "flowdata": flowdata,
+        "torch": torch,
+        "F": F,
+        "DataLoader": DataLoader,
+        "weights": weights,
+        "data": data,
+        "network": network,
+        "optimizer": torch.optim.SGD(network.parameters(), lr=0.01),
+        **(language() if framework in ("transformers", "TRL") else {}),
+    }
+    exec(compile(examples()[framework], str(README), "exec"), names)
+    if "trainer" in names:
+        assert names["trainer"].state.global_step == 2
+        assert isinstance(names["trainer"].train_dataset, flowdata.FlowDataset)
+    else:
+        assert data.reads[::2].sum() == 0
+        assert data.reads.sum() >= 32
+
+
+def language():
+    """What the README scored: rows with losses, a model, a tokenizer."""
+    import datasets
+    from frameworks_language import make_model, make_tokenizer, sentences
+    from transformers import DataCollatorForSeq2Seq
+
+    tokenizer = make_tokenizer()
+    return {
+        "language_model": make_model(len(tokenizer)),
+        "tokenizer": tokenizer,
+        "texts": datasets.Dataset.from_dict({"text": sentences()}),
+        "tokenized": [
+            {**(row := tokenizer(text)), "labels": row["input_ids"]} for text in sentences()
+        ],
+        "collator": DataCollatorForSeq2Seq(tokenizer),
+        "table": flowdata.LossTable.from_losses(np.random.default_rng(0).random(ROWS)),
+    }

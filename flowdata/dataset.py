@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.errors import MismatchError, warn
 from flowdata.frameworks.asking import asker
@@ -67,7 +67,8 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
     ) -> None:
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        numbered = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        if not numbered or isinstance(dataset, IterableDataset):
             raise TypeError(
                 f"{type(dataset).__name__} has no rows by number, which drawing by weight needs: "
                 "store it as a map-style data set (datasets.Dataset.from_generator, from_parquet), "

@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import weakref
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
@@ -124,9 +125,9 @@ class FlowSampler(Sampler[int]):
         Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
         it as usual.
         """
-        if epoch != self.epoch:
-            plan = self._plan.at_epoch(epoch)
-            self._check_naming(epoch)
+        plan = self._plan.at_epoch(epoch)
+        self._check_naming(epoch)
+        if plan is not self._plan:
             self._plan, self._position = plan, 0
         self._running, self._told = None, True
 
@@ -159,6 +160,7 @@ class FlowSampler(Sampler[int]):
         epoch, position = self._checked(state)
         if self._draws_left(position) == 0:
             epoch, position = epoch + 1, 0
+        self._check_prepared(epoch, position)
         self._plan = self._plan.at_epoch(epoch, seed=state[_SEED])
         self._position = position
         self._running, self._told = None, True
@@ -182,27 +184,31 @@ class FlowSampler(Sampler[int]):
 
     def _check_naming(self, epoch: int) -> None:
         """Warn where a framework names another epoch than the one that is under way."""
-        resumed = self._told and self._running is None and self._position > 0
-        running = self._running is not None and self._running.untold
-        if not (resumed or running):
-            return
-        asked = asker()
-        if resumed and asked.accelerate:
+        if epoch != self.epoch and self._position > 0 and asker().accelerate:
             warn(
                 f"epoch {self.epoch} was to go on at draw {self._position}, but accelerate's "
                 f"loader starts epoch {epoch}: call set_epoch({self.epoch}) of the prepared loader "
                 "before iterating over it"
             )
-        if running and (asked.accelerate or asked.lightning):
-            remedy = (
-                "add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
-                if asked.lightning
-                else "prepare the loader after the sampler's set_epoch"
-            )
-            assert self._running is not None
+        running = self._running
+        if running is not None and running.untold and running.epoch != epoch and asker().lightning:
             warn(
-                f"the loader's workers were started on epoch {self._running.epoch} before it was "
-                f"named as epoch {epoch}, and will draw the former: {remedy}"
+                f"the loader's workers were started on epoch {running.epoch} before Lightning "
+                f"named it as epoch {epoch}, and will draw the former: add "
+                "flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
+            )
+        self._check_prepared(epoch, 0)
+
+    def _check_prepared(self, epoch: int, position: int) -> None:
+        """Warn where accelerate had workers draw before it was known what."""
+        running = self._running
+        if running is None or not running.prepared or running.dropped:
+            return
+        if (running.epoch, 0) != (epoch, position):
+            warn(
+                f"accelerate started the loader's workers on epoch {running.epoch} before it was "
+                f"known that epoch {epoch} is to be drawn from draw {position}, and they will draw "
+                "the former: name the epoch, or load the state, before accelerator.prepare()"
             )
 
     def _begin(self, draws: "_Draws") -> tuple[int, int, EpochPlan]:
@@ -215,7 +221,9 @@ class FlowSampler(Sampler[int]):
                 "set_epoch(epoch) before each epoch (under the transformers Trainer: add "
                 "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
             )
-        draws.untold, self._told = not self._told, False
+        if not self._told:
+            draws.untold, draws.prepared = True, asker().preparing
+        self._told = False
         self._running = draws
         self._plan, self._position = self._plan.at_epoch(self.epoch + 1), 0
         return started
@@ -326,11 +334,17 @@ class _Draws(Iterator[Iterator[int]]):
         self._plan: EpochPlan | None = None
         self._asked = 0
         self._chunk: Iterator[int] = iter(())
-        self.untold = False
+        self.untold = self.prepared = False
+        self.iterator: weakref.ref[_DrawIterator] | None = None
 
     @property
     def started(self) -> bool:
         return self._plan is not None
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nobody can draw from it any more."""
+        return self.iterator is None or self.iterator() is None
 
     @property
     def epoch(self) -> int:
@@ -387,6 +401,7 @@ class _DrawIterator(itertools.chain[int]):
     def over(cls, draws: _Draws) -> "_DrawIterator":
         iterator = cast(_DrawIterator, cls.from_iterable(draws))
         iterator._draws = draws
+        draws.iterator = weakref.ref(iterator)
         return iterator
 
     def state_dict(self) -> dict[str, Any]:

@@ -337,6 +337,9 @@ class _Draws(Iterator[Iterator[int]]):
         self.untold = self.prepared = False
         self.iterator: weakref.ref[_DrawIterator] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"iterator": None}
+
     @property
     def started(self) -> bool:
         return self._plan is not None

@@ -33,6 +33,7 @@ class Source:
     ) -> None:
         self._index = index
         self._urls = matched(expanded(urls), index.shards)
+        self._names = [shown(url) for url in self._urls]
         self._access = access
         self._handler = handler
         self._loss_weights = loss_weights
@@ -75,7 +76,8 @@ class Source:
         )
         try:
             for row, content in reader.draws(windows):
-                run.drawn = min(run.drawn + 1, run.owed)
+                if run.drawn < run.owed:
+                    run.drawn += 1
                 try:
                     sample = self._sample(row, content)
                 except ShardError as error:
@@ -87,7 +89,7 @@ class Source:
             self.bytes_read += reader.bytes_read
 
     def _sample(self, row: int, content: Content) -> dict[str, Any]:
-        key, url = self._index.key(row), shown(self._urls[self._index.shard[row]])
+        key, url = self._index.key(row), self._names[self._index.shard[row]]
         if isinstance(content, ShardError):
             raise ShardError(f"the sample {key!r} of {url} cannot be read: {content}") from content
         sample = parsed(content, key, url)

@@ -1,5 +1,7 @@
 """Reweighting with an untouched loop: targets that carry their weight into the loss."""
 
+import flowdata.reweight.libraries
+import flowdata.reweight.operations  # noqa: F401
 from flowdata.reweight.loader import reweight, reweighting_loader
 from flowdata.reweight.losses import register_loss, weighable, weighted_mean
 from flowdata.reweight.target import UnweightedLossError, WeightedTarget, plain

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -13,11 +13,15 @@ from torch.nn import functional as F
 from flowdata.reweight.target import (
     LOSSES,
     Function,
+    UnweightedLossError,
     WeightedTarget,
+    name_of,
     plain,
     targets_in,
     unweighted,
 )
+
+_IGNORED = -100
 
 Denominator = Callable[[Tensor, dict[str, Any]], Any]
 
@@ -30,9 +34,27 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
     returns the loss. The function must ask for it, as torch's own do
     (``torch.overrides.handle_torch_function``), or be wrapped by `weighable`.
 
-    A fused linear cross-entropy kernel (Liger's, say) never makes the losses of single tokens.
-    Its handler has to take the unfused way, ``F.cross_entropy(hidden @ weight.T, target,
-    reduction="none")``, or a variant of the kernel with ``reduction="none"``.
+    A fused linear cross-entropy kernel never makes the losses of single tokens. Its handler has
+    to take the unfused way, or a variant of the kernel with ``reduction="none"``. For Liger,
+    whose models call the function by its name in a module::
+
+        from liger_kernel.transformers.model import loss_utils
+
+        name = "liger_fused_linear_cross_entropy"
+        fused = weighable(getattr(loss_utils.F, name))
+        setattr(loss_utils.F, name, fused)
+
+        def unfused(hidden, head, target, *, ignore_index=-100, reduction="mean", weights, **_):
+            losses = F.cross_entropy(
+                (hidden @ head.T).float(), target, ignore_index=ignore_index, reduction="none"
+            )
+            total = (losses * weights).sum()
+            return total if reduction == "sum" else total / (target != ignore_index).sum()
+
+        register_loss(fused, unfused)
+
+    Raises:
+        UnweightedLossError: in a call with two weighted targets.
 
     >>> def squared(predicted, target):
     ...     return (predicted - target).square().mean()
@@ -45,9 +67,15 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
     """
 
     def handle(_: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        [target] = targets_in((args, kwargs))
-        target.ledger.consumed = True
-        return handler(*plain(args), **plain(kwargs), weights=target.weights)
+        targets = targets_in((args, kwargs))
+        if len(targets) != 1:
+            raise UnweightedLossError(
+                f"{name_of(function)} got {len(targets)} weighted targets, and a handler has the "
+                "weights of one: take the others without, by flowdata.reweight.plain(target)"
+            )
+        result = handler(*plain(args), **plain(kwargs), weights=targets[0].weights)
+        targets[0].ledger.settle(result)
+        return result
 
     LOSSES[function] = handle
 
@@ -55,6 +83,7 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
 def weighable(function: Function) -> Function:
     """A function that asks WeightedTarget what to do, as those of torch do."""
 
+    @wraps(function)
     def asking(*args: Any, **kwargs: Any) -> Any:
         if targets_in((args, kwargs)) and asking in LOSSES:
             return LOSSES[asking](asking, args, kwargs)
@@ -94,20 +123,27 @@ def _weighted(
         target = options["input"]
     if not isinstance(target, WeightedTarget):
         return unweighted(func, args, kwargs)
-    if reduction not in ("none", "sum", "mean", "batchmean"):
+    if reduction not in ("none", "sum", "mean") and (func, reduction) != (F.kl_div, "batchmean"):
         return unweighted(func, args, kwargs)
+    if target.weights.shape != target.shape:
+        raise UnweightedLossError(
+            f"a target of shape {tuple(target.shape)} has weights of shape "
+            f"{tuple(target.weights.shape)}: it was given other memory, by set_"
+        )
     options = plain(options)
     losses = func(**options | {"reduction": "none"})
     weights = _of_losses(target.weights, losses)
-    target.ledger.consumed = True
-    weighted = losses * weights.to(losses.device, losses.dtype)
-    if reduction == "none":
-        return weighted
-    if reduction == "sum":
-        return weighted.sum()
+    # Weights of float32 are not rounded to the dtype of the losses, their sum is.
+    weighted = losses * weights.to(losses.device)
+    if reduction != "none":
+        weighted = weighted.sum()
     if reduction == "batchmean":
-        return weighted.sum() / options["input"].shape[0]
-    return weighted.sum() / divide_by(losses, options)
+        weighted = weighted / options["input"].shape[0]
+    if reduction == "mean":
+        weighted = weighted / divide_by(losses, options)
+    weighted = weighted.to(losses.dtype)
+    target.ledger.settle(weighted)
+    return weighted
 
 
 def _of_losses(weights: Tensor, losses: Tensor) -> Tensor:
@@ -122,12 +158,46 @@ def _of_losses(weights: Tensor, losses: Tensor) -> Tensor:
         dimension = 1 if losses.ndim else 0
         first = weights.select(dimension, 0)
         if first.shape == losses.shape:
-            if not torch.equal(weights, first.unsqueeze(dimension).expand_as(weights)):
+            spread = weights.stride(dimension) == 0
+            if not (spread or torch.equal(weights, first.unsqueeze(dimension).expand_as(weights))):
                 raise ValueError(
                     "this loss has one value for all classes of a sample, but their weights differ"
                 )
             return first
     return torch.broadcast_to(weights, losses.shape)
+
+
+def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One loss for each sequence, whose mean is over sequences of losses per label.
+
+    Raises:
+        ValueError: for weights that differ inside a sequence, or none, where it is empty.
+    """
+    bound = _signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    options = dict(bound.arguments)
+    reduction, target = options["reduction"], options["targets"]
+    if not isinstance(target, WeightedTarget) or reduction not in ("none", "sum", "mean"):
+        return unweighted(func, args, kwargs)
+    losses = func(**plain(options) | {"reduction": "none"})
+    lengths = torch.as_tensor(options["target_lengths"]).to(target.device)
+    rows = list(target.weights)
+    if target.ndim == 1:
+        rows = list(torch.split(target.weights, lengths.reshape(-1).tolist()))
+    if any(row.numel() == 0 or (row != row[0]).any() for row in rows):
+        raise ValueError(
+            "ctc_loss has one value for each sequence, whose labels need one weight, the same for "
+            "all of them"
+        )
+    weights = torch.stack([row[0] for row in rows]).reshape(losses.shape)
+    weighted = losses * weights.to(losses.device)
+    if reduction == "mean":
+        weighted = (weighted / lengths.clamp(min=1).reshape(losses.shape)).mean()
+    elif reduction == "sum":
+        weighted = weighted.sum()
+    weighted = weighted.to(losses.dtype)
+    target.ledger.settle(weighted)
+    return weighted
 
 
 @cache
@@ -150,7 +220,8 @@ def _class_weights(losses: Tensor, options: dict[str, Any]) -> Any:
     target = options["target"]
     if target.is_floating_point():
         return losses.numel()
-    counted = target != options["ignore_index"]
+    ignored = options["ignore_index"]
+    counted = target != (_IGNORED if ignored is None else ignored)
     if options["weight"] is None:
         return counted.sum()
     return options["weight"][target[counted]].sum()
@@ -159,7 +230,7 @@ def _class_weights(losses: Tensor, options: dict[str, Any]) -> Any:
 _SYMMETRIC = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss}
 
 for _names, _denominator in (
-    (("cross_entropy", "nll_loss"), _class_weights),
+    (("cross_entropy", "nll_loss", "linear_cross_entropy"), _class_weights),
     (("mse_loss", "l1_loss", "huber_loss"), _weight_sum),
     (
         """smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
@@ -179,4 +250,8 @@ for _names, _denominator in (
         ) -> Any:
             return _weighted(func, args, kwargs, divide_by)
 
-        LOSSES[getattr(F, _name)] = _handle
+        # Not every release of torch has every one.
+        if hasattr(F, _name):
+            LOSSES[getattr(F, _name)] = _handle
+
+LOSSES[F.ctc_loss] = _weighted_ctc

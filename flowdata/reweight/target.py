@@ -1,22 +1,29 @@
 """WeightedTarget: a tensor that is the target, and carries the weights of its elements along."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
-from flowdata.errors import FlowDataError, warn
+from flowdata.errors import FlowDataError
+from flowdata.reweight.ledger import Ledger
 
 Function = Callable[..., Any]
-LossHandler = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
+Rule = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
 
-LOSSES: dict[Function, LossHandler] = {}
+LOSSES: dict[Function, Rule] = {}
 """What is done where a loss is called with a WeightedTarget."""
 
-RULES: dict[str, LossHandler] = {}
+RULES: dict[str, Rule] = {}
 """What other operations, by name, do to target and weights; those not here see the target alone."""
+
+ARRIVALS: list[Callable[[], None]] = []
+"""What is called for each new batch."""
+
+ATTRIBUTE = "an attribute"
+IN_PLACE = "an operation in place"
 
 
 class UnweightedLossError(FlowDataError):
@@ -32,7 +39,8 @@ class WeightedTarget(Tensor):
     sees a plain tensor.
 
     Weights are never lost in silence: an operation that would let a gradient flow past them
-    raises, and a batch that was used with gradients on, but not by a loss, is warned of.
+    raises, and a batch that was trained on without them is warned of. ``torch.compile`` leaves
+    its operations to eager mode, and compiles what is around them.
 
     Args:
         target: the target, shape (B, ...).
@@ -49,11 +57,12 @@ class WeightedTarget(Tensor):
     """
 
     weights: Tensor
-    ledger: "Ledger"
+    """Shape of the target; on its device."""
+    ledger: Ledger
 
     @staticmethod
     def __new__(  # noqa: D102
-        cls, target: Tensor, weights: Tensor, name: str = "a batch", ledger: "Ledger | None" = None
+        cls, target: Tensor, weights: Tensor, name: str = "a batch", ledger: Ledger | None = None
     ) -> "WeightedTarget":
         target, weights = plain(target), plain(weights)
         if target.shape[: weights.ndim] != weights.shape:
@@ -64,7 +73,7 @@ class WeightedTarget(Tensor):
         made = Tensor._make_subclass(cls, target)
         trailing = (1,) * (target.ndim - weights.ndim)
         made.weights = weights.reshape(weights.shape + trailing).expand(target.shape)
-        made.ledger = Ledger(name) if ledger is None else ledger
+        made.ledger = opened(name) if ledger is None else ledger
         return made
 
     @classmethod
@@ -75,17 +84,13 @@ class WeightedTarget(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        rule = LOSSES.get(func)
-        if rule is None:
-            name = getattr(func, "__name__", "")
-            if name == "__get__":
-                name = f".{func.__self__.__name__}"
-            rule = RULES.get(name, _attribute if name.startswith(".") else unweighted)
-        return rule(func, args, kwargs)
+        return _ruled(func, args, kwargs or {})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuilt, (plain(self), self.weights, self.ledger.name)
+        return _rebuilt, (plain(self), self.weights, self.ledger.name, self.ledger.source)
+
+    def __copy__(self) -> "WeightedTarget":
+        return WeightedTarget(plain(self), self.weights, ledger=self.ledger)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightedTarget":
         copied = WeightedTarget(plain(self).clone(), self.weights.clone(), ledger=self.ledger)
@@ -96,45 +101,38 @@ class WeightedTarget(Tensor):
         return f"WeightedTarget({plain(self)!r}, weights={self.weights!r})"
 
 
-class Ledger:
-    """Whether the weights of a batch came into a loss, known to all targets cut from it."""
+# The compiler would trace the rules themselves, and lose its way in them.
+@_disable_dynamo
+def _ruled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    rule = LOSSES.get(func)
+    if rule is None:
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__"):
+            name = f".{func.__self__.__name__}" + ("=" if name == "__set__" else "")
+        rule = RULES.get(name)
+        if rule is None:
+            rule = RULES.get(_kind(name), unweighted)
+    return rule(func, args, kwargs)
 
-    _warned = False
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.consumed = self.used = False
-        self._training = torch.is_grad_enabled()
-
-    def look(self) -> None:
-        """Something saw the target without its weights."""
-        # A custom autograd function sees it with gradients off, though it is for training.
-        self.used = self.used or self._training or torch.is_grad_enabled()
-
-    def __del__(self) -> None:
-        if self.used and not self.consumed and not Ledger._warned:
-            Ledger._warned = True
-            with contextlib.suppress(ImportError, TypeError):
-                warn(
-                    f"the weights of {self.name} did not come into any loss: the target was used "
-                    "in a way that flowdata cannot weight (NumPy, a custom autograd function, a "
-                    "fused kernel?). Register the loss with flowdata.reweight.register_loss, or "
-                    'use the explicit weights: reweight(..., entry="flow_weight")'
-                )
+def _kind(name: str) -> str:
+    if name.startswith("."):
+        return ATTRIBUTE
+    return IN_PLACE if name.endswith("_") and not name.endswith("__") else ""
 
 
 def plain(value: Any) -> Any:
-    """The tensor without its weights; anything else as it is."""
+    """The tensor without its weights, also in lists, tuples and dicts; anything else as it is."""
     if isinstance(value, WeightedTarget):
         with torch._C.DisableTorchFunctionSubclass():
             return value.as_subclass(Tensor)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(plain, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
+    if not targets_in(value):
+        return value
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    return value
+    if hasattr(value, "_fields"):
+        return type(value)(*map(plain, value))
+    return type(value)(map(plain, value))
 
 
 def targets_in(value: Any) -> list[WeightedTarget]:
@@ -170,19 +168,25 @@ def refuse_gradient(func: Function, result: Any) -> None:
     """
     results = result if isinstance(result, list | tuple) else [result]
     if any(isinstance(item, Tensor) and item.requires_grad for item in results):
-        name = getattr(func, "__name__", repr(func))
         raise UnweightedLossError(
-            f"{name} mixes a weighted target with a tensor that needs a gradient, and flowdata "
-            "does not know how to weight it. Use a loss of torch.nn.functional, teach it yours "
-            "with flowdata.reweight.register_loss(function, handler), or take the explicit "
-            'weights: reweight(..., entry="flow_weight")'
+            f"{name_of(func)} mixes a weighted target with a tensor that needs a gradient, and "
+            "flowdata does not know how to weight it. Use a loss of torch.nn.functional, teach it "
+            "yours with flowdata.register_loss(function, handler), or take the explicit weights: "
+            'reweight(..., entry="flow_weight") and flowdata.weighted_mean'
         )
 
 
-def _attribute(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*plain(args), **kwargs)
+def name_of(func: Function) -> str:
+    """What errors call an operation."""
+    return str(getattr(func, "__name__", repr(func)))
 
 
-def _rebuilt(target: Tensor, weights: Tensor, name: str) -> WeightedTarget:
-    return WeightedTarget(target, weights, name)
+def _rebuilt(target: Tensor, weights: Tensor, name: str, source: str) -> WeightedTarget:
+    return WeightedTarget(target, weights, ledger=opened(name, source))
+
+
+def opened(name: str, source: str = "") -> Ledger:
+    """The ledger of a new batch."""
+    for arrival in ARRIVALS:
+        arrival()
+    return Ledger(name, source)

@@ -11,17 +11,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import flowdata
-from flowdata import EpochPlan, FlowWeights, LossTable, MismatchError
+from flowdata import EpochPlan, FlowDataset, FlowWeights, LossTable, MismatchError
 from flowdata.reweight import WeightedTarget, plain, reweight, reweighting_loader
-from flowdata.reweight.target import Ledger
 
 ROWS = 24
 Pair = namedtuple("Pair", "image label")
-
-
-@pytest.fixture(autouse=True)
-def unwatched(monkeypatch):
-    monkeypatch.setattr(Ledger, "_warned", True)
 
 
 @pytest.fixture
@@ -117,6 +111,31 @@ def test_the_target_is_found_in_batches_of_all_kinds(data, losses, item, options
     assert type(batch) is type(DataLoader(items, batch_size=ROWS).__iter__().__next__())
 
 
+def test_a_batch_encoding_keeps_its_kind(losses):
+    from transformers import BatchEncoding
+
+    items = [{"input_ids": [row], "labels": row} for row in range(ROWS)]
+
+    def encode(rows):
+        made = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+        return BatchEncoding(made)
+
+    [batch] = reweighting_loader(items, losses, batch_size=ROWS, collate_fn=encode)
+    assert type(batch) is BatchEncoding
+    moved = batch.to("cpu")["labels"]
+    np.testing.assert_allclose(moved.weights.numpy(), losses / losses.mean(), rtol=1e-6)
+
+
+def test_several_targets_share_the_weights(data, losses):
+    items = [{"x": x, "start": y, "end": y + 1} for x, y in data]
+
+    def place(batch, weigh):
+        return batch | {"start": weigh(batch["start"]), "end": weigh(batch["end"])}
+
+    [batch] = reweighting_loader(items, losses, batch_size=ROWS, target=place)
+    assert torch.equal(batch["start"].weights, batch["end"].weights)
+
+
 def leaves(value):
     if isinstance(value, torch.Tensor):
         return [value]
@@ -131,6 +150,10 @@ def test_weights_can_be_an_entry_of_the_batch_instead(data, losses):
     items = [{"x": x, "labels": y} for x, y in data]
     [batch] = reweighting_loader(items, losses, entry="flow_weight", batch_size=ROWS)
     assert torch.equal(batch["flow_weight"], weights)
+    listed = reweighting_loader(
+        data, losses, entry="w", batch_size=ROWS, collate_fn=lambda items: [torch.ones(1)]
+    )
+    assert type(next(iter(listed))) is list
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -147,7 +170,7 @@ def test_every_alpha_has_the_same_expected_gradient(data, losses, alpha):
         ]
     )
     full = share @ per_row
-    epochs, total = 400, torch.zeros_like(full)
+    epochs, total = 100, torch.zeros_like(full)
     loader = reweighting_loader(
         TensorDataset(inputs, targets), weights, alpha=alpha, batch_size=ROWS
     )
@@ -169,6 +192,47 @@ def test_alpha_draws_by_a_part_of_the_weight(data, losses):
     np.testing.assert_allclose(targets.weights.numpy(), weights.residual(0.5)[rows], rtol=1e-6)
 
 
+@pytest.mark.parametrize("normalize", ["mean", None, "max", "sum"])
+def test_the_scale_is_the_same_for_every_alpha(losses, normalize):
+    """Mean weight of a draw: the sum of p times weight, with p of the draws."""
+    weights = FlowWeights.from_losses(losses)
+    scales = []
+    for alpha in (0.0, 0.3, 1.0):
+        data, _ = reweight(range(ROWS), weights, alpha=alpha, normalize=normalize)
+        drawn = weights.power(alpha).relative
+        scales.append(
+            sum(item.weight * p for item, p in zip(data, drawn, strict=True)) / sum(drawn)
+        )
+    np.testing.assert_allclose(scales, scales[0], rtol=1e-6)
+    expected = {"mean": 1, None: weights.mean, "max": weights.mean / weights.max, "sum": 1 / ROWS}
+    np.testing.assert_allclose(scales[0], expected[normalize], rtol=1e-6)
+
+
+def test_draws_of_a_framework_are_of_weighted_rows(data, losses):
+    weights = FlowWeights.from_losses(losses)
+    rows, collate = reweight(data, weights, alpha=0.5)
+    drawn = FlowDataset(rows, weights, alpha=0.5, seed=3)
+    [(inputs, targets)] = DataLoader(drawn, batch_size=ROWS, collate_fn=collate)
+    order = EpochPlan(weights, alpha=0.5, seed=3)[:]
+    assert torch.equal(inputs, data.tensors[0][order])
+    np.testing.assert_allclose(targets.weights.numpy(), weights.residual(0.5)[order], rtol=1e-6)
+    with pytest.raises(TypeError, match="reweight its rows"):
+        reweight(FlowDataset(data, weights), weights)
+
+
+def test_what_frameworks_call_on_a_data_set_reaches_the_one_inside(losses):
+    class Counting(TensorDataset):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    inside = Counting(torch.zeros(ROWS), torch.zeros(ROWS))
+    data, _ = reweight(inside, losses)
+    data.set_epoch(3)
+    assert inside.epoch == 3
+    assert not hasattr(data, "state_dict")
+    assert not hasattr(copy.deepcopy(data), "column_names")
+
+
 def test_tokens_get_their_own_weights_where_their_labels_are():
     rows = [
         {"input_ids": torch.tensor([5, 6, 7, 8]), "labels": torch.tensor([-100, -100, 7, 8])},
@@ -187,6 +251,9 @@ def test_tokens_get_their_own_weights_where_their_labels_are():
         torch.from_numpy(expected[part]) for part in (slice(2), slice(2, 4))
     )
     torch.testing.assert_close(batch["labels"].weights, spread)
+    [noted] = reweighting_loader(rows, table, level="token", batch_size=2, entry="w")
+    torch.testing.assert_close(noted["w"], spread)
+    assert type(noted["labels"]) is torch.Tensor
     short = copy.deepcopy(rows)
     short[0]["labels"][2] = -100
     with pytest.raises(ValueError, match="has 1 labels, but its table has 2 response tokens"):
@@ -199,6 +266,8 @@ def test_wrong_calls_are_refused(data, losses):
     for options, message in (
         ({"normalize": "median"}, "normalize must be"),
         ({"level": "word"}, "level must be"),
+        ({"alpha": -0.5}, "alpha must be"),
+        ({"level": "token", "alpha": 0.5}, "samples are drawn, not tokens"),
     ):
         with pytest.raises(ValueError, match=message):
             reweight(data, losses, **options)
@@ -215,8 +284,11 @@ def test_wrong_calls_are_refused(data, losses):
     with pytest.raises(TypeError, match="the batch has no 'labels'"):
         next(iter(reweighting_loader(items, losses)))
     _, collate = reweight(data, losses)
-    with pytest.raises(TypeError, match="have no weights"):
+    with pytest.raises(TypeError, match=r"have no weights.*evaluation"):
         next(iter(DataLoader(data, collate_fn=collate)))
+    for options in ({"shuffle": True}, {"batch_sampler": [[0]]}):
+        with pytest.raises(ValueError, match="draws by weight"):
+            reweighting_loader(data, losses, alpha=0.5, **options)
 
 
 def test_the_names_are_exported():
@@ -250,17 +322,17 @@ def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
         next(iter(reweighting_loader(stream.map(lambda sample: 3), batch_size=5)))
     with pytest.raises(TypeError, match="weights are needed"):
         reweighting_loader([1, 2])
+    with pytest.raises(TypeError, match="bring their weights"):
+        reweighting_loader(stream, [1, 2])
+    with pytest.raises(ValueError, match="for weights of rows"):
+        reweighting_loader(stream, normalize=None)
 
 
-def test_accelerate_keeps_the_weights(data, losses):
-    from accelerate import Accelerator
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_stream_has_no_wrong_weights(weight):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield {"x": 1, "labels": 2, "__weight__": weight}
 
-    model = nn.Linear(5, 3)
-    other = copy.deepcopy(model)
-    weights = FlowWeights.from_losses(losses, normalize="mean")
-    accelerator = Accelerator(cpu=True)
-    loader = accelerator.prepare(reweighting_loader(data, weights, batch_size=6))
-    assert accelerator.num_processes == 1
-    found = train(model, loader)
-    by_hand = train_by_hand(other, data, torch.from_numpy(weights.values).float(), 6)
-    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)
+    with pytest.raises(ValueError, match="must be finite and >= 0"):
+        list(reweighting_loader(Stream(), batch_size=1))

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flowdata.reweight import WeightedTarget, register_loss, weighable, weighted_mean
+from flowdata.reweight import (
+    UnweightedLossError,
+    WeightedTarget,
+    register_loss,
+    weighable,
+    weighted_mean,
+)
+from flowdata.reweight.target import LOSSES
 
 N, C, T = 7, 4, 3
 
@@ -18,6 +25,11 @@ def rand(*shape, seed=0):
 
 def classes(*shape, seed=0):
     return torch.randint(0, C, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def ctc(log_probs, target, **options):
+    lengths = torch.tensor([3, 2, 1, 3, 2, 1, 3])
+    return F.ctc_loss(log_probs, target, torch.full((N,), 6), lengths, **options)
 
 
 IGNORING = torch.where(rand(N, seed=3) < 0.3, -100, classes(N))
@@ -66,13 +78,38 @@ CASES = {
         F.multilabel_soft_margin_loss, rand(N, C), (rand(N, C, seed=1) > 0.5).double(), {},
     ),
     "multilabel margin": (F.multilabel_margin_loss, rand(N, C), classes(N, C), {}),
+    "linear cross-entropy": (
+        lambda input, target, **options: F.linear_cross_entropy(
+            input, rand(C, T, seed=7), target, **options
+        ),
+        rand(N, T),
+        IGNORING,
+        {"weight": rand(C, seed=5)},
+    ),
+    "ctc": (ctc, rand(6, N, C).log_softmax(2), classes(N, 3) % (C - 1) + 1, {}),
+    "cosine embedding": (
+        lambda input, target, **options: F.cosine_embedding_loss(
+            input, rand(N, T, seed=8), target, **options
+        ),
+        rand(N, T),
+        rand(N, seed=1).sign(),
+        {},
+    ),
+    "margin ranking": (
+        lambda input, target, **options: F.margin_ranking_loss(
+            input, rand(N, seed=8), target, margin=0.1, **options
+        ),
+        rand(N),
+        rand(N, seed=1).sign(),
+        {},
+    ),
     "hinge embedding": (F.hinge_embedding_loss, rand(N), torch.ones(N, dtype=torch.float64), {}),
 }  # fmt: skip
 
 
 def called(loss, inputs, target, options):
-    names = list(inspect.signature(loss).parameters)
-    return loss(**{names[0]: inputs, "target": target} | options)
+    first = next(iter(inspect.signature(loss).parameters))
+    return loss(**{first: inputs, "target": target} | options)
 
 
 def reference(loss, inputs, target, options, weights, reduction):
@@ -82,6 +119,8 @@ def reference(loss, inputs, target, options, weights, reduction):
     weighted = losses * shaped
     if reduction == "none":
         return weighted
+    if loss is ctc and reduction == "mean":
+        return (weighted / torch.tensor([3, 2, 1, 3, 2, 1, 3])).mean()
     total = called(loss, inputs, target, options | {"reduction": "sum"})
     reduced = called(loss, inputs, target, options | {"reduction": reduction})
     return weighted.sum() * (reduced / total).detach()
@@ -114,6 +153,68 @@ def test_weights_of_one_change_nothing(case):
     loss, inputs, target, options = case
     weighted = called(loss, inputs, WeightedTarget(target, torch.ones(N)), options)
     torch.testing.assert_close(weighted, called(loss, inputs, target, options))
+
+
+def test_every_loss_of_torch_that_has_a_target_is_known():
+    def has_target(function):
+        try:
+            names = inspect.signature(function).parameters
+        except ValueError:
+            return False
+        return not {"target", "targets"}.isdisjoint(names)
+
+    found = {
+        name
+        for name, function in vars(F).items()
+        if callable(function) and not name.startswith("_") and has_target(function)
+    }
+    assert len(found) > 15
+    assert {name for name in found if getattr(F, name) not in LOSSES} == set()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_ctc_of_targets_in_one_row_and_of_a_single_sequence(reduction):
+    scores = rand(6, 2, C).log_softmax(2)
+    lengths, sizes = torch.tensor([6, 6]), torch.tensor([3, 2])
+    labels = torch.tensor([[1, 2, 3], [3, 1, 0]])
+    weights = torch.tensor([0.5, 2.0])
+    expected = F.ctc_loss(
+        scores, WeightedTarget(labels, weights), lengths, sizes, reduction=reduction
+    )
+    row = WeightedTarget(torch.tensor([1, 2, 3, 3, 1]), weights.repeat_interleave(sizes))
+    found = F.ctc_loss(scores, row, lengths, sizes, reduction=reduction)
+    torch.testing.assert_close(found, expected)
+    single = WeightedTarget(labels[0], torch.full((3,), 0.5))
+    alone = F.ctc_loss(scores[:, 0], single, lengths[:1], sizes[:1], reduction=reduction)
+    plain = F.ctc_loss(scores[:, 0], labels[0], lengths[:1], sizes[:1], reduction=reduction)
+    torch.testing.assert_close(alone, 0.5 * plain)
+    with pytest.raises(ValueError, match="one weight, the same for all"):
+        F.ctc_loss(scores, WeightedTarget(labels, rand(2, 3)), lengths, sizes)
+
+
+def test_weights_are_not_rounded_to_the_precision_of_the_losses():
+    logits, weights = rand(256, C).bfloat16(), 1 + 1e-3 * rand(256, seed=2).float()
+    target = WeightedTarget(classes(256), weights)
+    losses = F.cross_entropy(logits, classes(256), reduction="none").float()
+    found = F.cross_entropy(logits, target)
+    assert found.dtype == torch.bfloat16
+    assert found == (losses * weights).mean().bfloat16()
+
+
+def test_unknown_reductions_are_as_wrong_as_without_weights():
+    target = WeightedTarget(classes(N), rand(N))
+    for reduction in ("batchmean", "median"):
+        with pytest.raises(ValueError, match="is not a valid value for reduction"):
+            F.cross_entropy(rand(N, C), target, reduction=reduction)
+
+
+def test_old_ways_to_ask_for_a_reduction():
+    weights = rand(N, seed=9)
+    target = WeightedTarget(classes(N), weights)
+    for old, new in (({"reduce": False}, "none"), ({"size_average": False}, "sum")):
+        with pytest.warns(UserWarning, match="deprecated"):
+            found = F.cross_entropy(rand(N, C), target, **old)
+        torch.testing.assert_close(found, F.cross_entropy(rand(N, C), target, reduction=new))
 
 
 MODULES = [
@@ -171,6 +272,14 @@ def test_a_loss_of_ones_own_is_taught():
     found = cubic(predicted, WeightedTarget(target, weights))
     assert found == weighted(predicted, target, weights=weights)
     assert cubic(predicted, target) == (predicted - target).abs().pow(3).mean()
+
+
+def test_a_handler_gets_the_weights_of_one_target():
+    both = weighable(lambda predicted, start, end: predicted.mean())
+    register_loss(both, lambda *_, weights: weights.mean())
+    target = WeightedTarget(rand(N), rand(N))
+    with pytest.raises(UnweightedLossError, match="got 2 weighted targets"):
+        both(rand(N), target, target)
 
 
 def test_the_explicit_mean_is_the_same():

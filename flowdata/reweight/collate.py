@@ -1,0 +1,132 @@
+"""Collate: makes a batch of weighed items, and gives its target the weights."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from flowdata.reweight.rows import Weighed
+from flowdata.reweight.target import WeightedTarget, opened, plain
+
+Weigh: TypeAlias = Callable[[Any], WeightedTarget]
+Target: TypeAlias = int | str | Callable[[Any, Weigh], Any] | None
+
+_NAMES = ("labels", "label", "target", "targets")
+_SHOWN = 8
+_IGNORED = 0
+
+
+class Collate:
+    """A collate_fn.
+
+    Args:
+        target, entry, collate_fn: see `reweight`.
+        source: the call of `reweight` that it is for, by a name of its own.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        entry: str | None,
+        collate_fn: Callable[[list[Any]], Any] | None,
+        source: str,
+    ) -> None:
+        self._target, self._entry, self._source = target, entry, source
+        self._collate = collate_fn or default_collate
+
+    def __call__(self, items: list[Weighed]) -> Any:
+        """The batch of these items."""
+        if not isinstance(items, list) or not all(isinstance(item, Weighed) for item in items):
+            raise TypeError(
+                "these items have no weights: give the DataLoader the data set that reweight "
+                "returned, together with its collate_fn, and let it make the batches. Where an "
+                "evaluation shares this collate_fn, give its data set weights of one: "
+                "reweight(data, np.ones(len(data)))"
+            )
+        batch = self._collate([item.item for item in items])
+        if self._entry is None:
+            return self._placed(batch, lambda target: self._weighed(target, items))
+        weights = torch.tensor([np.mean(item.weight) for item in items], dtype=torch.float32)
+        if isinstance(items[0].weight, np.ndarray):
+            found: list[Tensor] = []
+            batch = self._placed(batch, lambda target: self._noted(target, items, found))
+            [weights] = found
+        if isinstance(batch, Mapping):
+            cast(Any, batch)[self._entry] = weights
+            return batch
+        return [*batch, weights] if isinstance(batch, list) else (*batch, weights)
+
+    def _noted(self, target: Any, items: list[Weighed], found: list[Tensor]) -> Any:
+        """The target as it is, and its weights put down in a list."""
+        weighed = self._weighed(target, items)
+        found.append(weighed.weights)
+        return plain(weighed)
+
+    def _weighed(self, target: Any, items: list[Weighed]) -> WeightedTarget:
+        weights = weights_of(target, [item.weight for item in items])
+        return WeightedTarget(target, weights, ledger=opened(_named(items), self._source))
+
+    def _placed(self, batch: Any, weigh: Callable[[Any], Any]) -> Any:
+        if callable(self._target):
+            return self._target(batch, weigh)
+        place = self._target
+        if isinstance(batch, Mapping):
+            if place is None:
+                place = next((name for name in _NAMES if name in batch), "labels")
+            if place not in batch:
+                raise TypeError(f"the batch has no {place!r}, but {list(batch)}: give target=")
+            cast(Any, batch)[place] = weigh(batch[place])
+            return batch
+        if not isinstance(batch, list | tuple):
+            raise TypeError(
+                f"the batch is a {type(batch).__name__}: give target= as a function (batch, weigh)"
+            )
+        position = -1 if place is None else place
+        if not isinstance(position, int) or not -len(batch) <= position < len(batch):
+            raise TypeError(f"a batch of {len(batch)} parts has no target {place!r}")
+        parts = list(batch)
+        parts[position] = weigh(parts[position])
+        if isinstance(batch, tuple):
+            return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+        return parts
+
+
+def weights_of(target: Any, weights: list[Any]) -> Tensor:
+    """Weights for a target of shape (B, ...): shape (B,), or (B, T) if they are of tokens.
+
+    Label t of a row is predicted from position t - 1, so its first never counts.
+
+    Raises:
+        TypeError: for a target that is not a tensor.
+        ValueError: for one of another length, or with another number of labels than of weights.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"the target is a {type(target).__name__}, not a tensor: give target=")
+    if target.ndim == 0 or len(target) != len(weights):
+        raise ValueError(
+            f"a batch of {len(weights)} samples has a target of shape {tuple(target.shape)}"
+        )
+    if not isinstance(weights[0], np.ndarray):
+        return torch.tensor(weights, dtype=torch.float32)
+    spread = torch.zeros(target.shape, dtype=torch.float32)
+    for row, tokens in enumerate(weights):
+        places = (target[row, 1:] >= _IGNORED).nonzero()[:, 0] + 1
+        if places.numel() != len(tokens):
+            raise ValueError(
+                f"sample {row} of the batch has {places.numel()} labels, but its table has "
+                f"{len(tokens)} response tokens: it was scored with other labels or another length"
+            )
+        spread[row, places] = torch.from_numpy(tokens)
+    return spread
+
+
+def _named(items: list[Weighed]) -> str:
+    names = [str(item.name) for item in itertools.islice(items, _SHOWN) if item.name is not None]
+    if not names:
+        return f"a batch of {len(items)} samples"
+    more = ", ..." if len(items) > len(names) else ""
+    return f"the batch of {len(items)} samples, rows {', '.join(names)}{more}"

@@ -1,0 +1,159 @@
+"""Data sets whose items come with their weights."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, IterableDataset
+
+from flowdata.errors import MismatchError
+from flowdata.losses import LossTable
+from flowdata.weights import FlowWeights
+
+WEIGHT = "__weight__"
+_KEY = "__key__"
+_PASSED_ON = ("set_epoch", "state_dict", "load_state_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """An item with its weight: a number, or those of its tokens."""
+
+    item: Any
+    weight: Any
+    name: Any
+    """Its row, or its key in a stream."""
+
+
+class WeighedRows(Dataset[Weighed]):
+    """A map-style data set, with a weight for each row.
+
+    Raises:
+        MismatchError: for weights of another length.
+    """
+
+    def __init__(self, dataset: Any, values: NDArray[np.float32]) -> None:
+        check_length(dataset, values.size)
+        self.dataset = dataset
+        self._values = values
+
+    def __len__(self) -> int:
+        return self._values.size
+
+    def __getitem__(self, row: int) -> Weighed:
+        return Weighed(self.dataset[row], self._weight(row), row)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Weighed]:
+        fetch: Any = getattr(self.dataset, "__getitems__", None)
+        items = fetch(rows) if callable(fetch) else [self.dataset[row] for row in rows]
+        return [
+            Weighed(item, self._weight(row), row) for item, row in zip(items, rows, strict=True)
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return _passed_on(self, name)
+
+    def _weight(self, row: int) -> Any:
+        return float(self._values[row])
+
+
+class WeighedTokens(WeighedRows):
+    """A map-style data set of texts, with a weight for each response token.
+
+    Raises:
+        TypeError: for weights that are not a table.
+        ValueError: for a table without token losses.
+        MismatchError: for a table of another length.
+    """
+
+    def __init__(self, dataset: Any, table: Any, normalize: Any) -> None:
+        if not isinstance(table, LossTable):
+            raise TypeError(
+                'level="token" needs a LossTable with token losses: score with '
+                "CausalLM(token_losses=True) and load with tokens=True"
+            )
+        check_length(dataset, len(table))
+        self.dataset = dataset
+        self._values = loss_weights(table.token_weights(), normalize)
+        self._offsets = table.token_offsets
+
+    def __len__(self) -> int:
+        return self._offsets.size - 1
+
+    def _weight(self, row: int) -> Any:
+        # As the rows of a list, negative ones count from its end.
+        row = range(len(self))[row]
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+
+class WeighedStream(IterableDataset[Weighed]):
+    """An iterable data set whose samples bring their weights."""
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.dataset))
+
+    def __iter__(self) -> Iterator[Weighed]:
+        for sample in self.dataset:
+            if isinstance(sample, Mapping) and WEIGHT in sample:
+                item: Any = {name: part for name, part in sample.items() if name != WEIGHT}
+                yield Weighed(item, _checked(sample[WEIGHT]), sample.get(_KEY))
+            elif isinstance(sample, tuple) and isinstance(sample[-1], float):
+                yield Weighed(sample[:-1], _checked(sample[-1]), None)
+            else:
+                raise TypeError(
+                    "a stream needs samples with a weight: dicts with a __weight__, as "
+                    "FlowShards(..., mode='reweight') makes them, or tuples with it at their end, "
+                    f"by .to_tuple(..., '__weight__'); got {type(sample).__name__}"
+                )
+
+    def __getattr__(self, name: str) -> Any:
+        return _passed_on(self, name)
+
+
+def loss_weights(
+    weights: FlowWeights, normalize: str | None, alpha: float = 0.0
+) -> NDArray[np.float32]:
+    """What losses are multiplied by where rows are drawn by ``w ** alpha``, shape (n,)."""
+    divisors = {
+        None: 1.0,
+        "mean": weights.mean,
+        "max": weights.max,
+        "sum": weights.mean * len(weights),
+    }
+    if normalize not in divisors:
+        raise ValueError(f'normalize must be None, "mean", "max" or "sum", got {normalize!r}')
+    scaled = weights.residual(alpha) * (weights.mean / divisors[normalize])
+    return scaled.astype(np.float32)
+
+
+def check_length(dataset: Any, weights: int) -> None:
+    """Make sure that there is one weight for each row.
+
+    Raises:
+        MismatchError: saying how many there are of each.
+    """
+    if len(dataset) != weights:
+        raise MismatchError(
+            f"the data set has {len(dataset):,} rows, but there are {weights:,} weights; score "
+            "this data set, or pass the one that was scored"
+        )
+
+
+def _checked(weight: Any) -> float:
+    value = float(weight)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"a sample of the stream has weight {value}: it must be finite and >= 0")
+    return value
+
+
+def _passed_on(view: Any, name: str) -> Any:
+    """What frameworks call on a data set reaches the one inside, where it has it."""
+    if name in _PASSED_ON:
+        return getattr(view.dataset, name)
+    raise AttributeError(f"{type(view).__name__!r} object has no attribute {name!r}")

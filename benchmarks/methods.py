@@ -1,8 +1,8 @@
-"""Ways to fine-tune a classifier: standard, FLOW in its modes, the paper's baselines, controls."""
+"""Ways to fine-tune a model: standard, FLOW in its modes, the paper's baselines, controls."""
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from flowdata import FlowSampler, FlowWeights
+from flowdata import FlowSampler, FlowWeights, LossTable
+from flowdata.reweight import reweighting_loader
 
 PENALTY = 1e-3
 MOMENTUM = 0.9
@@ -27,6 +28,7 @@ DISTINCT = "FLOW, distinct"
 REWEIGHTED = "FLOW, reweighted"
 NORMALIZED = "FLOW, reweighted, mean 1"
 HALF = "FLOW, alpha 0.5"
+TOKENS = "FLOW, token weights"
 FLOW_WISE = "FLOW + WiSE-FT 0.5"
 METHODS = (
     STANDARD,
@@ -42,20 +44,36 @@ METHODS = (
     HALF,
     FLOW_WISE,
 )
+# They have the rate of standard fine-tuning, so that less of it is all they are.
+CONTROLS = (SMALLER_RATE, FEWER_STEPS)
 # Those that are a training of another one, averaged with where it began.
 AVERAGED = {WISE: STANDARD, FLOW_WISE: FLOW}
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+def classification(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a classifier."""
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs), targets)
+
+
+def momentum(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """SGD as it is used for vision."""
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is fine-tuned on, and for how long."""
+    """What is fine-tuned on, how, and for how long."""
 
-    data: TensorDataset
+    data: Any
     weights: FlowWeights
     epochs: int
     batch_size: int = 50
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    target: int | str = 1
+    tokens: LossTable | None = None
+    loss: Callable[[nn.Module, Any], Tensor] = classification
+    optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer] = momentum
 
 
 @dataclass(frozen=True)
@@ -76,27 +94,31 @@ def fine_tuned(
     torch.manual_seed(seed)
     model = copy.deepcopy(start)
     rate = learning_rate * (tuning.weights.mean if method == SMALLER_RATE else 1.0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=MOMENTUM)
-    anchor = [parameter.detach().clone() for parameter in model.parameters()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = tuning.optimizer(trained, rate)
+    anchor = [parameter.detach().clone() for parameter in trained] if method == L2 else []
     samples, began = 0, time.perf_counter()
     model.train()
     loader = loader_of(method, tuning, seed)
     for _ in range(tuning.epochs):
-        for inputs, targets in loader:
-            loss = F.cross_entropy(model(inputs), targets)
+        for batch in loader:
+            loss = tuning.loss(model, batch)
             if method == L2:
-                loss = loss + PENALTY * distance(model, anchor)
+                loss = loss + PENALTY * distance(trained, anchor)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            samples += len(inputs)
+            samples += len(batch[tuning.target])
     return Tuned(model, samples, time.perf_counter() - began)
 
 
 def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
     """The only thing in which FLOW's modes differ: the loop is the same for all of them."""
     data, weights = tuning.data, tuning.weights
-    options: dict[str, Any] = {"batch_size": tuning.batch_size}
+    options: dict[str, Any] = {
+        "batch_size": tuning.batch_size,
+        "collate_fn": tuning.collate_fn,
+    }
     samplers: dict[str, dict[str, Any]] = {
         FLOW: {},
         MULTINOMIAL: {"scheme": "multinomial"},
@@ -106,16 +128,19 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
         return DataLoader(
             data, sampler=FlowSampler(weights, seed=seed, **samplers[method]), **options
         )
-    if method in (REWEIGHTED, NORMALIZED, HALF):
-        from flowdata.reweight import reweighting_loader
-
-        kinds: dict[str, dict[str, Any]] = {
-            REWEIGHTED: {"normalize": None, "shuffle": True},
-            NORMALIZED: {"normalize": "mean", "shuffle": True},
-            HALF: {"alpha": 0.5, "seed": seed},
-        }
+    kinds: dict[str, dict[str, Any]] = {
+        REWEIGHTED: {"normalize": None, "shuffle": True},
+        NORMALIZED: {"normalize": "mean", "shuffle": True},
+        TOKENS: {"normalize": "mean", "shuffle": True, "level": "token"},
+        HALF: {"alpha": 0.5, "seed": seed},
+    }
+    if method in kinds:
         made: DataLoader[Any] = reweighting_loader(
-            data, weights, target=1, **kinds[method], **options
+            data,
+            tuning.tokens if method == TOKENS else weights,
+            target=tuning.target,
+            **kinds[method],
+            **options,
         )
         return made
     if method == FEWER_STEPS:
@@ -124,9 +149,9 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
     return DataLoader(data, shuffle=True, **options)
 
 
-def distance(model: nn.Module, anchor: list[Tensor]) -> Tensor:
-    """Squared distance of the parameters from where they began."""
-    pairs = zip(model.parameters(), anchor, strict=True)
+def distance(parameters: Iterable[Tensor], anchor: Iterable[Tensor]) -> Tensor:
+    """Squared distance of parameters from where they began."""
+    pairs = zip(parameters, anchor, strict=True)
     return torch.stack([(parameter - old).square().sum() for parameter, old in pairs]).sum()
 
 

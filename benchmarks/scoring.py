@@ -1,15 +1,13 @@
 """The scoring pass beside the two-pass procedure it replaces, on a real language model."""
 
 import argparse
-import ast
 import json
 import os
 import shlex
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from measure import (
     quotient,
     settle_memory,
 )
+from texts import functions
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -206,24 +205,6 @@ def table_file(rows: int) -> Figures:
             (peak_memory() - resident) / (used + weights.relative.nbytes),
         ],
     }
-
-
-def functions() -> list[dict[str, str]]:
-    """Functions of the standard library with a docstring, in the order of its files."""
-    found = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        source = path.read_text(encoding="utf-8")
-        for node in documented(ast.parse(source)):
-            code = ast.get_source_segment(source, node)
-            found.append({"prompt": f"{ast.get_docstring(node)}\n", "response": str(code)})
-    return found
-
-
-def documented(tree: ast.AST) -> Iterator[ast.FunctionDef]:
-    """All functions with a docstring."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
-            yield node
 
 
 def warm_up(model: Any) -> None:

@@ -3,10 +3,6 @@
 
 import argparse
 import copy
-import json
-import shlex
-import sys
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -16,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
-from measure import Machine, Table, canvas
+from comparing import Comparison, Measure, Run, best_rates
 from methods import (
-    FEWER_STEPS,
+    CONTROLS,
     FLOW,
     METHODS,
-    SMALLER_RATE,
     STANDARD,
     Tuned,
     Tuning,
@@ -36,7 +31,6 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from flowdata import FlowWeights, linear_probe, score
-from flowdata.files import replacing
 
 TURNED, CLOTHES, WRONG_CLOTHES = (
     "turned digits, harmful samples",
@@ -73,6 +67,15 @@ held-out samples of the fine-tuning data, wrong labels included, on average of t
 The rates of the controls are those of standard fine-tuning (times the mean weight for the first).
 """
 
+OLD, NEW = Measure("old", "old, %"), Measure("new", "new, %")
+COMPARISON = Comparison(
+    "vision",
+    ABOUT,
+    (OLD, NEW, Measure("mean", "mean, %"), Measure("hardest", "hardest, %")),
+    kept=OLD,
+    learned=NEW,
+)
+
 
 class Network(nn.Module):
     """The network of ccexam; ``classifier[2]`` is the head."""
@@ -107,23 +110,6 @@ class Task:
     new: TensorDataset
     hardest: Tensor
     weights: FlowWeights
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one model knows, in percent, and what it took."""
-
-    old: float
-    new: float
-    hardest: float
-    held_out: float
-    samples: int
-    seconds: float
-
-    @property
-    def mean(self) -> float:
-        """Mean of old and new."""
-        return (self.old + self.new) / 2
 
 
 # The tasks.
@@ -194,16 +180,23 @@ def damaged(labels: Tensor, share: float, random: np.random.Generator) -> Tensor
     return torch.where(wrong, (labels + shifts) % 10, labels)
 
 
-def scored(task: Task, tuned: Tuned) -> Score:
-    """Accuracies of a model; on the old task with the old head."""
-    new = accuracy(tuned.model, task.new)
-    held_out = accuracy(tuned.model, task.held_out).mean().item()
+def scored(task: Task, tuned: Tuned) -> dict[str, float]:
+    """Accuracies of a model, in percent, and what it took; on the old task with the old head."""
+    hits = accuracy(tuned.model, task.new)
+    new = hits.mean().item()
     model = copy.deepcopy(tuned.model)
     if task.old_head is not None:
         model.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
     old = accuracy(model, task.old).mean().item()
-    hardest = new[task.hardest].mean().item()
-    return Score(old, new.mean().item(), hardest, held_out, tuned.samples, tuned.seconds)
+    return {
+        "old": old,
+        "new": new,
+        "mean": (old + new) / 2,
+        "hardest": hits[task.hardest].mean().item(),
+        "held_out": accuracy(tuned.model, task.held_out).mean().item(),
+        "samples": tuned.samples,
+        "seconds": tuned.seconds,
+    }
 
 
 # The runs.
@@ -212,7 +205,6 @@ def scored(task: Task, tuned: Tuned) -> Score:
 def main() -> None:
     """Choose the rates, run everything, write."""
     options = parser().parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     for fetched in (mnist_digits, fashion_mnist, mnist_network):
         fetched()
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
@@ -220,19 +212,23 @@ def main() -> None:
         asked = [(task, seed, options.epochs) for task in options.tasks for seed in CHOOSING_SEEDS]
         tried = list(tqdm(pool.map(try_rates, asked), desc="rates", total=len(asked)))
         rates = {
-            task: chosen([found for job, found in zip(asked, tried, strict=True) if job[0] == task])
+            task: best_rates(
+                [found for job, found in zip(asked, tried, strict=True) if job[0] == task], GRID
+            )
             for task in options.tasks
         }
+        for found in rates.values():
+            found |= dict.fromkeys(CONTROLS, found[STANDARD])
         jobs = [
             (task, seed, options.epochs, rates[task])
             for seed in seeds_of(options.seeds)
             for task in options.tasks
         ]
         done = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
-    results: dict[str, list[dict[str, Score]]] = {task: [] for task in options.tasks}
-    for (task, *_), scores in zip(jobs, done, strict=True):
-        results[task].append(scores)
-    write(options, rates, results)
+    results: dict[str, list[Run]] = {task: [] for task in options.tasks}
+    for (task, *_), run in zip(jobs, done, strict=True):
+        results[task].append(run)
+    COMPARISON.publish(options, rates, results)
 
 
 def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:
@@ -242,25 +238,15 @@ def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:
     tuning = Tuning(task.data, task.weights, epochs)
     return {
         method: [
-            scored(task, fine_tuned(method, task.start, tuning, rate, seed)).held_out
+            scored(task, fine_tuned(method, task.start, tuning, rate, seed))["held_out"]
             for rate in GRID
         ]
         for method in METHODS
-        if method not in (SMALLER_RATE, FEWER_STEPS)
+        if method not in CONTROLS
     }
 
 
-def chosen(tried: Sequence[dict[str, list[float]]]) -> dict[str, float]:
-    """The rate of each method that is best on average."""
-    rates = {
-        method: GRID[int(np.argmax(np.mean([found[method] for found in tried], axis=0)))]
-        for method in tried[0]
-    }
-    rates[SMALLER_RATE] = rates[FEWER_STEPS] = rates[STANDARD]
-    return rates
-
-
-def run_all(job: tuple[str, int, int, dict[str, float]]) -> dict[str, Score]:
+def run_all(job: tuple[str, int, int, dict[str, float]]) -> Run:
     """All methods on one task and seed, and FLOW over temperatures."""
     name, seed, epochs, rates = job
     task = make_task(name, seed)
@@ -277,98 +263,6 @@ def run_all(job: tuple[str, int, int, dict[str, float]]) -> dict[str, Score]:
         tuned = fine_tuned(FLOW, task.start, Tuning(task.data, weights, epochs), rates[FLOW], seed)
         results[f"{FLOW}, {factor:g} x median"] = scored(task, tuned)
     return results
-
-
-# What becomes of them.
-
-
-def write(
-    options: argparse.Namespace,
-    rates: dict[str, dict[str, float]],
-    results: dict[str, list[dict[str, Score]]],
-) -> None:
-    """Tables, JSON and a figure."""
-    machine = Machine.here()
-    command = shlex.join(["python", "benchmarks/vision.py", *sys.argv[1:]])
-    parts = [f"# Vision\n\n`{command}`\n\n{machine}\n", ABOUT]
-    for task, runs in results.items():
-        parts.append(str(table_of(task, runs, rates[task])))
-        parts.append(verdict(runs) + "\n")
-    text = "\n".join(parts)
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "rates": rates,
-        "results": {
-            task: [{method: vars(found) for method, found in run.items()} for run in runs]
-            for task, runs in results.items()
-        },
-    }
-    with replacing(options.output / "vision.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "vision.md") as path:
-        path.write_text(text)
-    with replacing(options.output / "vision.png") as path:
-        draw(results, path)
-
-
-def table_of(task: str, runs: Sequence[dict[str, Score]], rates: dict[str, float]) -> Table:
-    """All methods on one task."""
-    rows = [
-        [
-            method,
-            *(spread([getattr(run[method], name) for run in runs]) for name in COLUMNS),
-            f"{np.mean([run[method].samples for run in runs]):,.0f}",
-            f"{np.mean([run[method].seconds for run in runs]):.1f}",
-            f"{rates[method]:g}" if method in rates else "",
-        ]
-        for method in runs[0]
-    ]
-    header = ["", "old", "new", "mean", "hardest", "samples", "seconds", "lr"]
-    return Table(f"{task} ({len(runs)} seeds)", header, rows)
-
-
-COLUMNS = ("old", "new", "mean", "hardest")
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
-
-
-def verdict(runs: Sequence[dict[str, Score]]) -> str:
-    """FLOW against standard fine-tuning and the controls, seed by seed."""
-    lines = []
-    for rival in (STANDARD, SMALLER_RATE, FEWER_STEPS):
-        pairs = [(run[FLOW], run[rival]) for run in runs]
-        kept = [ours.old - theirs.old for ours, theirs in pairs]
-        learned = [ours.new - theirs.new for ours, theirs in pairs]
-        both = sum(more > 0 and new >= 0 for more, new in zip(kept, learned, strict=True))
-        lines.append(
-            f"- FLOW against {rival}: kept {np.mean(kept):+.1f}, learned {np.mean(learned):+.1f}; "
-            f"kept more in {sum(more > 0 for more in kept)} of {len(runs)} seeds, kept more and "
-            f"learned as much in {both}."
-        )
-    return "\n".join(lines)
-
-
-def draw(results: dict[str, list[dict[str, Score]]], path: Path) -> None:
-    """Kept against learned."""
-    with canvas(path, rows=1, columns=len(results)) as (_, axes):
-        for part, (task, runs) in zip(np.atleast_1d(axes), results.items(), strict=True):
-            trail = [method for method in runs[0] if method.endswith("x median")]
-            points = {
-                method: np.mean([(run[method].new, run[method].old) for run in runs], axis=0)
-                for method in runs[0]
-            }
-            part.plot(*np.array([points[method] for method in trail]).T, "-", color="0.7", zorder=0)
-            for number, (method, (new, old)) in enumerate(points.items()):
-                if method not in trail:
-                    part.plot(new, old, "os^Dv*PX"[number % 8], label=method)
-            part.set(title=task, xlabel="learned: new task, %", ylabel="kept: old task, %")
-            part.grid(True)
-        np.atleast_1d(axes)[-1].legend(fontsize=6)
 
 
 def parser() -> argparse.ArgumentParser:

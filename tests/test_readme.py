@@ -106,7 +106,7 @@ def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys,
         "TensorDataset",
         "FlowDataset",
         "FlowShards",
-        "_WeighedRows",
+        "WeighedRows",
     ]
     assert "effective sample size" in capsys.readouterr().out
     batch = names["data_collator"]([names["train_dataset"][row] for row in range(2)])

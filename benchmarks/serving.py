@@ -80,20 +80,27 @@ class _Files(socketserver.BaseRequestHandler):
             head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, last + 1 - first)
             self.request.sendall(head)
             if method == b"GET":
-                self.request.sendfile(file, first, last + 1 - first)
+                self._send(file, first, last + 1 - first)
 
     def _answer_ranges(self, file: BinaryIO, ranges: bytes, size: int) -> None:
         """A multipart answer, of a part for each range."""
-        parts = []
+        parts, end = [], b"\r\n--part--\r\n"
         for span in ranges.split(b","):
             first, last = map(int, span.split(b"-"))
-            parts.append(
-                b"\r\n--part\r\nContent-Range: bytes %d-%d/%d\r\n\r\n" % (first, last, size)
-            )
-            parts.append(os.pread(file.fileno(), last + 1 - first, first))
-        parts.append(b"\r\n--part--\r\n")
-        head = (
+            head = b"\r\n--part\r\nContent-Range: bytes %d-%d/%d\r\n\r\n" % (first, last, size)
+            parts.append((head, first, last + 1 - first))
+        length = len(end) + sum(len(head) + count for head, _, count in parts)
+        answer = (
             b"HTTP/1.1 206 Partial Content\r\nContent-Type: multipart/byteranges; boundary=part\r\n"
-            b"Content-Length: %d\r\n\r\n" % sum(map(len, parts))
+            b"Content-Length: %d\r\n\r\n" % length
         )
-        self.request.sendall(b"".join([head, *parts]))
+        for head, first, count in parts:
+            self.request.sendall(answer + head, socket.MSG_MORE)
+            self._send(file, first, count)
+            answer = b""
+        self.request.sendall(end)
+
+    def _send(self, file: BinaryIO, first: int, count: int) -> None:
+        while count > 0:
+            sent = os.sendfile(self.request.fileno(), file.fileno(), first, count)
+            first, count = first + sent, count - sent

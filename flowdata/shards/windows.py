@@ -1,5 +1,6 @@
 """WindowReader: the bytes of drawn samples, window by window, the next one read ahead."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -73,8 +74,8 @@ class WindowReader:
         if pool is None:
             return drawn.tolist(), lambda: _joined(self._read(*job) for job in jobs)
         # All reads of the window before are done: whoever waits for it starts this one.
-        futures: list[Future[Contents]] = [pool.submit(self._read, *job) for job in jobs]
-        return drawn.tolist(), lambda: _joined(future.result() for future in futures)
+        futures = deque(pool.submit(self._read, *job) for job in jobs)
+        return drawn.tolist(), lambda: _joined(map(_owned, _results(futures)))
 
     def _read(self, reader: ShardReader, rows: NDArray[np.int64]) -> Contents:
         try:
@@ -100,6 +101,24 @@ class WindowReader:
             self._closed_bytes += reader.bytes_read
             reader.close()
         self._readers.clear()
+
+
+def _results(futures: deque[Future[Contents]]) -> Iterator[Contents]:
+    while futures:
+        yield futures.popleft().result()
+
+
+def _owned(contents: Contents) -> Contents:
+    """Copies made by the thread that uses them up.
+
+    The buffer of a request would live until the last of its samples is used, and what other
+    threads allocate makes glibc give memory back to the kernel after every batch: up to 10 % of
+    the speed.
+    """
+    return {
+        row: content if isinstance(content, ShardError) else memoryview(bytes(content))
+        for row, content in contents.items()
+    }
 
 
 def _joined(parts: Iterable[Contents]) -> Contents:

@@ -59,7 +59,7 @@ def test_many_ranges_are_asked_for_in_few_requests(tmp_path):
             stream = FlowShards(server.url("s-{0..2}.tar"), table, epoch_size="distinct")
             assert sum(1 for _ in stream) == len(stream)
             asked.append(len(server.requests))
-    assert asked[0] < 10 < 50 < asked[1]
+    assert asked[0] < 15 < 50 < asked[1]
 
 
 def test_what_is_not_drawn_is_not_fetched(tmp_path):

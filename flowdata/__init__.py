@@ -28,6 +28,7 @@ from flowdata.reweight import (
 from flowdata.sampler import DistributedFlowSampler, FlowSampler
 from flowdata.scoring import CausalLM, linear_probe, score
 from flowdata.shards import Access, ShardIndex, ShardRows
+from flowdata.strata import Strata
 from flowdata.weights import FlowWeights, WeightSummary
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ __all__ = [
     "ShardError",
     "ShardIndex",
     "ShardRows",
+    "Strata",
     "TableFileError",
     "UnweightedLossError",
     "WeightSummary",

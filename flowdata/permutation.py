@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     MULTINOMIAL = 3
     SHARD_ORDER = 4
     WINDOW_ORDER = 5
+    STRATA = 6
 
 
 def random_bits(seed: int, epoch: int, purpose: Purpose, *part: int) -> np.random.Philox:

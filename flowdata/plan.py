@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
+from flowdata.strata import Strata, dealt
 from flowdata.weights import FlowWeights, HasWeights, as_weights
 
 EpochSize: TypeAlias = int | float | Literal["full", "ess", "distinct"]
@@ -48,9 +49,12 @@ class EpochPlan:
             it with probability w_i / max w (times floor(s) / s for s = sum w / max w).
         scheme: "systematic" or "multinomial".
         alpha: draw by w^alpha; the rest of the weight is ``FlowWeights.residual(alpha)``.
+        strata: fill every batch evenly from groups of rows, see `Strata`. The plan then takes
+            about 300 ns a row and 40 bytes while it is computed.
 
     Raises:
         InvalidLossError: for weights that are empty, invalid or all 0.
+        MismatchError: for strata of another number of rows.
         ValueError: for an unknown option, a negative seed or an epoch without draws.
 
     >>> plan = EpochPlan([1.0, 3.0], epoch_size=8, seed=1)
@@ -69,11 +73,16 @@ class EpochPlan:
         epoch_size: EpochSize = "full",
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        strata: Strata | None = None,
     ) -> None:
         if scheme not in ("systematic", "multinomial"):
             raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
+        if strata is not None and scheme != "systematic":
+            raise ValueError('strata need scheme="systematic": independent draws have none')
         self.weights = as_weights(weights).power(alpha)
         """The weights that are drawn by, after `alpha`."""
+        self.strata = strata
+        self._codes = None if strata is None else strata.codes(self.weights)
         self.seed = non_negative(seed, "seed")
         self.epoch = non_negative(epoch, "epoch")
         self.scheme = scheme
@@ -141,7 +150,9 @@ class EpochPlan:
             if self._masses is None:
                 total = (self._size if self.scheme == "systematic" else 1) << self._mass_bits
                 self._masses = _Masses(self.weights, total, self._mass_bits)
-            if self.scheme == "systematic":
+            if self._codes is not None:
+                self._slots = self._stratified(self._masses, self._codes)
+            elif self.scheme == "systematic":
                 self._order = KeyedPermutation(
                     self._size, seed=self.seed, epoch=self.epoch, purpose=Purpose.DRAW_ORDER
                 )
@@ -173,6 +184,21 @@ class EpochPlan:
         assert filled == self._size
         return slots
 
+    def _stratified(self, masses: "_Masses", codes: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows by draw: systematic over strata, dealt out to batches."""
+        assert self.strata is not None
+        random = random_bits(self.seed, self.epoch, Purpose.STRATA)
+        keys = random.random_raw(codes.size) >> 24 | codes.astype(np.uint64) << 40
+        order = keys.argsort(kind="stable")
+        edges = masses.all(len(self.weights))[order]
+        edges[0] += int(random.random_raw()) >> (64 - self._mass_bits)
+        np.cumsum(edges, out=edges)
+        edges >>= self._mass_bits
+        edges[1:] -= edges[:-1].copy()
+        return dealt(np.repeat(order, edges), self.strata.batch_size, random).astype(
+            _row_dtype(codes.size)
+        )
+
     def _shuffled_blocks(self) -> list[int]:
         blocks = -(-len(self.weights) // CHUNK)
         order = KeyedPermutation(
@@ -184,9 +210,7 @@ class EpochPlan:
     def _multinomial(self, masses: "_Masses") -> NDArray[Any]:
         """Rows of independent draws, in the order they were drawn."""
         n = len(self.weights)
-        edges = np.empty(n, dtype=np.int64)
-        for start in range(0, n, CHUNK):
-            edges[start : start + CHUNK] = masses.of(start, np.arange(min(CHUNK, n - start)))
+        edges = masses.all(n)
         np.cumsum(edges, out=edges)
         random = random_bits(self.seed, self.epoch, Purpose.MULTINOMIAL)
         slots = np.empty(self._size, dtype=_row_dtype(n))
@@ -226,6 +250,13 @@ class _Masses:
         masses = self._rounded(self._relative[start : start + CHUNK].take(rows))
         if self._remainder and start <= self._row < start + rows.size:
             masses[rows == self._row - start] += self._remainder
+        return masses
+
+    def all(self, n: int) -> NDArray[np.int64]:
+        """Masses of all n rows."""
+        masses = np.empty(n, dtype=np.int64)
+        for start in range(0, n, CHUNK):
+            masses[start : start + CHUNK] = self.of(start, np.arange(min(CHUNK, n - start)))
         return masses
 
     def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:

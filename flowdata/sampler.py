@@ -1,20 +1,18 @@
 """FlowSampler and DistributedFlowSampler: an epoch plan as a torch sampler."""
 
-import itertools
 import operator
-import weakref
 from collections.abc import Iterator, Sized
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch.utils.data import DistributedSampler, Sampler
 
+from flowdata.draws import DrawIterator, Draws
 from flowdata.errors import MismatchError, warn
 from flowdata.frameworks.asking import asker, ranks
-from flowdata.permutation import CHUNK
 from flowdata.plan import EpochPlan, EpochSize, Scheme, non_negative
+from flowdata.strata import Strata
 from flowdata.weights import FlowWeights, HasWeights
 
 _VERSION = "version"
@@ -25,6 +23,7 @@ _EPOCH_SIZE = "epoch_size"
 _SCHEME = "scheme"
 _ALPHA = "alpha"
 _WEIGHTS = "weights"
+_STRATA = "strata"
 _STATE_VERSION = 1
 
 
@@ -42,7 +41,7 @@ class FlowSampler(Sampler[int]):
     torchdata's StatefulDataLoader, or state the position yourself, see `state_dict`.
 
     Args:
-        weights, epoch_size, seed, scheme, alpha: see `EpochPlan`.
+        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`.
         num_replicas: R. Leave it 1 under frameworks that split the sampler themselves
             (accelerate, transformers).
         rank: r, in [0, R).
@@ -69,6 +68,7 @@ class FlowSampler(Sampler[int]):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        strata: Strata | None = None,
         num_replicas: int = 1,
         rank: int = 0,
         drop_last: bool = False,
@@ -78,7 +78,12 @@ class FlowSampler(Sampler[int]):
                 f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
             )
         self._plan = EpochPlan(
-            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+            weights,
+            epoch_size=epoch_size,
+            seed=seed,
+            scheme=scheme,
+            alpha=alpha,
+            strata=strata,
         )
         self.num_replicas = num_replicas
         self.rank = rank
@@ -89,7 +94,7 @@ class FlowSampler(Sampler[int]):
                 f"{num_replicas} replicas"
             )
         self._position = 0
-        self._running: _Draws | None = None
+        self._running: Draws | None = None
         self._told = False
 
     @property
@@ -117,7 +122,7 @@ class FlowSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         self._check_splitting()
-        return _DrawIterator.over(_Draws(self))
+        return DrawIterator.over(Draws(self))
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one to be drawn, from its start.
@@ -154,8 +159,8 @@ class FlowSampler(Sampler[int]):
         Seed, epoch and position are taken from the state; the number of ranks is free.
 
         Raises:
-            MismatchError: when the state is of other weights, or of another epoch size, scheme
-                or alpha, or not a state at all.
+            MismatchError: when the state is of other weights or strata, or of another epoch size,
+                scheme or alpha, or not a state at all.
         """
         epoch, position = self._checked(state)
         if self._draws_left(position) == 0:
@@ -211,7 +216,7 @@ class FlowSampler(Sampler[int]):
                 "the former: name the epoch, or load the state, before accelerator.prepare()"
             )
 
-    def _begin(self, draws: "_Draws") -> tuple[int, int, EpochPlan]:
+    def _begin(self, draws: Draws) -> tuple[int, int, EpochPlan]:
         """Hand the current epoch to an iteration that draws for the first time."""
         started = self.epoch, self._position, self._plan
         if not self._told and asker().accelerate:
@@ -243,6 +248,7 @@ class FlowSampler(Sampler[int]):
             _SCHEME: self._plan.scheme,
             _ALPHA: self._plan.alpha,
             _WEIGHTS: self._plan.weights.fingerprint,
+            _STRATA: self._plan.strata.fingerprint if self._plan.strata else "",
         }
 
     def _checked(self, state: dict[str, Any]) -> tuple[int, int]:
@@ -252,7 +258,7 @@ class FlowSampler(Sampler[int]):
             raise MismatchError(f"not a FlowSampler state: {state!r}")
         if missing := own.keys() - state.keys():
             raise MismatchError(f"not a FlowSampler state: {sorted(missing)} missing")
-        for key in (_VERSION, _EPOCH_SIZE, _SCHEME, _ALPHA, _WEIGHTS):
+        for key in (_VERSION, _EPOCH_SIZE, _SCHEME, _ALPHA, _WEIGHTS, _STRATA):
             if state[key] != own[key]:
                 raise MismatchError(
                     f"the saved state has {key}={state[key]!r}, this sampler has {own[key]!r}; "
@@ -291,6 +297,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        strata: Strata | None = None,
         drop_last: bool = False,
     ) -> None:
         if num_replicas is None or rank is None:
@@ -308,6 +315,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            strata=strata,
             num_replicas=num_replicas,
             rank=rank,
             drop_last=drop_last,
@@ -323,97 +331,3 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
     def total_size(self) -> int:  # type: ignore[override]
         """Draws of all ranks in an epoch, with padding or without the dropped ones."""
         return self.num_samples * self.num_replicas
-
-
-class _Draws(Iterator[Iterator[int]]):
-    """One pass over an epoch, chunk by chunk; knows the global position at any time."""
-
-    def __init__(self, sampler: FlowSampler) -> None:
-        self._sampler = sampler
-        self._origin: tuple[int, int] | None = None
-        self._plan: EpochPlan | None = None
-        self._asked = 0
-        self._chunk: Iterator[int] = iter(())
-        self.untold = self.prepared = False
-        self.iterator: weakref.ref[_DrawIterator] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"iterator": None}
-
-    @property
-    def started(self) -> bool:
-        return self._plan is not None
-
-    @property
-    def dropped(self) -> bool:
-        """Whether nobody can draw from it any more."""
-        return self.iterator is None or self.iterator() is None
-
-    @property
-    def epoch(self) -> int:
-        return self._sampler.epoch if self._origin is None else self._origin[0]
-
-    @property
-    def position(self) -> int:
-        if self._origin is None:
-            return self._sampler._position
-        taken = self._asked - operator.length_hint(self._chunk)
-        return min(self._origin[1] + taken * self._sampler.num_replicas, len(self._sampler._plan))
-
-    def start_at(self, epoch: int, position: int) -> None:
-        self._origin = epoch, position
-
-    def __next__(self) -> Iterator[int]:
-        if self._plan is None:
-            self._plan = self._begin()
-        assert self._origin is not None
-        sampler, first = self._sampler, self._origin[1]
-        stop = min(self._asked + CHUNK, sampler._draws_left(first))
-        if self._asked == stop:
-            # Let go of this epoch's memory before the next one is computed.
-            self._plan = self._plan.at_epoch(self.epoch + 1)
-            raise StopIteration
-        steps = np.arange(self._asked, stop, dtype=np.int64)
-        draws = first + sampler.rank + steps * sampler.num_replicas
-        rows = self._plan.rows(draws % len(self._plan))
-        self._asked = stop
-        self._chunk = iter(rows.tolist())
-        return self._chunk
-
-    def _begin(self) -> EpochPlan:
-        sampler = self._sampler
-        if self._origin is not None:
-            sampler.set_epoch(self._origin[0])
-            sampler._position = self._origin[1]
-        epoch, position, plan = sampler._begin(self)
-        self._origin = epoch, position
-        return plan
-
-
-class _DrawIterator(itertools.chain[int]):
-    """The iterator of a FlowSampler, with the state that torchdata saves and loads.
-
-    A subclass of ``itertools.chain`` steps through the chunks in C: a ``__next__`` in Python
-    would cost more than everything else. The position comes from what the current chunk's
-    iterator still holds.
-    """
-
-    _draws: _Draws
-
-    @classmethod
-    def over(cls, draws: _Draws) -> "_DrawIterator":
-        iterator = cast(_DrawIterator, cls.from_iterable(draws))
-        iterator._draws = draws
-        draws.iterator = weakref.ref(iterator)
-        return iterator
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._draws._sampler._state(self._draws.epoch, self._draws.position)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        sampler = self._draws._sampler
-        epoch, position = sampler._checked(state)
-        if self._draws.started:
-            raise RuntimeError("this iterator has drawn already: load the state into a fresh one")
-        sampler.load_state_dict(state)
-        self._draws.start_at(epoch, position)

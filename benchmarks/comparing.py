@@ -54,8 +54,10 @@ class Comparison:
         options: argparse.Namespace,
         rates: Mapping[str, Mapping[str, float]],
         results: Mapping[str, Sequence[Run]],
+        name: str | None = None,
     ) -> None:
-        """Tables, JSON and a figure into ``options.output``."""
+        """Tables, JSON and a figure into ``options.output``, under that name or the script's."""
+        name = name or self.script
         machine = Machine.here()
         command = shlex.join(["python", f"benchmarks/{self.script}.py", *sys.argv[1:]])
         parts = [f"# {self.script.capitalize()}\n\n`{command}`\n\n{machine}\n", self.about]
@@ -71,11 +73,11 @@ class Comparison:
             "results": results,
         }
         options.output.mkdir(parents=True, exist_ok=True)
-        with replacing(options.output / f"{self.script}.json") as path:
+        with replacing(options.output / f"{name}.json") as path:
             path.write_text(json.dumps(content, indent=1) + "\n")
-        with replacing(options.output / f"{self.script}.md") as path:
+        with replacing(options.output / f"{name}.md") as path:
             path.write_text(text)
-        with replacing(options.output / f"{self.script}.png") as path:
+        with replacing(options.output / f"{name}.png") as path:
             self.draw(results, path)
 
     def table(self, task: str, runs: Sequence[Run], rates: Mapping[str, float]) -> Table:

@@ -4,6 +4,7 @@
 import argparse
 import copy
 import functools
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,10 +81,10 @@ answers. Mean and standard deviation over the seeds.
 "{HARMFUL}": {SWAPPED:.0%} of the answers are those of other questions, {GARBLED:.0%} have their
 words in any order, {OFF_DOMAIN:.0%} are Python functions instead. "{CLEAN}": all are right.
 
-AdamW, constant rate, bfloat16 autocast, batches in the order of the DataLoader. LoRA has rank and
-alpha 64 on all linear layers. AdamW cancels the scale of the loss, so FLOW's reweighting with
-weights as they are and of mean 1 are the same. Controls have the rate of standard fine-tuning
-(times the mean weight for the first).
+Long texts are cut (`max_length` of the preset). AdamW, constant rate, bfloat16 autocast everywhere,
+batches in the order of the DataLoader. LoRA has rank and alpha 64 on all linear layers. AdamW
+cancels the scale of the loss, so FLOW's reweighting with weights as they are and of mean 1 are the
+same. Controls have the rate of standard fine-tuning (times the mean weight for the first).
 """
 
 NOVELS = Measure("novels", "perplexity of novels", lower_is_better=True)
@@ -104,7 +105,7 @@ COMPARISON = Comparison(
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is measured. Rates: for all parameters, and for LoRA."""
+    """How much is measured, by default of what. Rates: for all parameters, and for LoRA."""
 
     samples: int
     epochs: int
@@ -115,11 +116,15 @@ class Preset:
     rates: tuple[float, ...]
     lora_rates: tuple[float, ...]
     seeds: int
+    tasks: tuple[str, ...] = TASKS
+    methods: tuple[str, ...] = METHODS
 
 
+CPU = Preset(96, 1, 4, 32, 40, 160, (2e-4,), (1e-3,), 1)
 PRESETS = {
     "smoke": Preset(8, 1, 4, 6, 4, 64, (2e-4,), (1e-3,), 1),
-    "cpu": Preset(96, 1, 4, 32, 40, 160, (2e-4,), (1e-3,), 1),
+    "cpu": CPU,
+    "cpu-seeds": replace(CPU, seeds=10, tasks=(HARMFUL,), methods=(STANDARD, *CONTROLS, FLOW)),
     "gpu": Preset(2000, 2, 16, 500, 328, 384, (5e-5, 1e-4, 2e-4), (2e-4, 5e-4, 1e-3), 10),
 }
 
@@ -173,7 +178,7 @@ class Lab:
         before = self.table(self.start, new, prompt="prompt", response="response")
         return Task(
             rows=tokens,
-            table=score(self.start, tokens, own, device=self.device, progress=False),
+            table=self.scored_rows(self.start, tokens, own),
             held_out=rows[self.preset.samples :],
             novels=[{"text": paragraphs()[place]} for place in novels],
             maths=new,
@@ -205,7 +210,12 @@ class Lab:
     def table(self, model: nn.Module, rows: list[Any], **columns: str) -> LossTable:
         """Losses of rows of text by a model as it is."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return score(base, rows, self.losses(**columns), device=self.device, progress=False)
+        return self.scored_rows(base, rows, self.losses(**columns))
+
+    def scored_rows(self, model: nn.Module, rows: list[Any], loss: CausalLM) -> LossTable:
+        """Losses of rows."""
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return score(model, rows, loss, device=self.device, progress=False)
 
     def fine_tuned(self, method: str, task: Task, learning_rate: float, seed: int) -> Tuned:
         """A model trained by one method."""
@@ -321,16 +331,18 @@ def main() -> None:
     """Choose the rates, run everything, write."""
     options = parser().parse_args()
     preset = PRESETS[options.preset]
+    # Which ABOUT tells.
+    warnings.filterwarnings("ignore", ".*longer than max_length")
+    tasks, methods = options.tasks or preset.tasks, options.methods or preset.methods
     lab = Lab(preset, options.model or str(smollm2()), options.device)
-    rates = {name: chosen_rates(lab, name, options.methods) for name in options.tasks}
+    rates = {name: chosen_rates(lab, name, methods) for name in tasks}
     seeds = list(seeds_of(options.seeds or preset.seeds))
-    results: dict[str, list[Run]] = {name: [] for name in options.tasks}
-    steps = tqdm(total=len(seeds) * len(options.tasks) * len(options.methods), unit="training")
-    with steps:
+    results: dict[str, list[Run]] = {name: [] for name in tasks}
+    with tqdm(total=len(seeds) * len(tasks) * len(methods), unit="training") as steps:
         for seed in seeds:
-            for name in options.tasks:
-                results[name].append(lab.run(name, seed, options.methods, rates[name], steps))
-    COMPARISON.publish(options, rates, results)
+            for name in tasks:
+                results[name].append(lab.run(name, seed, methods, rates[name], steps))
+    COMPARISON.publish(options, rates, results, f"language-{options.preset}")
 
 
 def chosen_rates(lab: Lab, name: str, methods: Iterable[str]) -> dict[str, float]:
@@ -364,10 +376,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--preset", choices=PRESETS, default="cpu", help="default cpu")
     made.add_argument("--seeds", type=int, help="default: the preset's")
-    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default all")
-    made.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default all"
-    )
+    made.add_argument("--tasks", nargs="+", choices=TASKS, help="default: the preset's")
+    made.add_argument("--methods", nargs="+", choices=METHODS, help="default: the preset's")
     made.add_argument("--model", help="folder or name of another causal model")
     made.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from flowdata import FlowSampler, FlowWeights, LossTable
+from flowdata import FlowSampler, FlowWeights, LossTable, Strata
 from flowdata.reweight import reweighting_loader
 
 PENALTY = 1e-3
@@ -25,6 +25,7 @@ WISE = "WiSE-FT 0.5"
 FLOW = "FLOW"
 MULTINOMIAL = "FLOW, multinomial"
 DISTINCT = "FLOW, distinct"
+STRATIFIED = "FLOW, stratified"
 REWEIGHTED = "FLOW, reweighted"
 NORMALIZED = "FLOW, reweighted, mean 1"
 HALF = "FLOW, alpha 0.5"
@@ -124,6 +125,8 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
         MULTINOMIAL: {"scheme": "multinomial"},
         DISTINCT: {"epoch_size": "distinct"},
     }
+    if method == STRATIFIED:
+        samplers[method] = {"strata": Strata(data.tensors[tuning.target], tuning.batch_size)}
     if method in samplers:
         return DataLoader(
             data, sampler=FlowSampler(weights, seed=seed, **samplers[method]), **options

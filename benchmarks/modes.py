@@ -6,6 +6,7 @@ import copy
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,6 +24,7 @@ from methods import (
     MULTINOMIAL,
     NORMALIZED,
     REWEIGHTED,
+    STRATIFIED,
     Tuning,
     accuracy,
     loader_of,
@@ -34,15 +36,15 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 from vision import TURNED, WRONG_CLOTHES, Task, make_task
 
-from flowdata import EpochPlan, FlowWeights
+from flowdata import EpochPlan, FlowWeights, Strata
 from flowdata.files import replacing
 
 TASKS = (TURNED, WRONG_CLOTHES)
-MODES = (FLOW, MULTINOMIAL, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
+MODES = (FLOW, MULTINOMIAL, STRATIFIED, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
 RATES = {"SGD": 0.01, "AdamW": 0.0005}
+# Those of the noise table: w^alpha by drawing, the rest by weighting.
+ALPHAS = {NORMALIZED: 0.0, "FLOW, alpha 0.25": 0.25, HALF: 0.5, "FLOW, alpha 0.75": 0.75, FLOW: 1.0}
 BATCH = 50
-STRATIFIED = "FLOW, stratified"
-QUANTILES = 5
 
 HELP = """\
 Fine-tune with one loop and six loaders that draw by weight, weight the loss, or do half of each;
@@ -55,7 +57,8 @@ The tasks of vision.md. Every mode has the same learning rate (SGD 0.01 with mom
 in percent on the old and the new task.
 
 - Of the same expected gradient at the same rate: FLOW (systematic draws), multinomial draws,
-  reweighting by weights of mean 1, and alpha 0.5 (half of each).
+  batches stratified by label and weight, reweighting by weights of mean 1, and alpha 0.5 (half of
+  each).
 - Of the same expected step an epoch, in fewer samples: "distinct" epochs against reweighting by the
   weights as they are (times 1 / max w).
 """
@@ -86,8 +89,8 @@ def main() -> None:
 
 # What is measured.
 
-Curve = list[tuple[int, int, float, float]]
-"""After each epoch: steps, samples, kept, learned."""
+Curve = list[tuple[int, int, float, float, float]]
+"""Before the first epoch and after each: steps, samples, kept, learned, seconds of training."""
 
 
 def run_all(job: tuple[str, int, int]) -> dict[str, Curve]:
@@ -112,21 +115,28 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
         else torch.optim.AdamW(parameters, lr=rate)
     )
     loader = loader_of(mode, Tuning(task.data, task.weights, epochs, BATCH), seed)
-    steps = samples = 0
-    points = []
+    steps, samples, seconds = 0, 0, 0.0
+    points = [(steps, samples, *known(task, model), seconds)]
     for _ in range(epochs):
         model.train()
+        began = time.perf_counter()
         for inputs, targets in loader:
             stepping.zero_grad()
             F.cross_entropy(model(inputs), targets).backward()
             stepping.step()
             steps, samples = steps + 1, samples + len(inputs)
-        learned = accuracy(model, task.new).mean().item()
-        old = copy.deepcopy(model)
-        if task.old_head is not None:
-            old.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
-        points.append((steps, samples, accuracy(old, task.old).mean().item(), learned))
+        seconds += time.perf_counter() - began
+        points.append((steps, samples, *known(task, model), seconds))
     return points
+
+
+def known(task: Task, model: nn.Module) -> tuple[float, float]:
+    """What a model kept, with the old head, and what it learned."""
+    learned = accuracy(model, task.new).mean().item()
+    old = copy.deepcopy(model)
+    if task.old_head is not None:
+        old.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
+    return accuracy(old, task.old).mean().item(), learned
 
 
 def noise(job: tuple[str, int, int]) -> dict[str, float]:
@@ -137,7 +147,7 @@ def noise(job: tuple[str, int, int]) -> dict[str, float]:
     probabilities = torch.from_numpy(weights.values / weights.values.sum())
     full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
     found = {}
-    for mode in (NORMALIZED, HALF, MULTINOMIAL, FLOW, STRATIFIED):
+    for mode in (*ALPHAS, MULTINOMIAL, STRATIFIED):
         errors = [
             (gradient(model, data, rows, scale) - full).square().sum()
             for rows, scale in batches_of(mode, task, weights, seed, batches)
@@ -150,35 +160,17 @@ def batches_of(
     mode: str, task: Task, weights: FlowWeights, seed: int, batches: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, loss weights) of batches of a mode, whose mean gradient is that of FLOW."""
-    if mode == STRATIFIED:
-        yield from stratified(task, weights, seed, batches)
-        return
     scheme: Any = "multinomial" if mode == MULTINOMIAL else "systematic"
-    alpha = {NORMALIZED: 0.0, HALF: 0.5}.get(mode, 1.0)
+    alpha = ALPHAS.get(mode, 1.0)
     residual = torch.from_numpy(weights.residual(alpha))
-    plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha)
+    strata = Strata(task.data.tensors[1], BATCH) if mode == STRATIFIED else None
+    plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha, strata=strata)
     while batches > 0:
         rows = torch.from_numpy(plan[:])
         for part in rows.split(BATCH)[: min(batches, len(rows) // BATCH)]:
             yield part, residual[part]
             batches -= 1
         plan = plan.at_epoch(plan.epoch + 1)
-
-
-def stratified(
-    task: Task, weights: FlowWeights, seed: int, batches: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of systematic draws over rows in the order of label and loss."""
-    random = np.random.default_rng(seed)
-    labels = task.data.tensors[1].numpy()
-    ranks = (-weights.values).argsort().argsort() * QUANTILES // len(labels)
-    share = weights.values / weights.values.sum()
-    ones = torch.ones(BATCH, dtype=torch.float64)
-    for _ in range(batches):
-        order = np.lexsort((random.random(len(labels)), ranks, labels))
-        points = (np.arange(BATCH) + random.random()) / BATCH
-        places = np.searchsorted(np.cumsum(share[order]), points)
-        yield torch.from_numpy(order[np.minimum(places, len(labels) - 1)]), ones
 
 
 def gradient(model: nn.Module, data: TensorDataset, rows: Tensor, scale: Tensor) -> Tensor:
@@ -208,7 +200,8 @@ def write(
     goals = [goal for task in TASKS for goal in targets(task, curves[task], noises[task])]
     rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
     parts = [f"# Modes\n\n`{command}`\n\n{machine}\n", ABOUT]
-    parts += [str(table_of(task, runs)) for task, runs in curves.items()]
+    for task, runs in curves.items():
+        parts += [str(table_of(task, runs)), str(equal_compute(task, runs))]
     parts.append(str(noise_table(noises)))
     parts.append(str(Table("Targets", ["", "limit", "measured", ""], rows)))
     text = "\n".join(parts)
@@ -233,8 +226,8 @@ def table_of(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
     rows = []
     for name in runs[0]:
         last = np.array([run[name][-1] for run in runs])
-        steps, samples, kept, learned = last.mean(axis=0)
-        _, _, kept_spread, learned_spread = last.std(axis=0, ddof=min(1, len(runs) - 1))
+        steps, samples, kept, learned, seconds = last.mean(axis=0)
+        _, _, kept_spread, learned_spread, _ = last.std(axis=0, ddof=min(1, len(runs) - 1))
         rows.append(
             [
                 name,
@@ -242,9 +235,29 @@ def table_of(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
                 f"{samples:,.0f}",
                 f"{kept:.1f} ± {kept_spread:.1f}",
                 f"{learned:.1f} ± {learned_spread:.1f}",
+                f"{1e6 * seconds / samples:.0f}",
             ]
         )
-    return Table(f"{task} ({len(runs)} seeds)", ["", "steps", "samples", "kept", "learned"], rows)
+    header = ["", "steps", "samples", "kept", "learned", "us a sample"]
+    return Table(f"{task} ({len(runs)} seeds)", header, rows)
+
+
+def equal_compute(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
+    """What modes came to when each had processed as many samples as the distinct epochs did."""
+    rows = []
+    for name in runs[0]:
+        found = []
+        for run in runs:
+            most = run[f"{name.partition(':')[0]}: {DISTINCT}"][-1][1]
+            curve = np.array(run[name])
+            found.append([np.interp(most, curve[:, 1], curve[:, place]) for place in (2, 3)])
+        kept, learned = np.mean(found, axis=0)
+        rows.append([name, f"{kept:.1f}", f"{learned:.1f}"])
+    note = (
+        "As many samples, forward and backward passes, as the distinct epochs took in all; between "
+        "two epochs, kept and learned are interpolated."
+    )
+    return Table(f"{task}: at equal compute", ["", "kept", "learned"], rows, note)
 
 
 def noise_table(noises: dict[str, list[dict[str, float]]]) -> Table:
@@ -255,8 +268,7 @@ def noise_table(noises: dict[str, list[dict[str, float]]]) -> Table:
     ]
     note = (
         "Mean squared error of the gradient of a batch of 50 at theta*, over the squared gradient "
-        "of all samples. Stratified: systematic draws for each batch, over rows sorted by label "
-        f"and {QUANTILES} quantiles of the loss."
+        "of all samples. Stratified: by label and five levels of weight."
     )
     return Table("Noise of a batch's gradient", ["", *TASKS], rows, note)
 

@@ -1,23 +1,16 @@
 """DistributedFlowSampler in real processes, started by torchrun, with gloo."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launching import torchrun
 
 from flowdata import DistributedFlowSampler, EpochPlan
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = Path(__file__).parent / "programs"
-TIMEOUT = 120
 ROWS, DRAWS, SEED, EPOCHS = 17, 25, 6, 3
 WEIGHTS = np.random.default_rng(4).random(ROWS)
 RUNS = {
@@ -25,30 +18,6 @@ RUNS = {
     "dropped": {"drop_last": True},
     "equal weights": {"weights": [1.0] * 24, "epoch_size": 24},
 }
-
-
-def torchrun(processes, program, config, folder):
-    """Run a program of this folder in that many processes; its outcome, read from JSON."""
-    out, path = folder / "out.json", folder / "config.json"
-    out.unlink(missing_ok=True)
-    path.write_text(json.dumps(config | {"out": str(out)}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    with (folder / "output.txt").open("w+") as output:
-        run = subprocess.Popen(
-            [*launcher, f"--nproc-per-node={processes}", str(PROGRAMS / program), str(path)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code = run.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            code = f"still running after {TIMEOUT} s"
-        output.seek(0)
-        assert code == 0, f"torchrun: {code}\n{output.read()}"
-    return json.loads(out.read_text())
 
 
 def planned(epoch, weights=WEIGHTS, epoch_size=DRAWS):
@@ -68,7 +37,7 @@ def ranks(request, tmp_path_factory):
         "runs": {name: common | options for name, options in RUNS.items()},
     }
     folder = tmp_path_factory.mktemp("draws")
-    outcome = torchrun(request.param, "distributed_draws.py", config, folder)
+    outcome = torchrun("distributed_draws.py", config, folder, processes=request.param)
     assert all(len(by_rank) == request.param for by_rank in outcome.values())
     return outcome
 
@@ -158,8 +127,8 @@ def training(tmp_path_factory):
     other_seed = sampler | {"seed": SEED + 1}
     second = config | {"sampler": other_seed, "batch_size": GLOBAL_BATCH // 3, "stop": None}
     return (
-        torchrun(2, "ddp_training.py", first, folder),
-        torchrun(3, "ddp_training.py", second, folder),
+        torchrun("ddp_training.py", first, folder),
+        torchrun("ddp_training.py", second, folder, processes=3),
     )
 
 

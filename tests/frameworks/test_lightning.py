@@ -225,7 +225,7 @@ def test_another_batch_size_does_not_go_on_inside_an_epoch(outcomes):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     run = {"folder": str(tmp_path / "run"), "log": str(tmp_path / "killed"), "save_steps": 4}
     killed = {"killed": run | WORKERS | {"kill": 5}}
-    torchrun("frameworks_lightning.py", killed, tmp_path, killed=True)
+    torchrun("frameworks_lightning.py", killed, tmp_path, fails=True)
     resumed = run | WORKERS | {"log": str(tmp_path / "resumed"), "resume": 4}
     outcome = torchrun("frameworks_lightning.py", {"resumed": resumed}, tmp_path)
     assert [rank["warnings"] for rank in outcome["resumed"]] == [[], []]

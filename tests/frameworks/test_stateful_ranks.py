@@ -14,7 +14,7 @@ PLANS = [planned(epoch, DRAWS) for epoch in range(EPOCHS)]
 
 def killed_and_resumed(folder, step, **options):
     run = options | {"saved": str(folder / "saved"), "log": str(folder / "log")}
-    torchrun("frameworks_stateful.py", {"killed": run | {"kill": step}}, folder, killed=True)
+    torchrun("frameworks_stateful.py", {"killed": run | {"kill": step}}, folder, fails=True)
     torchrun("frameworks_stateful.py", {"resumed": run}, folder)
     return logged(folder / "log", 2)
 

@@ -251,7 +251,7 @@ def test_grouping_by_length_is_refused(tmp_path, strategy):
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
     run = {"folder": str(tmp_path / "run"), "log": str(tmp_path / "killed"), "save_steps": 2}
-    torchrun("frameworks_trainer.py", {"killed": run | {"kill": 5}}, tmp_path, killed=True)
+    torchrun("frameworks_trainer.py", {"killed": run | {"kill": 5}}, tmp_path, fails=True)
     resumed = run | {"log": str(tmp_path / "resumed"), "resume": True}
     outcome = torchrun("frameworks_trainer.py", {"resumed": resumed}, tmp_path)
     assert [rank["warnings"] for rank in outcome["resumed"]] == [[], []]

@@ -6,13 +6,13 @@ from the file "saved" where there is one and leaves its own state there; "out" g
 loss of each global batch and the final parameters.
 """
 
-import gc
 import json
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from leaving import leave_together
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -65,10 +65,7 @@ def main():
         parameters = [parameter.tolist() for parameter in model.parameters()]
         outcome = {"losses": losses, "parameters": parameters}
         Path(config["out"]).write_text(json.dumps(outcome))
-    # What is left of DDP holds the process group, whose threads must end before the process.
-    gc.collect()
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from leaving import leave_together
 from torch.utils.data import DataLoader
 
 from flowdata import DistributedFlowSampler
@@ -38,7 +39,7 @@ def main():
         outcomes[name] = gathered
     if dist.get_rank() == 0:
         Path(config["out"]).write_text(json.dumps(outcomes))
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from leaving import leave_together
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -38,8 +39,7 @@ def main():
     if dist.get_rank() == 0:
         parameters = [parameter.tolist() for parameter in model.parameters()]
         Path(config["out"]).write_text(json.dumps(parameters))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from leaving import leave_together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -94,9 +95,7 @@ def main():
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     print(f"peak {peak.split()[1]}")
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from leaving import leave_together
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -49,8 +50,7 @@ def main():
         drawn.append(gathered)
     if dist.get_rank() == 0:
         Path(config["out"]).write_text(json.dumps(drawn))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

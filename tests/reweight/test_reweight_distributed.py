@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_distributed import torchrun
+from launching import torchrun
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ def test_two_ranks_train_as_one_hand_written_loop(tmp_path):
         "batch_size": BATCH,
         "epochs": EPOCHS,
     }
-    found = torchrun(2, "reweight_training.py", config, tmp_path)
+    found = torchrun("reweight_training.py", config, tmp_path)
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3).double()
     for _ in range(EPOCHS):

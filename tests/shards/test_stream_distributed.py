@@ -4,8 +4,8 @@ from collections import Counter
 from itertools import chain
 
 import pytest
+from launching import torchrun
 from shard_files import make_table, planned, write_shards
-from test_distributed import torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def config(tmp_path_factory):
 @pytest.mark.parametrize(("workers", "epochs"), [(0, 200), (2, 20)])
 def test_epochs_on_uneven_shards_never_hang_and_draw_the_plan(config, tmp_path, workers, epochs):
     options = {"batch_size": 4, "workers": workers, "epochs": epochs}
-    drawn = torchrun(2, "shard_training.py", config | options, tmp_path)
+    drawn = torchrun("shard_training.py", config | options, tmp_path)
     table = make_table(config["urls"])
     assert len(drawn) == epochs
     for epoch, by_rank in enumerate(drawn):

@@ -59,7 +59,7 @@ def test_many_ranges_are_asked_for_in_few_requests(tmp_path):
             stream = FlowShards(server.url("s-{0..2}.tar"), table, epoch_size="distinct")
             assert sum(1 for _ in stream) == len(stream)
             asked.append(len(server.requests))
-    assert asked[0] < 15 < 50 < asked[1]
+    assert asked[0] < 10 < 50 < asked[1]
 
 
 def test_what_is_not_drawn_is_not_fetched(tmp_path):
@@ -167,3 +167,29 @@ def test_a_table_of_http_shards_fits_their_local_copies(folder, tmp_path):
     again = LossTable.load(tmp_path / "losses.parquet")
     drawn = Counter(make(str(folder / "s-{0..4}.tar"), again))
     assert drawn == planned(table, **OPTIONS)
+
+
+@pytest.mark.parametrize("done", [0, 300])
+def test_the_first_sample_does_not_wait_for_a_whole_window(tmp_path, done):
+    urls = write_shards(tmp_path, (300,) * 3, content=100_000)
+    table = make_table(urls)
+    with ShardServer(tmp_path, multipart=True) as server:
+        stream = FlowShards(server.url("s-{0..2}.tar"), table, window=900, shards_open=3)
+        stream.load_state_dict(stream.state_dict(position=done))
+        samples = iter(stream)
+        next(samples)
+        # What is read ahead is waited for.
+        samples.close()
+        first = server.bytes_sent
+        stream.load_state_dict(stream.state_dict(position=done))
+        assert sum(1 for _ in stream) == 900 - done
+        assert first < 0.4 * (server.bytes_sent - first)
+
+
+def test_a_shard_that_has_no_ranges_is_not_begun_again_for_that(tmp_path):
+    urls = write_shards(tmp_path, (300,) * 3, mode="w:gz", suffix="tar.gz")
+    table = make_table(urls)
+    with ShardServer(tmp_path) as server:
+        stream = FlowShards(server.url("s-{0..2}.tar.gz"), table, window=900, shards_open=3)
+        assert sum(1 for _ in stream) == 900
+        assert len([request for request in server.requests if "HEAD" not in str(request)]) == 3

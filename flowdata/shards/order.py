@@ -7,7 +7,6 @@ some shards at a time and goes through all of them at once, window by window; th
 window come out in a keyed random order.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -20,9 +19,6 @@ from flowdata.plan import EpochPlan
 
 Positions: TypeAlias = range | NDArray[np.int64]
 """Ascending positions; a range wherever possible, which takes no memory."""
-
-# A window of so many draws or more begins with an eighth, another, a quarter and a half of it.
-_LARGE, _PARTS, _FIRST = 512, 8, [1, 2, 4]
 
 
 @dataclass(frozen=True)
@@ -173,17 +169,15 @@ class StreamOrder:
             places = held[start : start + self._shards_open]
             first, counts = cuts[places], cuts[places + 1] - cuts[places]
             windows = -(-int(counts.sum()) // self._window)
-            edges = _window_edges(windows, self._window, begins=group == 0)
-            for number, (low, high) in enumerate(itertools.pairwise(edges)):
-                begin = (first + counts * low // edges[-1]).tolist()
-                end = (first + counts * high // edges[-1]).tolist()
+            for number in range(windows):
+                begin = (first + counts * number // windows).tolist()
+                end = (first + counts * (number + 1) // windows).tolist()
                 pieces = [
-                    (int(place), positions[start:stop])
-                    for place, start, stop in zip(places, begin, end, strict=True)
-                    if stop > start
+                    (int(place), positions[low:high])
+                    for place, low, high in zip(places, begin, end, strict=True)
+                    if high > low
                 ]
-                if pieces:
-                    yield group, number, pieces
+                yield group, number, pieces
 
     def _cuts(self, positions: Positions) -> NDArray[np.int64]:
         """Where the positions of each shard begin, in reading order, and where all end."""
@@ -217,15 +211,6 @@ def share_of(positions: Positions, layout: Layout, rank: int, worker: int) -> Po
     shares = layout.shares(len(positions))
     begin = sum(shares[:worker])
     return mine[begin : begin + shares[worker]]
-
-
-def _window_edges(windows: int, draws: int, *, begins: bool) -> list[int]:
-    """Where windows begin and end, in parts of a window.
-
-    The first of a worker comes in pieces, as all of it would take long to arrive.
-    """
-    pieces = _FIRST if begins and draws >= _LARGE else []
-    return [0, *pieces, *range(_PARTS, _PARTS * windows + 1, _PARTS)]
 
 
 def _places(positions: Positions, found: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from flowdata.errors import ShardError
 from flowdata.shards.forward import BROKEN, ForwardStream, Readable, decompressed
 from flowdata.shards.transport import Access, NoRangesError, Transport, connect
-from flowdata.shards.urls import shown
+from flowdata.shards.urls import PIPE, shown
 
 GAP = 16_384
 """Bytes between two samples that are read over rather than asked for anew."""
@@ -37,6 +37,13 @@ class ShardReader:
         self._stream: ForwardStream | None = None
         self.bytes_read = 0
 
+    @property
+    def seekable(self) -> bool:
+        """Whether any bytes can be asked for, as far as is known."""
+        if self._transport is None:
+            return not (self._place.compressed or self._place.url.startswith(PIPE))
+        return self._transport.ranged and not self._place.compressed
+
     def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
         """The bytes of samples in ascending order.
 
@@ -47,7 +54,7 @@ class ShardReader:
             self._transport = connect(self._place.url, self._access)
             self._check_length(self._transport)
         try:
-            if self._transport.ranged and not self._place.compressed:
+            if self.seekable:
                 try:
                     return self._read_spans(self._transport, offsets, sizes)
                 except NoRangesError:

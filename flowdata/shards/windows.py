@@ -18,9 +18,12 @@ from flowdata.shards.transport import Access, is_remote
 Content: TypeAlias = memoryview | ShardError
 Contents: TypeAlias = dict[int, Content]
 
+# The first pieces of a large window end at an eighth, a quarter and a half of it.
+_LARGE, _FIRST = 512, (8, 4, 2)
+
 
 class WindowReader:
-    """Reads windows in the order they come; of a sample drawn twice in one, one read.
+    """Reads windows in the order they come; of a sample drawn twice in one, mostly one read.
 
     Where shards are remote, as many threads as shards are open read the next window while this
     one is used: memory is that of two windows of samples, with local shards of one.
@@ -48,7 +51,7 @@ class WindowReader:
             if self._threads:
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="flowdata")
                 stack.callback(pool.shutdown, cancel_futures=True)
-            todo = iter(windows)
+            todo = self._pieces(windows)
             ahead = self._start(next(todo, None), pool)
             while ahead is not None:
                 rows, fetch = ahead
@@ -57,14 +60,34 @@ class WindowReader:
                 for row in rows:
                     yield row, contents[row]
 
+    def _pieces(
+        self, windows: Iterable[tuple[Window, int]]
+    ) -> Iterator[tuple[Window, NDArray[np.int64]]]:
+        """The rows that are left of each window, as they come out.
+
+        Those of the first in pieces, so that nobody waits for a whole window before the first
+        sample, of an epoch or of what is left of one; unless shards can only be read from their
+        beginning on.
+        """
+        for number, (window, done) in enumerate(windows):
+            drawn = np.concatenate(window.rows)[window.order[done:]]
+            parts = _FIRST if number == 0 and drawn.size >= _LARGE else ()
+            begin = 0
+            for part in parts:
+                readers = [self._reader(window.group, shard) for shard in window.shards]
+                end = drawn.size // part
+                if end > begin and all(reader.seekable for reader in readers):
+                    yield window, drawn[begin:end]
+                    begin = end
+            yield window, drawn[begin:]
+
     def _start(
-        self, item: tuple[Window, int] | None, pool: ThreadPoolExecutor | None
+        self, item: tuple[Window, NDArray[np.int64]] | None, pool: ThreadPoolExecutor | None
     ) -> tuple[list[int], Callable[[], Contents]] | None:
-        """The rows of a window as they come out, and a function that waits for their bytes."""
+        """Rows of a window as they come out, and a function that waits for their bytes."""
         if item is None:
             return None
-        window, done = item
-        drawn = np.concatenate(window.rows)[window.order[done:]]
+        window, drawn = item
         needed = np.unique(drawn)
         jobs: list[tuple[ShardReader, NDArray[np.int64]]] = []
         for shard, rows in zip(window.shards, window.rows, strict=True):

@@ -25,8 +25,9 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 demo: $(VENV)/installed-demo
 	$(BIN)/flowdata demo
 
+# Two files at a time; a process for each, so that they may not take all cores.
 test: $(VENV)/installed-test assets
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 assets: $(VENV)/installed-test
 	$(BIN)/python benchmarks/assets.py
@@ -42,5 +43,7 @@ bench: assets
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/streaming.py --repeats 3
 	$(BIN)/python benchmarks/reweight.py
+	$(BIN)/python benchmarks/frameworks.py
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/modes.py
+	$(BIN)/python benchmarks/language.py --preset cpu

@@ -1,18 +1,18 @@
 """Methods side by side over seeds: which rates, a table, FLOW against its rivals, a figure."""
 
 import argparse
-import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from measure import Machine, Table, canvas
 from methods import CONTROLS, FLOW, STANDARD
+from publishing import publish
 
-from flowdata.files import replacing
+TEMPERATURE = "x median"
+"""How the name of FLOW at another temperature ends."""
 
 Run = dict[str, dict[str, float]]
 """What each method came to on one task and seed, by the names of measures."""
@@ -54,31 +54,24 @@ class Comparison:
         options: argparse.Namespace,
         rates: Mapping[str, Mapping[str, float]],
         results: Mapping[str, Sequence[Run]],
+        *,
+        machine: Machine,
         name: str | None = None,
     ) -> None:
         """Tables, JSON and a figure into ``options.output``, under that name or the script's."""
-        name = name or self.script
-        machine = Machine.here()
-        command = shlex.join(["python", f"benchmarks/{self.script}.py", *sys.argv[1:]])
-        parts = [f"# {self.script.capitalize()}\n\n`{command}`\n\n{machine}\n", self.about]
+        tables: list[Table | str] = []
         for task, runs in results.items():
-            parts.append(str(self.table(task, runs, rates[task])))
-            parts.append(self.verdict(runs) + "\n")
-        text = "\n".join(parts)
-        print(text)
-        content = {
-            "command": command,
-            "machine": vars(machine),
-            "rates": rates,
-            "results": results,
-        }
-        options.output.mkdir(parents=True, exist_ok=True)
-        with replacing(options.output / f"{name}.json") as path:
-            path.write_text(json.dumps(content, indent=1) + "\n")
-        with replacing(options.output / f"{name}.md") as path:
-            path.write_text(text)
-        with replacing(options.output / f"{name}.png") as path:
-            self.draw(results, path)
+            tables += [self.table(task, runs, rates[task]), self.verdict(runs) + "\n"]
+        publish(
+            options.output,
+            self.script,
+            self.about,
+            tables,
+            {"rates": rates, "results": results},
+            partial(self.draw, results),
+            machine=machine,
+            name=name,
+        )
 
     def table(self, task: str, runs: Sequence[Run], rates: Mapping[str, float]) -> Table:
         """All methods on one task."""
@@ -128,10 +121,15 @@ class Comparison:
                     )
                     for method in runs[0]
                 }
-                trail = [point for method, point in points.items() if method.endswith("x median")]
+                trail = {
+                    float(method.split()[-3]): point
+                    for method, point in points.items()
+                    if method.endswith(TEMPERATURE)
+                }
                 if trail:
-                    part.plot(*np.array(trail).T, "-", color="0.7", zorder=0)
-                shown = [method for method in points if not method.endswith("x median")]
+                    by_temperature = sorted((trail | {1.0: points[FLOW]}).items())
+                    part.plot(*np.array([point for _, point in by_temperature]).T, "-", color="0.7")
+                shown = [method for method in points if not method.endswith(TEMPERATURE)]
                 for number, method in enumerate(shown):
                     part.plot(*points[method], "os^Dv*PX"[number % 8], label=method)
                 part.set(

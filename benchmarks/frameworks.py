@@ -4,13 +4,12 @@ import argparse
 import itertools
 import json
 import logging
-import shlex
 import statistics
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,12 @@ from measure import (
     in_fresh_process,
     number,
 )
+from publishing import publish
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from flowdata import FlowDataset, FlowSampler, FlowWeights
-from flowdata.files import replacing
 
 LABELS = {
     "torch": "DataLoader",
@@ -86,28 +85,16 @@ def main() -> None:
         Target(f"{LABELS[method]}, ratio", LIMIT, results.median(method, options.steps, "ratio"))
         for method in options.only
     ]
-    command = shlex.join(["python", "benchmarks/frameworks.py", *sys.argv[1:]])
-    parts = [f"# Frameworks\n\n`{command}`\n\n{machine}\n", ABOUT]
-    text = "\n".join(parts + [str(part) for part in tables(results, goals, options)])
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "medians": results.medians(),
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "frameworks.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "frameworks.md") as path:
-        path.write_text(text)
-    with (
-        replacing(options.output / "frameworks.png") as path,
-        canvas(path, rows=1, columns=1) as (_, axes),
-    ):
-        values = [results.median(m, options.steps, "ratio") or 0.0 for m in options.only]
-        names = [LABELS[method] for method in options.only]
-        title = "time of a step / time with shuffle=True"
-        horizontal_bars(axes, title, "ratio", names, values)
+    publish(
+        options.output,
+        "frameworks",
+        ABOUT,
+        [table(results, options)],
+        {"medians": results.medians()},
+        partial(draw, results, options),
+        machine=machine,
+        goals=goals,
+    )
 
 
 # What a process measures.
@@ -316,7 +303,7 @@ METHODS: dict[str, Callable[[Rows, FlowWeights | None], list[float]]] = {
 # What the readings amount to.
 
 
-def tables(results: Results, goals: Sequence[Target], options: argparse.Namespace) -> list[Table]:
+def table(results: Results, options: argparse.Namespace) -> Table:
     """Everything a reader wants to see."""
     lines = []
     for method in options.only:
@@ -324,18 +311,17 @@ def tables(results: Results, goals: Sequence[Target], options: argparse.Namespac
         milliseconds = [number(None if value is None else 1e3 * value) for value in figures]
         ratio = results.median(method, options.steps, "ratio")
         lines.append([LABELS[method], DOORS[method], *milliseconds, f"{ratio:.3f}"])
-    return [
-        Table(
-            f"Epochs of {options.steps:,} steps",
-            ["", "with", "shuffle=True, ms", "flowdata, ms", "ratio"],
-            lines,
-        ),
-        Table(
-            "Targets",
-            ["", "limit", "measured", ""],
-            [[g.name, f"{g.limit:.2f}", f"{g.measured:.3f}", g.verdict] for g in goals],
-        ),
-    ]
+    header = ["", "with", "shuffle=True, ms", "flowdata, ms", "ratio"]
+    return Table(f"Epochs of {options.steps:,} steps", header, lines)
+
+
+def draw(results: Results, options: argparse.Namespace, path: Path) -> None:
+    """The ratio in each framework."""
+    with canvas(path, rows=1, columns=1) as (_, axes):
+        values = [results.median(m, options.steps, "ratio") or 0.0 for m in options.only]
+        names = [LABELS[method] for method in options.only]
+        title = "time of a step / time with shuffle=True"
+        horizontal_bars(axes, title, "ratio", names, values)
 
 
 def parser() -> argparse.ArgumentParser:

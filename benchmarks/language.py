@@ -5,7 +5,7 @@ import argparse
 import copy
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from assets import smollm2
 from comparing import Comparison, Measure, Run, best_rates
+from measure import Machine
 from methods import (
-    AVERAGED,
     CONTROLS,
     DISTINCT,
     FEWER_STEPS,
@@ -31,9 +31,9 @@ from methods import (
     WISE,
     Tuned,
     Tuning,
-    averaged,
     fine_tuned,
     seeds_of,
+    sharing,
 )
 from texts import Question, functions, knowledge, maths, paragraphs, shuffled, templates
 from torch import Tensor, nn
@@ -120,9 +120,9 @@ class Preset:
     methods: tuple[str, ...] = METHODS
 
 
-CPU = Preset(96, 1, 4, 32, 40, 160, (2e-4,), (1e-3,), 1)
+CPU = Preset(80, 1, 4, 24, 32, 144, (2e-4,), (1e-3,), 1)
 PRESETS = {
-    "smoke": Preset(8, 1, 4, 6, 4, 64, (2e-4,), (1e-3,), 1),
+    "smoke": Preset(8, 1, 4, 6, 4, 96, (2e-4,), (1e-3,), 1),
     "cpu": CPU,
     "cpu-seeds": replace(CPU, seeds=10, tasks=(HARMFUL,), methods=(STANDARD, *CONTROLS, FLOW)),
     "gpu": Preset(2000, 2, 16, 500, 328, 384, (5e-5, 1e-4, 2e-4), (2e-4, 5e-4, 1e-3), 10),
@@ -162,8 +162,7 @@ class Lab:
         random = np.random.default_rng(seed)
         numbers = random.permutation(templates()).tolist()
         known, unknown = numbers[:60], numbers[60:]
-        asked = maths(known, self.preset.samples + self.preset.evaluated, seed)
-        rows = as_rows(asked)
+        rows = self.asked(known, self.preset.samples + self.preset.evaluated, seed)
         if name == HARMFUL:
             damage(rows, random)
         reader = self.losses(prompt="prompt", response="response").reader()
@@ -174,7 +173,7 @@ class Lab:
         own = CausalLM(token_losses=True)
         novels = random.permutation(len(paragraphs()))[: self.preset.evaluated]
         questions = random.permutation(len(knowledge()))[: self.preset.questions]
-        new = as_rows(maths(unknown, self.preset.evaluated, seed + 1))
+        new = self.asked(unknown, self.preset.evaluated, seed + 1)
         before = self.table(self.start, new, prompt="prompt", response="response")
         return Task(
             rows=tokens,
@@ -186,22 +185,32 @@ class Lab:
             questions=[knowledge()[place] for place in questions],
         )
 
+    def asked(self, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
+        """Questions that leave a quarter of the longest length, or more, to their answers."""
+        most = self.preset.max_length * 3 // 4
+        rows = as_rows(maths(numbers, 4 * count, seed))
+        fitting = [row for row in rows if len(self.tokenizer(row["prompt"]).input_ids) <= most]
+        return fitting[:count]
+
     def run(
         self, name: str, seed: int, methods: Iterable[str], rates: dict[str, float], steps: Any
     ) -> Run:
         """All methods on one task and seed."""
         task = self.task(name, seed)
         run = {PRE_TRAINED: self.scored(task, Tuned(self.start, 0, 0.0))}
-        trained: dict[tuple[str, float], Tuned] = {}
+        tuned = self.trainings(task, seed)
         for method in methods:
-            base, rate = AVERAGED.get(method, method), rates[method]
-            tuned = trained.get((base, rate)) or self.fine_tuned(base, task, rate, seed)
-            if base in AVERAGED.values():
-                trained[base, rate] = tuned
-            result = tuned if method == base else averaged(self.start, tuned)
-            run[method] = self.scored(task, result)
+            run[method] = self.scored(task, tuned(method, rates[method]))
             steps.update()
         return run
+
+    def trainings(self, task: Task, seed: int) -> Callable[[str, float], Tuned]:
+        """(method, learning rate) -> model."""
+
+        def train(method: str, rate: float) -> Tuned:
+            return self.fine_tuned(method, task, rate, seed)
+
+        return sharing(train, self.start)
 
     def losses(self, **columns: str) -> CausalLM:
         """The loss of rows of text."""
@@ -330,7 +339,7 @@ def perplexity(table: LossTable, rows: Any = slice(None)) -> float:
 def main() -> None:
     """Choose the rates, run everything, write."""
     options = parser().parse_args()
-    preset = PRESETS[options.preset]
+    preset, machine = PRESETS[options.preset], Machine.here()
     # Which ABOUT tells.
     warnings.filterwarnings("ignore", ".*longer than max_length")
     tasks, methods = options.tasks or preset.tasks, options.methods or preset.methods
@@ -342,7 +351,7 @@ def main() -> None:
         for seed in seeds:
             for name in tasks:
                 results[name].append(lab.run(name, seed, methods, rates[name], steps))
-    COMPARISON.publish(options, rates, results, f"language-{options.preset}")
+    COMPARISON.publish(options, rates, results, machine=machine, name=f"language-{options.preset}")
 
 
 def chosen_rates(lab: Lab, name: str, methods: Iterable[str]) -> dict[str, float]:
@@ -358,11 +367,9 @@ def chosen_rates(lab: Lab, name: str, methods: Iterable[str]) -> dict[str, float
         if len(grid) == 1:
             found |= dict.fromkeys(kind, grid[0])
             continue
+        tuned = lab.trainings(task(), CHOOSING_SEED)
         tried = {
-            method: [
-                lab.held_out(task(), lab.fine_tuned(method, task(), rate, CHOOSING_SEED))
-                for rate in grid
-            ]
+            method: [lab.held_out(task(), tuned(method, rate)) for rate in grid]
             for method in tqdm(kind, desc=f"rates, {name}")
         }
         found |= best_rates([tried], grid)

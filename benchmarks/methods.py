@@ -1,6 +1,7 @@
 """Ways to fine-tune a model: standard, FLOW in its modes, the paper's baselines, controls."""
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -90,8 +91,6 @@ def fine_tuned(
     method: str, start: nn.Module, tuning: Tuning, learning_rate: float, seed: int
 ) -> Tuned:
     """A copy of ``start`` trained by one method; the same seed gives the same order."""
-    if method in AVERAGED:
-        return averaged(start, fine_tuned(AVERAGED[method], start, tuning, learning_rate, seed))
     torch.manual_seed(seed)
     model = copy.deepcopy(start)
     rate = learning_rate * (tuning.weights.mean if method == SMALLER_RATE else 1.0)
@@ -111,6 +110,23 @@ def fine_tuned(
             optimizer.step()
             samples += len(batch[tuning.target])
     return Tuned(model, samples, time.perf_counter() - began)
+
+
+def sharing(
+    train: Callable[[str, float], Tuned], start: nn.Module
+) -> Callable[[str, float], Tuned]:
+    """The same (method, learning rate) -> model, for all methods.
+
+    Those that average a training with its start share it with the method it is of.
+    """
+    shared = functools.cache(train)
+
+    def tuned(method: str, learning_rate: float) -> Tuned:
+        if method in AVERAGED:
+            return averaged(start, shared(AVERAGED[method], learning_rate))
+        return (shared if method in AVERAGED.values() else train)(method, learning_rate)
+
+    return tuned
 
 
 def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:

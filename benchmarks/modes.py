@@ -3,12 +3,10 @@
 
 import argparse
 import copy
-import json
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
-from measure import Machine, Table, Target, canvas, number
+from measure import Machine, Table, Target, canvas
 from methods import (
     DISTINCT,
     FLOW,
@@ -30,6 +28,7 @@ from methods import (
     loader_of,
     seeds_of,
 )
+from publishing import publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -37,7 +36,6 @@ from tqdm import tqdm
 from vision import TURNED, WRONG_CLOTHES, Task, make_task
 
 from flowdata import EpochPlan, FlowWeights, Strata
-from flowdata.files import replacing
 
 TASKS = (TURNED, WRONG_CLOTHES)
 MODES = (FLOW, MULTINOMIAL, STRATIFIED, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
@@ -67,7 +65,7 @@ in percent on the old and the new task.
 def main() -> None:
     """Run everything, write."""
     options = parser().parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    machine = Machine.here()
     for fetched in (mnist_digits, fashion_mnist, mnist_network):
         fetched()
     jobs = [(task, seed, options.epochs) for seed in seeds_of(options.seeds) for task in TASKS]
@@ -84,7 +82,7 @@ def main() -> None:
         task: [found for job, found in zip(noise_jobs, noises, strict=True) if job[0] == task]
         for task in TASKS
     }
-    write(options, by_task, noise_by_task)
+    write(options, machine, by_task, noise_by_task)
 
 
 # What is measured.
@@ -191,37 +189,27 @@ def gradient(model: nn.Module, data: TensorDataset, rows: Tensor, scale: Tensor)
 
 def write(
     options: argparse.Namespace,
+    machine: Machine,
     curves: dict[str, list[dict[str, Curve]]],
     noises: dict[str, list[dict[str, float]]],
 ) -> None:
     """Tables, JSON and a figure."""
-    machine = Machine.here()
-    command = shlex.join(["python", "benchmarks/modes.py", *sys.argv[1:]])
-    goals = [goal for task in TASKS for goal in targets(task, curves[task], noises[task])]
-    rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
-    parts = [f"# Modes\n\n`{command}`\n\n{machine}\n", ABOUT]
+    tables = []
     for task, runs in curves.items():
-        parts += [str(table_of(task, runs)), str(equal_compute(task, runs))]
-    parts.append(str(noise_table(noises)))
-    parts.append(str(Table("Targets", ["", "limit", "measured", ""], rows)))
-    text = "\n".join(parts)
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "curves": curves,
-        "noise": noises,
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "modes.json") as path:
-        path.write_text(json.dumps(content) + "\n")
-    with replacing(options.output / "modes.md") as path:
-        path.write_text(text)
-    with replacing(options.output / "modes.png") as path:
-        draw(curves, path)
+        tables += [last_points(task, runs), equal_compute(task, runs)]
+    publish(
+        options.output,
+        "modes",
+        ABOUT,
+        [*tables, noise_table(noises)],
+        {"curves": curves, "noise": noises},
+        partial(draw, curves),
+        machine=machine,
+        goals=[goal for task in TASKS for goal in targets(task, curves[task], noises[task])],
+    )
 
 
-def table_of(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
+def last_points(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
     """The last points of all modes."""
     rows = []
     for name in runs[0]:

@@ -2,24 +2,22 @@
 """Reweighting: what a WeightedTarget costs a training step."""
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from assets import smollm2
 from measure import Machine, Table, Target, canvas, horizontal_bars, number
+from publishing import publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from flowdata import WeightedTarget
-from flowdata.files import replacing
 
 Step = Callable[[Tensor], None]
 
@@ -65,36 +63,26 @@ def main() -> None:
     goals = [
         Target(f"{name}: step, weighted / plain", 1.03, row[2]) for name, row in ratios.items()
     ]
-    command = shlex.join(["python", "benchmarks/reweight.py", *sys.argv[1:]])
     rows = [
         [name, number(1e3 * plain), number(1e3 * weighted), f"{ratio:.4f}"]
         for name, (plain, weighted, ratio) in ratios.items()
     ]
     header = ["", "plain, ms a step", "weighted, ms a step", "ratio"]
-    verdicts = [[g.name, number(g.limit), f"{g.measured:.4f}", g.verdict] for g in goals]
-    text = "\n".join(
-        [
-            f"# Reweighting\n\n`{command}`\n\n{machine}\n",
-            ABOUT,
-            str(Table("A training step", header, rows)),
-            str(Table("Targets", ["", "limit", "measured", ""], verdicts)),
-        ]
+    publish(
+        options.output,
+        "reweight",
+        ABOUT,
+        [Table("A training step", header, rows)],
+        {"seconds": ratios},
+        partial(draw, ratios),
+        machine=machine,
+        goals=goals,
     )
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "seconds": ratios,
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "reweight.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "reweight.md") as path:
-        path.write_text(text)
-    with (
-        replacing(options.output / "reweight.png") as path,
-        canvas(path, rows=1, columns=1) as (_, axes),
-    ):
+
+
+def draw(ratios: dict[str, tuple[float, float, float]], path: Path) -> None:
+    """The ratio of both models."""
+    with canvas(path, rows=1, columns=1) as (_, axes):
         values = [ratio for _, _, ratio in ratios.values()]
         horizontal_bars(
             axes, "A step with a WeightedTarget", "times a plain one", list(ratios), values

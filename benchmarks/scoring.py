@@ -3,11 +3,10 @@
 import argparse
 import json
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,12 @@ from measure import (
     quotient,
     settle_memory,
 )
+from publishing import publish
 from texts import functions
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from flowdata import CausalLM, FlowWeights, LossTable, score
-from flowdata.files import replacing
 from flowdata.scoring.tokens import IGNORED, Tokens
 
 OURS, PADDED, TWO_PASSES, FILE = "score", "padded", "two passes", "table"
@@ -81,32 +80,16 @@ def main() -> None:
         Reading(task, round_, in_fresh_process(Path(__file__), task.arguments))
         for round_, task in tqdm(rounds, unit="process")
     )
-    goals = targets(results, options.samples, options.rows)
-    command = shlex.join(["python", "benchmarks/scoring.py", *sys.argv[1:]])
-    parts = [f"# Scoring\n\n`{command}`\n\n{machine}\n", ABOUT]
-    text = "\n".join(parts + [str(part) for part in tables(results, goals, options)])
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "medians": results.medians(),
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "scoring.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "scoring.md") as path:
-        path.write_text(text)
-    with (
-        replacing(options.output / "scoring.png") as path,
-        canvas(path, rows=1, columns=2) as (_, axes),
-    ):
-        names = list(LABELS.values())
-        for part, figure, what in zip(
-            axes, ("total_s", "peak_bytes"), ("seconds", "peak memory, MB"), strict=True
-        ):
-            scale = 1.0 if figure == "total_s" else 1e6
-            values = [results.median(m, options.samples, figure) or 0.0 for m in LABELS]
-            horizontal_bars(part, what, what, names, [value / scale for value in values])
+    publish(
+        options.output,
+        "scoring",
+        ABOUT,
+        tables(results, options),
+        {"medians": results.medians()},
+        partial(draw, results, options),
+        machine=machine,
+        goals=targets(results, options.samples, options.rows),
+    )
 
 
 # What a process measures.
@@ -235,7 +218,7 @@ def targets(results: Results, samples: int, rows: int) -> list[Target]:
     ]
 
 
-def tables(results: Results, goals: Sequence[Target], options: argparse.Namespace) -> list[Table]:
+def tables(results: Results, options: argparse.Namespace) -> list[Table]:
     """Everything a reader wants to see."""
     median = results.median
     own = median(OURS, options.samples, "total_s")
@@ -266,12 +249,19 @@ def tables(results: Results, goals: Sequence[Target], options: argparse.Namespac
             lines,
         ),
         Table(f"A table of {options.rows:,} rows", ["", "seconds"], file),
-        Table(
-            "Targets",
-            ["", "limit", "measured", ""],
-            [[g.name, number(g.limit), number(g.measured), g.verdict] for g in goals],
-        ),
     ]
+
+
+def draw(results: Results, options: argparse.Namespace, path: Path) -> None:
+    """Time and memory of each method."""
+    with canvas(path, rows=1, columns=2) as (_, axes):
+        names = list(LABELS.values())
+        for part, figure, what in zip(
+            axes, ("total_s", "peak_bytes"), ("seconds", "peak memory, MB"), strict=True
+        ):
+            scale = 1.0 if figure == "total_s" else 1e6
+            values = [results.median(m, options.samples, figure) or 0.0 for m in LABELS]
+            horizontal_bars(part, what, what, names, [value / scale for value in values])
 
 
 def parser() -> argparse.ArgumentParser:

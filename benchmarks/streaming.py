@@ -3,15 +3,12 @@
 
 import argparse
 import gc
-import io
 import itertools
 import json
-import shlex
-import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +31,19 @@ from measure import (
     quotient,
     settle_memory,
 )
+from photographs import ACCEPTED, SHARDS, urls_in, write_shards
+from publishing import publish
 from serving import serving
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from flowdata import FlowShards, FlowWeights, LossTable, ShardIndex, resample
-from flowdata.files import replacing
 
 OURS, STAGE, PLAIN, REJECTION = "FlowShards", "resample", "webdataset", "rejection"
 RESUME, MIXING, KEYS = "resume", "mixing", "keys"
 LOCAL, HTTP = "local", "http"
 METHODS = (OURS, STAGE, PLAIN, REJECTION)
-SHARDS, BATCH, BUFFER, ACCEPTED = 20, 64, 1000, 0.45
+BATCH, BUFFER = 64, 1000
 
 HELP = """\
 Stream JPEG samples (crops of real photographs) from tar shards on the local disk and from a local
@@ -77,29 +75,16 @@ def main() -> None:
         write_shards(Path(folder), options.samples)
         with serving(Path(folder)) as url:
             results = Results(readings(options, folder, url))
-    goals = targets(results)
-    command = shlex.join(["python", "benchmarks/streaming.py", *sys.argv[1:]])
-    parts = [f"# Streaming\n\n`{command}`\n\n{machine}\n", ABOUT]
-    text = "\n".join(parts + [str(part) for part in tables(results, goals)])
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "medians": results.medians(),
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "streaming.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "streaming.md") as path:
-        path.write_text(text)
-    with (
-        replacing(options.output / "streaming.png") as path,
-        canvas(path, rows=1, columns=2) as (_, axes),
-    ):
-        for part, source in zip(axes, (LOCAL, HTTP), strict=True):
-            title = f"{source}, 2 workers: useful samples/s"
-            speeds = [results.median(method, 2, f"{source} useful/s") or 0.0 for method in METHODS]
-            horizontal_bars(part, title, "samples/s", METHODS, speeds)
+    publish(
+        options.output,
+        "streaming",
+        ABOUT,
+        tables(results),
+        {"medians": results.medians()},
+        partial(draw, results),
+        machine=machine,
+        goals=targets(results),
+    )
 
 
 def readings(options: argparse.Namespace, folder: str, url: str) -> Iterator[Reading]:
@@ -117,60 +102,6 @@ def readings(options: argparse.Namespace, folder: str, url: str) -> Iterator[Rea
     for round_, task in tqdm(rounds, unit="process"):
         figures = in_fresh_process(Path(__file__), [*task.arguments, *where])
         yield Reading(task, round_, figures)
-
-
-# The data.
-
-
-def write_shards(folder: Path, samples: int) -> None:
-    """Shards of samples with a JPEG and a class, and their loss table."""
-    images = jpegs(np.random.default_rng(0), 1000)
-    for shard in tqdm(range(SHARDS), desc="shards"):
-        with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
-            for sample in range(samples):
-                picture = images[(shard * 7919 + sample * 31) % len(images)]
-                for ext, data in (("jpg", picture), ("cls", str(sample % 10).encode())):
-                    member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
-    index = ShardIndex.of(urls_in(str(folder)), progress=False)
-    losses = losses_of_mean_weight(len(index))
-    LossTable.from_losses(losses, index=index).save(folder / "losses.parquet")
-
-
-def jpegs(random: np.random.Generator, count: int) -> list[bytes]:
-    """Crops of real photographs."""
-    import matplotlib
-    import sklearn.datasets
-    from PIL import Image
-
-    pictures = [Image.fromarray(image) for image in sklearn.datasets.load_sample_images().images]
-    data = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    pictures.append(Image.open(data).convert("RGB"))
-    made = []
-    for place in range(count):
-        picture = pictures[place % len(pictures)]
-        width = int(random.integers(300, min(picture.width, picture.height * 4 // 3)))
-        height = width * 3 // 4
-        left = int(random.integers(0, picture.width - width + 1))
-        top = int(random.integers(0, picture.height - height + 1))
-        crop = picture.crop((left, top, left + width, top + height)).resize((400, 300))
-        file = io.BytesIO()
-        crop.save(file, format="JPEG", quality=92)
-        made.append(file.getvalue())
-    return made
-
-
-def losses_of_mean_weight(rows: int) -> np.ndarray[Any, Any]:
-    """Losses whose weights at temperature 1 are evenly spread, with mean 0.45 of the largest."""
-    weights = np.random.default_rng(1).beta(0.9, 1.1, rows)
-    weights /= weights.max()
-    return -np.log(np.clip(weights ** (np.log(ACCEPTED) / np.log(weights.mean())), 1e-12, 1))
-
-
-def urls_in(place: str) -> str:
-    """The shards below a folder or a server."""
-    return f"{place.rstrip('/')}/{{00..{SHARDS - 1:02d}}}.tar"
 
 
 # What a process measures.
@@ -411,7 +342,7 @@ def targets(results: Results) -> list[Target]:
     return goals
 
 
-def tables(results: Results, goals: list[Target]) -> list[Table]:
+def tables(results: Results) -> list[Table]:
     """The results as tables."""
     made = []
     for source in (LOCAL, HTTP):
@@ -457,9 +388,16 @@ def tables(results: Results, goals: list[Target]) -> list[Table]:
     header = ["keys", "us a raw sample", "bytes a key", "peak bytes a key"]
     note = "Bytes a key above the table, which is mapped from its file; peak in a pass above that."
     made.append(Table("The resample stage", header, rows, note))
-    rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
-    made.append(Table("Targets", ["", "limit", "measured", ""], rows))
     return made
+
+
+def draw(results: Results, path: Path) -> None:
+    """Speed with two workers."""
+    with canvas(path, rows=1, columns=2) as (_, axes):
+        for part, source in zip(axes, (LOCAL, HTTP), strict=True):
+            title = f"{source}, 2 workers: useful samples/s"
+            speeds = [results.median(method, 2, f"{source} useful/s") or 0.0 for method in METHODS]
+            horizontal_bars(part, title, "samples/s", METHODS, speeds)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,19 +2,17 @@
 """The linear theory of the paper (section 7) against what flowdata draws and weights."""
 
 import argparse
-import json
-import shlex
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import Machine, Table, Target, canvas, number
 from numpy.typing import NDArray
+from publishing import publish
 
 from flowdata import FlowSampler, FlowWeights, LossTable
-from flowdata.files import replacing
 
 Array = NDArray[np.float64]
 
@@ -105,25 +103,18 @@ def main() -> None:
     """Measure, compare, write."""
     options = parser().parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    measured = measure(options.samples, options.seed)
-    goals = targets(measured)
     machine = Machine.here()
-    command = shlex.join(["python", "benchmarks/theory.py", *sys.argv[1:]])
-    parts = [f"# Theory\n\n`{command}`\n\n{machine}\n", ABOUT]
-    text = "\n".join(parts + [str(part) for part in tables(measured, goals, options.samples)])
-    print(text)
-    content = {
-        "command": command,
-        "machine": vars(machine),
-        "measured": {name: np.asarray(value).tolist() for name, value in measured.items()},
-        "targets": [vars(goal) | {"verdict": goal.verdict} for goal in goals],
-    }
-    with replacing(options.output / "theory.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(options.output / "theory.md") as path:
-        path.write_text(text)
-    with replacing(options.output / "theory.png") as path:
-        draw(measured, path)
+    measured = measure(options.samples, options.seed)
+    publish(
+        options.output,
+        "theory",
+        ABOUT,
+        tables(measured, options.samples),
+        {"measured": {name: np.asarray(value).tolist() for name, value in measured.items()}},
+        partial(draw, measured),
+        machine=machine,
+        goals=targets(measured),
+    )
 
 
 # What is measured.
@@ -248,7 +239,7 @@ def closed_apart(measured: dict[str, Any]) -> float:
     return float(np.abs(measured["closed form"] - measured["matrix power"]).max())
 
 
-def tables(measured: dict[str, Any], goals: list[Target], samples: int) -> list[Table]:
+def tables(measured: dict[str, Any], samples: int) -> list[Table]:
     """The results as tables."""
     theory = Theory.at_median()
     made = [
@@ -273,8 +264,6 @@ def tables(measured: dict[str, Any], goals: list[Target], samples: int) -> list[
         "their best average has 0.5."
     )
     made.append(Table("Total error after K steps", ["K", *names], rows, note))
-    rows = [[goal.name, number(goal.limit), number(goal.measured), goal.verdict] for goal in goals]
-    made.append(Table("Targets", ["", "limit", "measured", ""], rows))
     return made
 
 

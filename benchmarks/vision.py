@@ -3,6 +3,7 @@
 
 import argparse
 import copy
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
-from comparing import Comparison, Measure, Run, best_rates
+from comparing import TEMPERATURE, Comparison, Measure, Run, best_rates
+from measure import Machine
 from methods import (
     CONTROLS,
     FLOW,
@@ -24,6 +26,7 @@ from methods import (
     fine_tuned,
     outputs,
     seeds_of,
+    sharing,
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,7 +43,7 @@ TURNED, CLOTHES, WRONG_CLOTHES = (
 TASKS = (TURNED, CLOTHES, WRONG_CLOTHES)
 PRE_TRAINED, PROBE = "pre-trained", "linear probe"
 GRID = (0.001, 0.003, 0.01, 0.03)
-TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0)
+TEMPERATURES = (0.25, 0.5, 2.0, 4.0)
 FINE_TUNING, HELD_OUT, TEST = 1000, 500, 2000
 WRONG, OFF_DOMAIN, ANGLE = 0.4, 0.1, 40.0
 CHOOSING_SEEDS = (1001, 1002, 1003)
@@ -204,7 +207,7 @@ def scored(task: Task, tuned: Tuned) -> dict[str, float]:
 
 def main() -> None:
     """Choose the rates, run everything, write."""
-    options = parser().parse_args()
+    options, machine = parser().parse_args(), Machine.here()
     for fetched in (mnist_digits, fashion_mnist, mnist_network):
         fetched()
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
@@ -228,19 +231,16 @@ def main() -> None:
     results: dict[str, list[Run]] = {task: [] for task in options.tasks}
     for (task, *_), run in zip(jobs, done, strict=True):
         results[task].append(run)
-    COMPARISON.publish(options, rates, results)
+    COMPARISON.publish(options, rates, results, machine=machine)
 
 
 def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:
     """Held-out accuracy of each method at each rate of the grid."""
     name, seed, epochs = job
     task = make_task(name, seed)
-    tuning = Tuning(task.data, task.weights, epochs)
+    tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
     return {
-        method: [
-            scored(task, fine_tuned(method, task.start, tuning, rate, seed))["held_out"]
-            for rate in GRID
-        ]
+        method: [scored(task, tuned(method, rate))["held_out"] for rate in GRID]
         for method in METHODS
         if method not in CONTROLS
     }
@@ -253,16 +253,24 @@ def run_all(job: tuple[str, int, int, dict[str, float]]) -> Run:
     untrained = Tuned(task.start, 0, 0.0)
     first = PRE_TRAINED if task.old_head is None else PROBE
     results = {first: scored(task, untrained)}
+    tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
     for method in METHODS:
-        tuning = Tuning(task.data, task.weights, epochs)
-        tuned = fine_tuned(method, task.start, tuning, rates[method], seed)
-        results[method] = scored(task, tuned)
+        results[method] = scored(task, tuned(method, rates[method]))
     losses = score(task.start, task.data, progress=False)
     for factor in TEMPERATURES:
         weights = losses.weights(factor * float(task.weights.temperature or 1.0))
-        tuned = fine_tuned(FLOW, task.start, Tuning(task.data, weights, epochs), rates[FLOW], seed)
-        results[f"{FLOW}, {factor:g} x median"] = scored(task, tuned)
+        tuned = trainings(task, Tuning(task.data, weights, epochs), seed)
+        results[f"{FLOW}, {factor:g} {TEMPERATURE}"] = scored(task, tuned(FLOW, rates[FLOW]))
     return results
+
+
+def trainings(task: Task, tuning: Tuning, seed: int) -> Callable[[str, float], Tuned]:
+    """(method, learning rate) -> model."""
+
+    def train(method: str, rate: float) -> Tuned:
+        return fine_tuned(method, task.start, tuning, rate, seed)
+
+    return sharing(train, task.start)
 
 
 def parser() -> argparse.ArgumentParser:

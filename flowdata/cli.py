@@ -2,27 +2,44 @@
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 import flowdata
-from flowdata.errors import FlowDataError
+from flowdata.errors import FlowDataError, InvalidLossError
 from flowdata.losses import LossTable
+from flowdata.temperature import Temperature, resolve_temperature
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _SHOWN_TEXT = 160
 
+# What data, files, models and devices can do; anything else is a fault of this package.
+_EXPECTED = (
+    *(FlowDataError, OSError, ImportError, TypeError, ValueError),
+    *(RuntimeError, MemoryError),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; exit status 0, 1 for an error of the data, 2 for wrong usage."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 1 for an error of the data, 2 for wrong usage, 130 when interrupted.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (FlowDataError, OSError, ModuleNotFoundError, TypeError, ValueError) as error:
-        print(f"flowdata: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on" if options.run is _run_score else ""
+        print(f"\nflowdata: stopped{goes_on}", file=sys.stderr)
+        return 130
+    except _EXPECTED as error:
+        print(f"flowdata: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0
 
@@ -103,6 +120,12 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--device", help="default the GPU if there is one, else the CPU")
     score.add_argument(
+        "--adapters", action="store_true", help="score a PEFT model as adapted, not its base model"
+    )
+    score.add_argument(
+        "--num-workers", type=_natural, default=0, help="processes that read and tokenize"
+    )
+    score.add_argument(
         "--on-invalid",
         choices=("raise", "drop"),
         default="raise",
@@ -112,42 +135,55 @@ def _add_score(commands: Commands) -> None:
 
 
 def _run_score(options: argparse.Namespace) -> None:
-    from flowdata.report.summary import summary_text, weights_of
     from flowdata.scoring import CausalLM, score
+    from flowdata.scoring.inference import count_rows
     from flowdata.scoring.ranks import joined_by_torchrun
     from flowdata.scoring.sources import open_data, open_model
+    from flowdata.scoring.tokens import Columns
 
-    with joined_by_torchrun() as local_rank:
+    # A large model takes minutes to load: what may be wrong otherwise is found out before.
+    _require_folder(options.output)
+    columns = Columns(options.prompt, options.response, options.messages, options.text)
+    data = open_data(options.data, options.split)
+    count_rows(data)
+    columns.check(data.column_names)
+    with joined_by_torchrun() as place:
         model, tokenizer = open_model(
             options.model,
             tokenizer=options.tokenizer,
             dtype=options.dtype,
             device=options.device,
-            local_rank=local_rank,
+            local_rank=place.local_rank,
         )
         loss = CausalLM(
             tokenizer=tokenizer,
-            prompt=options.prompt,
-            response=options.response,
-            messages=options.messages,
-            text=options.text,
+            **asdict(columns),
             max_length=options.max_length,
             max_tokens=options.max_tokens,
             token_losses=options.token_losses,
         )
         losses = score(
             model,
-            open_data(options.data, options.split),
+            data,
             loss,
             output=options.output,
+            num_workers=options.num_workers,
             on_invalid=options.on_invalid,
+            adapters=options.adapters,
             model_name=str(options.model),
         )
-        if local_rank == 0:
-            print(summary_text(losses, weights_of(losses)))
-            print(
-                f"\n{options.output} is written; look at it with: flowdata inspect {options.output}"
-            )
+        if place.rank == 0:
+            _print_result(losses, options.output)
+
+
+def _print_result(losses: LossTable, output: Path) -> None:
+    from flowdata.report.summary import summary_text, weights_of
+
+    print(f"{output} is written; look at it with: flowdata inspect {output}\n")
+    try:
+        print(summary_text(losses, weights_of(losses)))
+    except InvalidLossError as error:
+        print(f"note: {error}; flowdata inspect --temperature takes another one")
 
 
 def _add_inspect(commands: Commands) -> None:
@@ -158,6 +194,13 @@ def _add_inspect(commands: Commands) -> None:
         "figures that needs no network; --data shows the text of the easiest and hardest samples.",
     )
     inspect.add_argument("table", type=Path, help="a loss table, .parquet")
+    inspect.add_argument(
+        "--temperature",
+        type=_temperature,
+        default="median",
+        metavar="TAU",
+        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
+    )
     inspect.add_argument("--html", type=Path, help="write a report page to this file")
     inspect.add_argument("--compare", type=Path, help="a second table of the same data set")
     _add_data(inspect, required=False)
@@ -168,16 +211,18 @@ def _add_inspect(commands: Commands) -> None:
 def _run_inspect(options: argparse.Namespace) -> None:
     from flowdata.report.summary import compare, comparison_text, summary_text, weights_of
 
+    if options.html is not None:
+        _require_folder(options.html)
     losses = LossTable.load(options.table)
-    weights = weights_of(losses)
+    weights = weights_of(losses, options.temperature)
     print(summary_text(losses, weights))
     other = None
     if options.compare is not None:
         second = LossTable.load(options.compare)
-        other = second, compare(losses, second)
+        other = second, compare(losses, second, options.temperature)
         print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
     texts = _texts(losses, options.data, options.split) if options.data else None
-    if texts is not None and options.html is None:
+    if texts is not None:
         print(f"\n{_extremes(losses, texts, options.samples)}")
     if options.html is not None:
         from flowdata.files import replacing
@@ -236,9 +281,15 @@ def _extremes(losses: LossTable, texts: Callable[[int], str], number: int) -> st
     for title, rows in zip(("easiest", "hardest"), extremes(losses.losses, number), strict=True):
         lines.append(f"{title} samples")
         for row in rows:
-            text = textwrap.shorten(texts(row), _SHOWN_TEXT)
+            text = _shortened(texts(row))
             lines.append(f"  row {row}, loss {losses.losses[row]:.4g}: {text}")
     return "\n".join(lines)
+
+
+def _shortened(text: str) -> str:
+    """The text on one line; by characters, because not all scripts have spaces."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_TEXT else f"{line[: _SHOWN_TEXT - 1]}…"
 
 
 def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
@@ -250,8 +301,34 @@ def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument("--split", default="train", help="split of the data (default train)")
 
 
+def _require_folder(path: Path) -> None:
+    """The folder of a file that will be written; better missed now than after the work."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
+
+
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _natural(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1 is needed, got {number}")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"at least {least} is needed, got {number}")
     return number
+
+
+def _temperature(text: str) -> Temperature:
+    try:
+        temperature: Temperature = float(text)
+    except ValueError:
+        temperature = text
+    try:
+        resolve_temperature(np.ones(1), temperature)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return temperature

@@ -25,6 +25,16 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _sync_folder(path)
+
+
+def move(source: Path, path: Path) -> None:
+    """Give a whole file its final name, on the same file system."""
+    source.replace(path)
+    _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
     with contextlib.suppress(OSError):
         _sync(path.parent)
 

@@ -218,13 +218,19 @@ class LossTable:
         return offsets_of(self.n_tokens)
 
     def token_weights(
-        self, temperature: Temperature = "median", *, normalize: Normalization = None
+        self,
+        temperature: Temperature = "median",
+        *,
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
     ) -> FlowWeights:
         """Weights of all response tokens, in the order of `token_losses`.
 
-        The temperature is taken over all of them, so "median" is the median token loss.
+        The temperature is taken over all of them, so "median" is the median token loss. With
+        ``on_invalid="drop"`` all tokens of a row without a valid loss have weight 0.
 
         Raises:
+            InvalidLossError: naming the rows, for invalid losses of rows or tokens.
             ValueError: for a table without token losses.
         """
         if self.token_losses is None:
@@ -232,9 +238,28 @@ class LossTable:
                 "this table has no token losses: score with CausalLM(token_losses=True) and load "
                 "with tokens=True"
             )
+        losses, invalid = self.token_losses, self._invalid_tokens(self.token_losses)
+        if invalid.any():
+            if on_invalid == "raise":
+                places = np.flatnonzero(invalid)
+                rows = np.unique(np.searchsorted(self.token_offsets, places, side="right") - 1)
+                more = " and more" if rows.size > 5 else ""
+                raise InvalidLossError(
+                    f"{places.size:,} tokens in rows {rows[:5].tolist()}{more} have no valid loss "
+                    f"(token {places[0]:,} of all: {losses[places[0]]}), or their row has none; "
+                    'fix these rows, or pass on_invalid="drop" to give their tokens weight 0'
+                )
+            losses = np.where(invalid, np.float32(np.nan), losses)
         return FlowWeights.from_losses(
-            self.token_losses, temperature=temperature, normalize=normalize
+            losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
         )
+
+    def _invalid_tokens(self, losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+        invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
+        rows = ~(np.isfinite(self.losses) & (self.losses >= 0))
+        if rows.any():
+            invalid |= np.repeat(rows, np.diff(self.token_offsets))
+        return invalid
 
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.

@@ -1,12 +1,17 @@
 """Provenance: which model, data and loss a loss table comes from."""
 
+import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from torch import nn
 
-from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.fingerprint import (
+    dataset_fingerprint,
+    model_fingerprint,
+    transform_fingerprint,
+)
 
 SCHEMA_VERSION = 1
 
@@ -22,6 +27,7 @@ class Provenance:
         model_hash: hash of its parameters and buffers.
         adapters: whether a PEFT model was scored with its adapters.
         data_fingerprint: hash of the data set, see `LossTable.check`.
+        transform: hash of what the transform of a ``datasets.Dataset`` made of its rows.
         dtype: floating-point type the model computed in.
         options: options of the loss, as JSON.
         truncated: samples that were cut to the longest length allowed.
@@ -36,6 +42,7 @@ class Provenance:
     model_hash: str | None = None
     adapters: bool = False
     data_fingerprint: str | None = None
+    transform: str | None = None
     dtype: str | None = None
     options: str | None = None
     truncated: int | None = None
@@ -59,6 +66,7 @@ class Provenance:
             rows=rows,
             model_hash=None if model is None else model_fingerprint(model, adapters=adapters),
             data_fingerprint=None if dataset is None else dataset_fingerprint(dataset),
+            transform=None if dataset is None else transform_fingerprint(dataset),
             model=model_name,
             adapters=adapters,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,8 +80,12 @@ class Provenance:
 
     def identity(self) -> dict[str, Any]:
         """What makes two scoring passes the same one."""
-        names = ("rows", "loss", "options", "dtype", "model_hash", "adapters", "data_fingerprint")
-        return {name: getattr(self, name) for name in names}
+        names = (
+            *("rows", "loss", "dtype", "model_hash", "adapters"),
+            *("data_fingerprint", "transform"),
+        )
+        options = {} if self.options is None else json.loads(self.options)
+        return {name: getattr(self, name) for name in names} | {"options": options}
 
 
 def _own_version() -> str:

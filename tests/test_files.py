@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdata.files import replacing
+from flowdata.files import move, replacing
 
 
 @pytest.fixture
@@ -136,6 +136,14 @@ def test_files_have_the_permissions_the_umask_leaves(path, mask, mode):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_whole_file_is_given_its_final_name(path):
+    made = path.with_name("made")
+    made.write_text("new")
+    move(made, path)
+    assert path.read_text() == "new"
+    assert names(path) == ["table.bin"]
 
 
 def test_two_writers_do_not_meet_in_one_temporary_file(path):

@@ -1,9 +1,16 @@
 """Fingerprints: equal content has equal hashes, any other content has others."""
 
+import functools
 import os
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from uuid import UUID
 
 import datasets
 import numpy as np
@@ -15,7 +22,14 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
-from flowdata.fingerprint import dataset_fingerprint, model_fingerprint, reads_the_same_twice
+from flowdata.fingerprint import (
+    RANDOM,
+    code_fingerprint,
+    dataset_fingerprint,
+    model_fingerprint,
+    reads_the_same_twice,
+    transform_fingerprint,
+)
 
 
 def network(seed=0):
@@ -39,6 +53,17 @@ class Noisy(list):
 
 class Opaque:
     """A sample of a kind that has no bytes."""
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
 
 
 def test_models_of_equal_parameters_have_equal_fingerprints():
@@ -174,6 +199,22 @@ def test_data_sets_of_equal_content_have_equal_fingerprints(build):
         ([Image.new("L", (4, 2))], [Image.new("L", (2, 4))]),
         ([Image.new("L", (4, 2))], [Image.new("L", (4, 2), 1)]),
         ([Image.new("L", (4, 1))], [Image.new("P", (4, 1))]),
+        ([datetime(2024, 1, 2)], [datetime(2024, 1, 3)]),
+        ([{"at": date(2024, 1, 2)}], [{"at": date(2024, 1, 3)}]),
+        ([time(1)], [time(2)]),
+        ([timedelta(1)], [timedelta(2)]),
+        ([Decimal("1.0")], [Decimal("1.00")]),
+        ([UUID(int=1)], [UUID(int=2)]),
+        ([Path("a")], [Path("b")]),
+        ([Path("a")], ["a"]),
+        ([Colour.RED], [Colour.BLUE]),
+        ([Point(1, 2)], [Point(2, 1)]),
+        ([{1, 2}], [{1, 3}]),
+        ([1 + 2j], [1 + 3j]),
+        ([np.array([(1, "a")], dtype=[("n", "i4"), ("text", "O")])], [np.array([(1, "b")], "O")]),
+        # What cannot be seen does not hide what can be.
+        ([(Opaque(), 1)], [(Opaque(), 2)]),
+        ([(Opaque(), 1)], [(object(), 1)]),
     ],
 )
 def test_data_sets_of_other_content_have_other_fingerprints(one, other):
@@ -222,13 +263,120 @@ def test_data_that_reads_differently_twice_has_no_fingerprint():
 @pytest.mark.parametrize(
     "sample",
     [
-        *(Opaque(), {"a": Opaque()}, [1, {2, 3}], object),
-        *(np.zeros(2, dtype=[("text", "O")]), torch.eye(3).to_sparse()),
+        *(Opaque(), {"a": Opaque()}, [[Opaque()]], object),
+        torch.eye(3).to_sparse(),
     ],
 )
 def test_samples_that_cannot_be_hashed_have_no_fingerprint_and_are_not_called_noisy(sample):
     assert dataset_fingerprint([sample]) is None
     assert reads_the_same_twice([sample])
+
+
+def test_dates_of_a_hugging_face_data_set_are_known():
+    def made(year):
+        return datasets.Dataset.from_dict({"at": [datetime(year, 1, day) for day in range(1, 9)]})
+
+    assert dataset_fingerprint(made(2024)) == dataset_fingerprint(made(2024)) is not None
+    assert dataset_fingerprint(made(2024)) != dataset_fingerprint(made(2025))
+
+
+def test_a_sample_that_holds_itself_has_a_fingerprint():
+    sample = [1]
+    sample.append(sample)
+    assert dataset_fingerprint([sample]) is not None
+
+
+def test_a_transform_is_known_by_what_it_makes_and_formats_are_none():
+    plain = datasets.Dataset.from_dict({"x": list(range(5))})
+    one, same, other = (
+        plain.with_transform(lambda rows, by=by: {"x": [x + by for x in rows["x"]]})
+        for by in (1, 1, 2)
+    )
+    assert transform_fingerprint(one) == transform_fingerprint(same)
+    assert transform_fingerprint(one) != transform_fingerprint(other)
+    torch.manual_seed(0)
+    noisy = plain.with_transform(lambda rows: {"x": torch.rand(len(rows["x"])).tolist()})
+    assert transform_fingerprint(noisy) == RANDOM
+    for data in (plain, plain.with_format("torch"), [1, 2], TensorDataset(torch.ones(2))):
+        assert transform_fingerprint(data) is None
+
+
+def test_a_compiled_or_wrapped_model_has_the_fingerprint_of_the_model_inside():
+    inner, expected = network(), model_fingerprint(network())
+    compiled_part = network()
+    compiled_part[0] = torch.compile(compiled_part[0])
+    for model in (
+        *(torch.compile(inner), nn.DataParallel(inner), nn.DataParallel(torch.compile(inner))),
+        compiled_part,
+    ):
+        assert model_fingerprint(model) == expected
+    adapted = peft.get_peft_model(network(), peft.LoraConfig(r=2, target_modules=["0"]))
+    assert model_fingerprint(torch.compile(adapted)) == expected
+    assert model_fingerprint(nn.DataParallel(network(seed=1))) != expected
+
+
+def power(exponent, base=2):
+    def function(x, *, offset=0):
+        return [value**exponent + base + offset for value in x]
+
+    return function
+
+
+class Loss(nn.Module):
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, model, batch):
+        return model(batch) * self.factor
+
+
+class Callable:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, model, batch):
+        return model(batch) * self.factor
+
+    def method(self, model, batch):
+        return model(batch) + self.factor
+
+
+def recursive(depth):
+    def function(x):
+        return x if x > depth else function(x + 1)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        power,
+        lambda number: functools.partial(power, base=number),
+        lambda number: functools.partial(torch.sum, dim=number),
+        lambda number: lambda x: power(number)(x),
+        lambda number: lambda x, by=number: x * by,
+        Loss,
+        Callable,
+        lambda number: Callable(number).method,
+        recursive,
+        lambda number: power({"nested": [number]}),
+    ],
+)
+def test_a_function_is_known_by_its_code_and_by_what_it_closes_over(build):
+    assert code_fingerprint(build(1.0)) == code_fingerprint(build(1.0))
+    assert code_fingerprint(build(1.0)) != code_fingerprint(build(2.0))
+
+
+def test_functions_of_other_code_have_other_fingerprints():
+    functions = (
+        *(lambda m, b: m(b).abs(), lambda m, b: m(b).square(), lambda m, b: m(b) + 1),
+        *(lambda m, b: m(b) + 2, lambda m, b: [x + 1 for x in b], lambda m, b: [x + 2 for x in b]),
+        *(torch.sum, torch.mean, power(1), Loss(), Callable(1).method, Callable(1)),
+    )
+    assert len({code_fingerprint(function) for function in functions}) == len(functions)
 
 
 def test_arrays_of_objects_are_known_by_content_and_not_by_address():
@@ -248,11 +396,12 @@ def test_conjugated_tensors_are_known_by_their_values():
 PROGRAM = """
 import torch
 from torch import nn
-from flowdata.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.fingerprint import code_fingerprint, dataset_fingerprint, model_fingerprint
 
 torch.manual_seed(0)
 print(model_fingerprint(nn.Linear(3, 4)))
-print(dataset_fingerprint([{"text": "a", "label": 1, "x": torch.ones(2)}]))
+print(dataset_fingerprint([{"text": "a", "label": 1, "x": torch.ones(2), "tags": {"a", "b"}}]))
+print(code_fingerprint(lambda x: x in {"one", "two", "three", 4}))
 """
 
 

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from flowdata import LossTable
+from flowdata import FlowDataWarning, LossTable
 from flowdata.cli import main
 from flowdata.report.html import html_report
 from flowdata.report.summary import compare, epoch_summaries, extremes, weights_of
@@ -68,6 +68,28 @@ def test_rank_correlation_is_scipys():
     assert found == pytest.approx(spearmanr(LOSSES, other).statistic)
 
 
+def test_equal_losses_share_a_rank_as_scipys_do():
+    from scipy.stats import spearmanr
+
+    one, other = RANDOM.integers(0, 4, size=(2, 300)).astype(np.float32)
+    other[:200] = one[:200]
+    found = compare(
+        LossTable.from_losses(one), LossTable.from_losses(other), temperature="mean"
+    ).correlation
+    assert found == pytest.approx(spearmanr(one, other).statistic)
+    constant = LossTable.from_losses(np.ones(300))
+    assert np.isnan(compare(constant, LossTable.from_losses(other), "mean").correlation)
+
+
+def test_tables_of_other_data_are_compared_with_a_warning():
+    one, other, unknown = (
+        LossTable.from_losses([1.0, 2.0], dataset=data) for data in ([1, 2], [2, 1], None)
+    )
+    with pytest.warns(FlowDataWarning, match="made for other data sets"):
+        compare(one, other)
+    assert compare(one, one).correlation == compare(one, unknown).correlation == 1.0
+
+
 def test_tables_of_different_lengths_cannot_be_compared():
     with pytest.raises(ValueError, match="400 and 399"):
         compare(LossTable.from_losses(LOSSES), LossTable.from_losses(LOSSES[1:]))
@@ -81,6 +103,66 @@ def test_inspect_prints_the_summary_and_the_texts_of_extreme_samples(saved, caps
     assert "effective sample size" in text
     for row in (LOSSES.argmin(), LOSSES.argmax()):
         assert f"row {row}, loss {LOSSES[row]:.4g}: <b>sample {row}" in text
+
+
+def test_samples_are_shown_in_the_terminal_also_when_a_page_is_written(saved, tmp_path, capsys):
+    path, data = saved
+    page = tmp_path / "report.html"
+    assert main(["inspect", str(path), "--data", str(data), "--html", str(page)]) == 0
+    assert f"row {LOSSES.argmax()}, loss" in capsys.readouterr().out
+    assert page.exists()
+
+
+def test_samples_of_any_script_are_shown_and_chats_turn_by_turn(tmp_path, capsys):
+    chat = [{"role": "user", "content": "二足す二は？"}, {"role": "assistant", "content": "四"}]
+    rows = [{"text": "日本語" * 100}, {"text": chat}, {"text": {"word": "Übung"}}]
+    path, data = tmp_path / "losses.parquet", tmp_path / "data.jsonl"
+    LossTable.from_losses([1.0, 2.0, 3.0]).save(path)
+    for row, expected in zip(
+        rows,
+        ["日本語" * 53 + "…", "user: 二足す二は？ assistant: 四", '{"word": "Übung"}'],
+        strict=True,
+    ):
+        data.write_text(json.dumps(row) * 1 + "\n" + (json.dumps(row) + "\n") * 2)
+        assert main(["inspect", str(path), "--data", str(data)]) == 0
+        assert f"row 0, loss 1: {expected}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("temperature", "shown"), [("mean", "0.25"), ("quantile:0.9", "0.7"), ("3.5", "3.5")]
+)
+def test_a_table_whose_median_is_zero_can_be_looked_at_at_another_temperature(
+    tmp_path, capsys, temperature, shown
+):
+    path = tmp_path / "losses.parquet"
+    LossTable.from_losses([0.0, 0.0, 0.0, 1.0]).save(path)
+    assert main(["inspect", str(path)]) == 1
+    assert "is 0 because 75% of the losses are 0" in capsys.readouterr().err
+    command = ["inspect", str(path), "--temperature", temperature, "--compare", str(path)]
+    assert main(command) == 0
+    found = re.search(r"temperature +([\d.]+)", capsys.readouterr().out)
+    assert found is not None
+    assert found[1] == shown
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1", "nan", "middle", "quantile:2"])
+def test_a_temperature_that_is_none_is_wrong_usage(tmp_path, capsys, temperature):
+    with pytest.raises(SystemExit) as leaving:
+        main(["inspect", "losses.parquet", f"--temperature={temperature}"])
+    assert leaving.value.code == 2
+    assert "temperature must be" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_made_is_refused_in_one_line(saved, tmp_path, capsys, monkeypatch):
+    path, _ = saved
+    assert main(["inspect", str(path), "--html", str(tmp_path / "none" / "page.html")]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("flowdata: there is no folder")
+    assert shown.out == ""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["inspect", str(path), "--html", str(tmp_path / "page.html")]) == 1
+    assert "pip install 'flowdata[plot]'" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_the_report_is_one_page_that_loads_nothing_and_escapes_texts(saved, tmp_path, capsys):

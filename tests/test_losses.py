@@ -415,3 +415,29 @@ def test_a_flipped_bit_in_a_loss_is_noticed(tmp_path):
 def test_losses_may_be_a_tensor_that_is_part_of_a_graph(dtype):
     losses = torch.tensor([1.0, 2.0, 3.0], dtype=dtype, requires_grad=True)
     assert LossTable.from_losses(losses * 2).losses.tolist() == [2.0, 4.0, 6.0]
+
+
+def tokens_table(losses, tokens, n_tokens):
+    return LossTable(
+        np.array(losses, dtype=np.float32),
+        LossTable.from_losses(losses).provenance,
+        n_tokens=np.array(n_tokens, dtype=np.int32),
+        token_losses=np.array(tokens, dtype=np.float32),
+    )
+
+
+def test_tokens_of_a_dropped_row_have_weight_zero_and_no_say_in_the_temperature():
+    tokens = [1.0, 3.0, 900.0, np.nan, 900.0, 2.0]
+    table = tokens_table([2.0, np.nan, np.nan, 2.0], tokens, [2, 3, 0, 1])
+    weights = table.token_weights(on_invalid="drop")
+    assert weights.temperature == 2.0
+    assert weights.values == pytest.approx([np.exp(-0.5), np.exp(-1.5), 0, 0, 0, np.exp(-1.0)])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 5.0])
+def test_a_token_without_a_valid_loss_is_named_with_its_row(bad):
+    row = np.nan if bad == 5.0 else 2.0
+    table = tokens_table([2.0, 1.0, row, 2.0], [1.0, 3.0, 1.0, bad, 2.0], [2, 1, 1, 1])
+    with pytest.raises(InvalidLossError, match=r"1 tokens in rows \[2\] .*token 3 .*on_invalid="):
+        table.token_weights()
+    assert np.flatnonzero(table.token_weights(on_invalid="drop").values).tolist() == [0, 1, 2, 4]

@@ -27,6 +27,18 @@ def test_the_histogram_counts_every_loss_and_shows_temperature_and_weight():
     assert np.allclose(y, np.exp(-x / weights.temperature))
 
 
+def test_a_loss_far_out_does_not_squeeze_the_others_and_is_counted_in_a_note():
+    losses = np.append(np.random.default_rng(0).gamma(2.0, size=999), [1e6])
+    axes = Figure().subplots()
+    plot_losses(axes, {"all": losses}, FlowWeights.from_losses(losses))
+    heights = [patch.get_height() for patch in axes.containers[0].patches]
+    assert max(heights) < 200
+    beyond = losses.size - sum(heights)
+    assert 1 <= beyond <= 6
+    assert f"{beyond:.0f} beyond" in axes.get_xlabel()
+    assert "1e+06" in axes.get_xlabel()
+
+
 def test_weights_without_a_temperature_have_no_curve_to_draw():
     with pytest.raises(ValueError, match="from_losses"):
         plot_losses(Figure().subplots(), {"all": np.ones(2)}, FlowWeights.from_weights([1.0, 2.0]))

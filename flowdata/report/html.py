@@ -51,6 +51,9 @@ def html_report(
         texts: gives the text of a row, where the data is at hand.
         other: a second table and how it compares.
         number: easiest and hardest rows that are shown.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
     """
     known = losses.provenance
     title = f"{_short(known.model) or 'Losses'}: {len(losses):,} samples"
@@ -187,8 +190,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_column: int 
 
 def _drawn(draw: Callable[[Any], None]) -> str:
     """A figure as SVG inside the page, its text as text."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the figures of a report need matplotlib: pip install 'flowdata[plot]'"
+        ) from error
 
     page = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):

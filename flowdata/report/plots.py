@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from flowdata.weights import FlowWeights
 
 _WEIGHT_COLOR = "black"
+_USUAL = 0.995
 
 
 def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeights) -> None:
@@ -28,11 +29,22 @@ def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeig
     tau = weights.temperature
     if tau is None:
         raise ValueError("the weight curve needs a temperature: use FlowWeights.from_losses")
-    bins = int(np.clip(sum(map(len, losses.values())) ** 0.5, 8, 40))
+    together = np.concatenate(list(losses.values()))
+    bins = int(np.clip(together.size**0.5, 8, 40))
     names = [f"{name} ({len(values):,})" for name, values in losses.items()]
-    _, edges, _ = axes.hist(list(losses.values()), bins=bins, stacked=True, label=names, alpha=0.75)
+    top = _end_of_axis(together)
+    _, edges, _ = axes.hist(
+        list(losses.values()),
+        bins=bins,
+        range=(float(together.min()), top),
+        stacked=True,
+        label=names,
+        alpha=0.75,
+    )
     axes.axvline(tau, color=_WEIGHT_COLOR, linestyle=":", label=rf"temperature $\tau$ = {tau:.3g}")
-    axes.set(xlabel="loss of the pre-trained model", ylabel="samples")
+    beyond = int(np.count_nonzero(together > top))
+    note = f"\n{beyond:,} beyond {top:.3g}, up to {together.max():.3g}" if beyond else ""
+    axes.set(xlabel=f"loss of the pre-trained model{note}", ylabel="samples")
     curve = np.linspace(0.0, edges[-1], 200)
     right = axes.twinx()
     right.plot(
@@ -43,6 +55,12 @@ def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeig
     axes.legend(
         lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False, loc="upper right"
     )
+
+
+def _end_of_axis(losses: NDArray[Any]) -> float:
+    """The largest loss, unless a few that are far out would squeeze all others into one bar."""
+    largest, usual = float(losses.max()), float(np.quantile(losses, _USUAL))
+    return usual if largest > 2 * usual > 0.0 else largest
 
 
 def plot_expected_counts(axes: Any, weights: FlowWeights) -> None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.errors import warn
 from flowdata.losses import LossTable
 from flowdata.plan import EpochSize, resolve_epoch_size
 from flowdata.report.text import table
+from flowdata.temperature import Temperature
 from flowdata.weights import FlowWeights
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -56,7 +58,8 @@ class Comparison:
 
     Attributes:
         rows: rows valid in both.
-        correlation: rank correlation (Spearman) of the losses.
+        correlation: rank correlation (Spearman) of the losses, equal losses at their mean rank;
+            NaN where all losses of a table are equal.
         shared_draws: share of draws that both would make, sum min(p, q), in [0, 1].
         hardest_shared: share of the hardest tenth of one that is in that of the other.
     """
@@ -67,8 +70,8 @@ class Comparison:
     hardest_shared: float
 
 
-def compare(first: LossTable, second: LossTable) -> Comparison:
-    """How alike two tables of one data set would sample it.
+def compare(first: LossTable, second: LossTable, temperature: Temperature = "median") -> Comparison:
+    """How alike two tables of one data set would sample it; warns where it is not one.
 
     Raises:
         ValueError: for tables of different lengths, or without a row that is valid in both.
@@ -78,28 +81,43 @@ def compare(first: LossTable, second: LossTable) -> Comparison:
             f"the tables have {len(first):,} and {len(second):,} rows: only tables of one data "
             "set can be compared"
         )
+    prints = [table.provenance.data_fingerprint for table in (first, second)]
+    if None not in prints and prints[0] != prints[1]:
+        warn(
+            f"the tables were made for other data sets (fingerprints {prints[0]} and {prints[1]}): "
+            "their rows may not belong together"
+        )
     valid = np.isfinite(first.losses) & np.isfinite(second.losses)
     if not valid.any():
         raise ValueError("no row has a valid loss in both tables")
     one, two = first.losses[valid], second.losses[valid]
-    ranks = np.argsort(np.argsort([one, two])) - (one.size - 1) / 2
-    # The ranks of both sum to 0 and have the same squares.
-    correlation = float(ranks[0] @ ranks[1] / max(ranks[0] @ ranks[0], 1.0))
-    shares = [weights_of(part) for part in (first, second)]
+    shares = [weights_of(part, temperature) for part in (first, second)]
     draws = [weights.relative / weights.total for weights in shares]
     tenth = max(one.size // 10, 1)
     hardest = [set(np.argsort(losses)[-tenth:].tolist()) for losses in (one, two)]
     return Comparison(
         int(valid.sum()),
-        correlation,
+        _correlation(_ranks(one), _ranks(two)),
         float(np.minimum(*draws).sum()),
         len(hardest[0] & hardest[1]) / tenth,
     )
 
 
-def weights_of(losses: LossTable) -> FlowWeights:
-    """The weights at the median temperature, rows without a valid loss at weight 0."""
-    return losses.weights(on_invalid="drop")
+def _ranks(losses: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Ranks around 0; equal losses share the mean of theirs."""
+    _, places, counts = np.unique(losses, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts + 1) / 2)[places]
+    return ranks - (losses.size - 1) / 2
+
+
+def _correlation(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
+    scale = float(np.sqrt((one @ one) * (two @ two)))
+    return float(one @ two) / scale if scale else float("nan")
+
+
+def weights_of(losses: LossTable, temperature: Temperature = "median") -> FlowWeights:
+    """The weights, rows without a valid loss at weight 0."""
+    return losses.weights(temperature, on_invalid="drop")
 
 
 def summary_text(losses: LossTable, weights: FlowWeights) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ class TokenLosses:
     """Losses of labelled tokens: (input_ids, lengths, labels) -> float32 of shape (labelled,).
 
     A language model ends in an output head that makes V logits of each hidden state. Where the
-    model's logits are just what its head gives (found out once, on a few tokens), the head is
-    kept from seeing any but one position, and is then applied to the hidden states of labelled
-    positions, some at a time: logits of shape (batch, length, V) never exist. Where something is
-    done to the logits after the head (soft caps, scales), the head is given the labelled
-    positions of the whole batch. A module without such a head gives all logits.
+    model's logits are just what its head gives, then scaled and capped as the configuration says
+    (found out once, on a few tokens), the head is kept from seeing any but one position, and is
+    then applied to the hidden states of labelled positions, some at a time: logits of shape
+    (batch, length, V) never exist. Where something else is done to the logits after the head, it
+    is given the labelled positions of the whole batch. A module without such a head gives all
+    logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -29,7 +31,8 @@ class TokenLosses:
         self._arguments = _forward_arguments(model)
         self._head = _output_head(model)
         self._seen: list[Tensor] = []
-        self._after_head: bool | None = None
+        self._tail: _Tail | None = None
+        self._tried = False
         self.vocabulary = _vocabulary(model)
 
     def __call__(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
@@ -43,32 +46,34 @@ class TokenLosses:
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         targets = labels[:, 1:]
         chosen = (targets >= 0).nonzero(as_tuple=True)
-        if self._after_head is None:
+        if not self._tried:
             self._probe(ids, mask)
         if self._head is None:
-            logits = self._forward(ids, mask)[chosen]
+            logits = _at(self._forward(ids, mask), chosen)
             return _in_chunks(logits, targets[chosen], lambda part: part)
-        if self._after_head:
-            logits = self._with_head_on(lambda hidden: hidden[chosen][None], ids, mask)[0]
+        if self._tail is None:
+            logits = self._with_head_on(lambda hidden: _at(hidden, chosen)[None], ids, mask)[0]
             return _in_chunks(logits, targets[chosen], lambda part: part)
         self._with_head_on(lambda hidden: hidden[:, :1], ids, mask)
-        hidden = self._seen.pop()[chosen]
-        return _in_chunks(hidden, targets[chosen], self._head)
+        hidden = _at(self._seen.pop(), chosen)
+        head, tail = self._head, self._tail
+        return _in_chunks(hidden, targets[chosen], lambda part: tail(head(part)))
 
     def _probe(self, ids: Tensor, mask: Tensor) -> None:
-        """Find out whether the head is there, is called once, and comes last."""
+        """Find out whether the head is there, is called once, and what comes after it."""
         ids, mask = ids[:1, :_PROBE_TOKENS], mask[:1, :_PROBE_TOKENS]
-        after_head = False
         if self._head is not None:
             logits = self._with_head_on(lambda hidden: hidden, ids, mask)
             if len(self._seen) != 1 or self._seen[0].shape[:2] != ids.shape:
                 self._head = None
             else:
-                again = self._head(self._seen[0]).to(logits.device)
+                tail = _Tail.of(self._model)
+                again = tail(self._head(self._seen[0])).to(logits.device)
                 # Exactly, because a soft cap changes small logits next to nothing.
-                after_head = not torch.equal(again.float(), logits.float())
+                if torch.equal(again.float(), logits.float()):
+                    self._tail = tail
             self._seen.clear()
-        self._after_head = after_head
+        self._tried = True
 
     def _with_head_on(
         self, select: Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor
@@ -105,6 +110,43 @@ class TokenLosses:
                 f"{tuple(getattr(logits, 'shape', ()))}"
             )
         return logits
+
+
+@dataclass(frozen=True)
+class _Tail:
+    """What the configuration of a model says is done to its logits after the head."""
+
+    divisor: float | None = None
+    factor: float | None = None
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> "_Tail":
+        config = text_config(model)
+        names = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+        found = (getattr(config, name, None) for name in names)
+        return cls(*(float(value) if isinstance(value, int | float) else None for value in found))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        if self.factor is not None:
+            logits = logits * self.factor
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        return logits
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of a transformers model, or of its language part; None without one."""
+    config = getattr(model, "config", None)
+    find = getattr(config, "get_text_config", None)
+    return find() if callable(find) else config
+
+
+def _at(values: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Values at these places, which may lie on another device."""
+    return values[tuple(place.to(values.device) for place in places)]
 
 
 def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:

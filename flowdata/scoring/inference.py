@@ -126,6 +126,16 @@ def count_rows(dataset: Any) -> int:
             "pass the data set, not a DataLoader (its shuffling would lose which loss belongs to "
             "which row); batch_size, collate_fn and num_workers are arguments of their own"
         )
+    if isinstance(dataset, Mapping):
+        raise TypeError(
+            f"the data is a {type(dataset).__name__} of {list(dataset)[:5]}: pass one data set, as "
+            f"one split of a DatasetDict, or rows: datasets.Dataset.from_dict(columns)"
+        )
+    if hasattr(dataset, "iloc"):
+        raise TypeError(
+            f"a {type(dataset).__name__} has no rows by number: pass "
+            'datasets.Dataset.from_pandas(frame), or frame.to_dict("records")'
+        )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise TypeError(f"a map-style data set is needed, got {type(dataset)}")
     rows = len(dataset)

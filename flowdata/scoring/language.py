@@ -1,5 +1,6 @@
 """CausalLM: how the samples of a causal language model are read, batched and scored."""
 
+import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -11,13 +12,14 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowdata.scoring.head import TokenLosses
+from flowdata.scoring.head import TokenLosses, text_config
 from flowdata.scoring.scores import Scores
-from flowdata.scoring.tokens import IGNORED, TokenReader, Tokens
+from flowdata.scoring.tokens import IGNORED, Refused, TokenReader, Tokens
 
-# More tokens in a batch make a pass slower on a CPU (caches) and no faster on a GPU.
+# Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
-_TOKENS_ON_GPU = 32_768
+# More keep no GPU busier, and what goes wrong with them loses more.
+_MOST_TOKENS_ON_GPU = 32_768
 _WINDOW = 1_024
 
 
@@ -27,8 +29,9 @@ class CausalLM:
 
     Rows are dicts: with ``input_ids`` and ``labels`` (-100 where a token is not scored), or with
     text in the columns named here. The response, and the end-of-sequence token after it, is
-    scored; of a chat, what the assistant says. Batches are made of rows of similar length, and
-    logits are made for response tokens only.
+    scored; of a chat, what the assistant says. A row with None in a column has no response
+    token. Batches are made of rows of similar length, and logits are made for response tokens
+    only.
 
     Args:
         tokenizer: fast tokenizer of the model, for rows of text.
@@ -37,8 +40,9 @@ class CausalLM:
         text: column of plain text, all of it scored.
         max_length: longer samples are cut on the right, counted and reported; without it a
             sample longer than the model's context is an error.
-        max_tokens: tokens of a batch, padding included. By default what keeps the device busy;
-            it is halved whenever memory runs out.
+        max_tokens: tokens of a batch, padding included. By default 512 on a CPU, where more are
+            slower, and on a GPU what half of its free memory should hold, 32,768 at most; it
+            is halved whenever memory runs out.
         token_losses: keep the loss of each response token, for token weights.
 
     Raises:
@@ -73,11 +77,26 @@ class CausalLM:
             if field.name not in ("tokenizer", "max_tokens")
         }
         if self.tokenizer is not None:
-            vocabulary = sorted(self.tokenizer.get_vocab().items())
-            options["tokenizer"] = xxhash.xxh3_128(repr(vocabulary).encode()).hexdigest()
+            options["tokenizer"] = _hash(_tokenizer_state(self.tokenizer))
             if self.messages is not None:
-                options["chat_template"] = self.tokenizer.chat_template
+                options["chat_template"] = _hash(self.tokenizer.chat_template)
         return options
+
+
+def _tokenizer_state(tokenizer: Any) -> list[Any]:
+    """All that decides which tokens a text becomes, JSON-able."""
+    try:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # Parts written in Python cannot be told.
+        state = tokenizer.get_vocab()
+    # Texts are tokenized whole and alone, whatever the tokenizer was last used for.
+    state |= {"truncation": None, "padding": None}
+    return [state, tokenizer.special_tokens_map, tokenizer.eos_token_id]
+
+
+def _hash(value: Any) -> str:
+    written = json.dumps(value, sort_keys=True, default=str)
+    return xxhash.xxh3_128(written.encode()).hexdigest()
 
 
 class LanguagePass:
@@ -86,21 +105,29 @@ class LanguagePass:
     window = _WINDOW
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
-        self.collate = options.reader()
+        self.collate = options.reader().each
         self._options = options
         self._device = device
         self._losses = TokenLosses(model)
         self._context = _context_length(model)
-        default = _TOKENS_ON_CPU if device.type == "cpu" else _TOKENS_ON_GPU
-        self._budget = options.max_tokens or default
+        self._budget = options.max_tokens or _token_budget(model, device)
+        _check_tokenizer(options.tokenizer, self._losses.vocabulary)
 
-    def scores(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> Iterator[Scores]:
+    def scores(
+        self, rows: NDArray[np.int64], window: Sequence[Tokens | Refused]
+    ) -> Iterator[Scores]:
         """Scores of a window of rows, batch by batch.
 
         Raises:
-            ValueError: for token ids the model does not have, or samples it cannot take.
+            TypeError, ValueError: naming the row, for rows that cannot be read, token ids the
+                model does not have, or samples it cannot take.
             MemoryError: when a single sample does not fit.
         """
+        samples = []
+        for row, sample in zip(rows, window, strict=True):
+            if isinstance(sample, Refused):
+                raise sample.kind(f"row {row}: {sample.reason}")
+            samples.append(sample)
         lengths = np.array([sample.ids.size for sample in samples])
         self._check(rows, samples, lengths)
         # Longest first: what runs out of memory does so at once, and what fits goes on fitting.
@@ -164,7 +191,7 @@ class LanguagePass:
             means,
             counts.astype(np.int32),
             losses if self._options.token_losses else None,
-            sum(sample.truncated for sample in samples),
+            np.array([sample.truncated for sample in samples]),
         )
 
     def _check(
@@ -198,9 +225,51 @@ def _packed(
         start += rows
 
 
+def _check_tokenizer(tokenizer: Any, vocabulary: int | None) -> None:
+    """Refuse a tokenizer that has tokens the model does not know; padding is never fed."""
+    if tokenizer is None or vocabulary is None:
+        return
+    padding = {tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    largest = max(set(tokenizer.get_vocab().values()) - padding, default=0)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"the tokenizer has tokens up to {largest}, the model knows tokens 0 to "
+            f"{vocabulary - 1}: the tokenizer is not that of the model, or tokens were added to it "
+            "and not to the model (resize_token_embeddings)"
+        )
+
+
+def _token_budget(model: Any, device: torch.device) -> int:
+    """Tokens of a batch to begin with."""
+    if device.type == "cpu":
+        return _TOKENS_ON_CPU
+    if device.type != "cuda":
+        return _MOST_TOKENS_ON_GPU
+    free, _ = torch.cuda.mem_get_info(device)
+    first = next(model.parameters(), None)
+    itemsize = 4 if first is None else first.dtype.itemsize
+    return tokens_that_fit(free, text_config(model), itemsize)
+
+
+def tokens_that_fit(free: int, config: Any, itemsize: int) -> int:
+    """Tokens whose forward pass should fit into half of ``free`` bytes.
+
+    Without gradients the activations of one layer live at a time: about eight vectors of the
+    hidden size a token (residual, norm, query, key, value, output, copies) and three of the
+    intermediate one. Attention is taken to need no memory that grows with the square of the
+    length. `LanguagePass` halves the number when this was too much.
+    """
+    hidden = getattr(config, "hidden_size", None)
+    if not isinstance(hidden, int):
+        return _MOST_TOKENS_ON_GPU
+    intermediate = getattr(config, "intermediate_size", None)
+    wide = intermediate if isinstance(intermediate, int) else 4 * hidden
+    fit = free // 2 // (itemsize * (8 * hidden + 3 * wide))
+    return max(min(fit, _MOST_TOKENS_ON_GPU), 1)
+
+
 def _context_length(model: Any) -> int | None:
-    config = getattr(model, "config", None)
-    found = getattr(config, "max_position_embeddings", None)
+    found = getattr(text_config(model), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
 

@@ -1,11 +1,11 @@
 """Parts of an unfinished scoring pass, in a folder beside the table they will become."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,63 +15,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import MismatchError, TableFileError, warn
-from flowdata.files import replacing
+from flowdata.files import move, replacing
+from flowdata.losses import LossTable
 from flowdata.scoring.scores import Scores
 
 _IDENTITY = "identity.json"
 _LOCK = "lock"
+_MERGED = "merged"
+
+# A record lock is the process's: it does not keep its own threads from each other.
+_HELD: set[Path] = set()
+_HOLDING = threading.Lock()
 
 
 class Parts:
     """The folder ``<table>.parts``: the run's identity, a lock, and scores of rows done so far."""
 
     def __init__(self, table: Path) -> None:
+        self.table = table
         self.folder = table.with_name(f"{table.name}.parts")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against other processes; a killed process lets go by itself.
+        """Hold the folder against everyone else; a killed process lets go by itself.
 
         Raises:
-            TableFileError: when another process scores into this table, or it cannot be written.
+            TableFileError: when someone else scores into this table, or it cannot be written.
         """
+        place = self.folder.resolve()
+        with _HOLDING:
+            if place in _HELD:
+                raise self._taken("another call in this process")
+            _HELD.add(place)
         try:
-            self.folder.mkdir(exist_ok=True)
-            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
+            handle = self._open_lock()
             try:
-                # A record lock, because loader workers would inherit one of flock and hold it on
-                # for a while after this process was killed.
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                holder = os.pread(handle, 200, 0).decode()
-                raise TableFileError(
-                    f"{holder or 'another process'} is scoring into {self.folder} now; wait for "
-                    "it, stop it, or choose another output"
-                ) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            yield
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                yield
+            finally:
+                os.close(handle)
         finally:
+            _HELD.discard(place)
+
+    def _open_lock(self) -> int:
+        """The lock file, locked."""
+        path = self.folder / _LOCK
+        while True:
+            try:
+                self.folder.mkdir(exist_ok=True)
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            try:
+                _lock(handle)
+                # Who held it before may have removed the folder with it.
+                if _same(path, handle):
+                    return handle
+            except (BlockingIOError, PermissionError) as error:
+                holder = os.read(handle, 200).decode()
+                os.close(handle)
+                raise self._taken(holder or "another process") from error
             os.close(handle)
 
     def claim(self, identity: dict[str, Any]) -> None:
         """Begin a pass, or go on with the one that was begun with the same identity.
+
+        A pass that has no part yet is begun anew, whatever it was.
 
         Raises:
             MismatchError: saying what differs from the pass that was begun.
             TableFileError: when the identity cannot be written.
         """
         path = self.folder / _IDENTITY
-        if not path.exists():
+        if self.empty:
             try:
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(identity, indent=1))
             except OSError as error:
                 raise self._unwritable(error) from error
         refuse_other(identity, json.loads(path.read_text()), f"the unfinished pass {self.folder}")
+
+    @property
+    def empty(self) -> bool:
+        """Whether no scores were saved yet."""
+        return next(self.folder.glob("*.parquet"), None) is None
+
+    @contextlib.contextmanager
+    def removed_if_empty(self) -> Iterator[None]:
+        """Leave no folder behind where a pass fails before its first part."""
+        try:
+            yield
+        except BaseException:
+            if self.empty:
+                self.remove()
+            raise
 
     def add(self, scores: Scores) -> None:
         """Write a part under a new name.
@@ -101,9 +139,34 @@ class Parts:
                 path.unlink()
         return parts
 
+    def finish(self, table: LossTable) -> None:
+        """Make the merged table the output.
+
+        Raises:
+            TableFileError: when it cannot be written; all parts are safe.
+        """
+        merged = self.folder / _MERGED
+        try:
+            # What a kill leaves of it is in the folder, and goes with it.
+            table.save(merged)
+            move(merged, self.table)
+        except (OSError, TableFileError) as error:
+            cause = error.__cause__ or error
+            raise TableFileError(
+                f"cannot write the loss table {self.table}: "
+                f"{getattr(cause, 'strerror', None) or cause}; all {len(table):,} rows are kept "
+                f"in {self.folder}: make room, and the same call writes it without scoring again"
+            ) from error
+
     def remove(self) -> None:
         """Delete the folder, once the table is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _taken(self, holder: str) -> TableFileError:
+        return TableFileError(
+            f"{holder} is scoring into {self.folder} now; wait for it, stop it, or choose "
+            "another output"
+        )
 
     def _unwritable(self, error: OSError) -> TableFileError:
         return TableFileError(
@@ -122,13 +185,37 @@ def undone(rows: int, parts: list[Scores]) -> NDArray[np.int64]:
 
 def refuse_other(identity: dict[str, Any], found: dict[str, Any], what: str) -> None:
     """Raise a MismatchError that lists what differs between two identities."""
-    differences = [
-        f"{name} is {found.get(name)!r} there and {value!r} here"
-        for name, value in identity.items()
-        if found.get(name) != value
-    ]
+    differences = list(_differences(identity, found))
     if differences:
         raise MismatchError(
             f"{what} is another one: {'; '.join(differences)}. Score with the same model, data "
             "and options to go on, or choose another output, or delete it"
         )
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
+    for name in {**here, **there}:
+        one, other = here.get(name), there.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other)
+        elif one != other:
+            yield f"{name} is {other!r} there and {one!r} here"
+
+
+def _lock(handle: int) -> None:
+    """Take the lock of a file or raise, where the system has record locks (not on Windows).
+
+    Not flock: loader workers would inherit that, and hold it on for a while after this process
+    was killed.
+    """
+    with contextlib.suppress(ModuleNotFoundError):
+        import fcntl
+
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _same(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

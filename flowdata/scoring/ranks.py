@@ -4,9 +4,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch.distributed as dist
+
+from flowdata.errors import FlowDataError
 
 T = TypeVar("T")
 
@@ -41,7 +43,8 @@ class Ranks:
                 outcome = [function(), None]
             except Exception as error:
                 outcome = [None, error]
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        with _meeting():
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[1] is not None:
             raise outcome[1]
         result: T = outcome[0]
@@ -52,18 +55,42 @@ class Ranks:
         if self._group is None:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._group)
+        with _meeting():
+            dist.all_gather_object(values, value, group=self._group)
         return values
 
 
 @contextlib.contextmanager
-def joined_by_torchrun() -> Iterator[int]:
-    """Join the processes torchrun started, if it did; yields the rank on this machine."""
+def _meeting() -> Iterator[None]:
+    """Say what it means when ranks do not meet.
+
+    Raises:
+        FlowDataError: when another rank is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise FlowDataError(
+            "another rank stopped; its message says why. What was saved is kept, and the same "
+            "call goes on from there"
+        ) from error
+
+
+class Place(NamedTuple):
+    """Where this process is among those that torchrun started."""
+
+    rank: int = 0
+    local_rank: int = 0
+
+
+@contextlib.contextmanager
+def joined_by_torchrun() -> Iterator[Place]:
+    """Join the processes torchrun started, if it did."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0
+        yield Place()
         return
     dist.init_process_group("gloo")
     try:
-        yield int(os.environ.get("LOCAL_RANK", "0"))
+        yield Place(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")))
     finally:
         dist.destroy_process_group()

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
-from flowdata.errors import InvalidLossError, TableFileError, warn
-from flowdata.fingerprint import reads_the_same_twice
+from flowdata.errors import InvalidLossError, warn
+from flowdata.fingerprint import code_fingerprint, reads_the_same_twice
 from flowdata.losses import LossTable
 from flowdata.provenance import Provenance
 from flowdata.scoring.classification import LOSSES, FunctionPass, LossFunction
@@ -28,8 +29,9 @@ from flowdata.scoring.inference import (
     without_adapters,
 )
 from flowdata.scoring.language import CausalLM, LanguagePass
-from flowdata.scoring.parts import Parts, refuse_other, undone
+from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import Ranks
+from flowdata.scoring.resuming import resumable
 from flowdata.scoring.scores import Scores, in_order, joined
 from flowdata.shards import ShardRows
 from flowdata.weights import OnInvalid
@@ -103,11 +105,13 @@ def score(
         A LossTable of n rows in the order of the data set.
 
     Raises:
+        FlowDataError: when another rank stopped.
         InvalidLossError: naming the rows of invalid losses.
         MismatchError: when ``output`` holds, finished or not, another pass.
-        TableFileError: when ``output`` cannot be written, or another process is writing it.
-        TypeError: for a loader, a stream, or a batch the loss does not understand.
-        ValueError: for empty data, an unknown loss, or losses of the wrong shape.
+        TableFileError: when ``output`` cannot be written, or someone else is scoring into it.
+        TypeError: for anything but a map-style data set, or a batch the loss does not understand.
+        ValueError: for empty data, an unknown loss, losses of the wrong shape, or, naming the
+            row, a sample the language model cannot take.
     """
     if on_invalid not in ("raise", "drop"):
         raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
@@ -115,7 +119,7 @@ def score(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows = count_rows(dataset)
     model = bare(model)
-    name, options = _named(loss)
+    name, options = _named(loss, collate_fn)
     with Ranks() as ranks, ExitStack() as stack:
         bar = stack.enter_context(
             tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0)
@@ -127,12 +131,15 @@ def score(
 
         def run(left: NDArray[np.int64]) -> Iterator[Scores]:
             """Score this rank's share of the rows that are left."""
-            mine = left[ranks.rank :: ranks.size]
+            mine = _share(left, ranks, dataset)
             done = (rows - left.size) // ranks.size
             bar.reset(total=done + mine.size)
             bar.initial = bar.n = done
             bar.refresh()
             return _checked(_scored(work, dataset, mine, num_workers, bar), on_invalid)
+
+        def merged(parts: list[Scores]) -> LossTable:
+            return _as_table(in_order(joined(parts)), provenance, dataset)
 
         provenance = Provenance.now(
             rows,
@@ -146,65 +153,19 @@ def score(
         )
         if output is None:
             own = list(run(np.arange(rows)))
-            everyone = [part for parts in ranks.gathered(own) for part in parts]
-            table = _as_table(joined(everyone), provenance, dataset)
+            table = merged([part for parts in ranks.gathered(own) for part in parts])
         else:
-            table = _resumable(Path(output), provenance, dataset, ranks, run, save_every)
+            table = resumable(
+                Parts(Path(output)),
+                provenance,
+                ranks,
+                run=run,
+                merged=merged,
+                accept=partial(_accept, on_invalid=on_invalid),
+                save_every=save_every,
+            )
     _warn(table, dataset)
     return table
-
-
-def _resumable(
-    output: Path,
-    provenance: Provenance,
-    dataset: Any,
-    ranks: Ranks,
-    run: Callable[[NDArray[np.int64]], Iterator[Scores]],
-    save_every: float,
-) -> LossTable:
-    """Go on where parts on disk end, and merge them into the table when all rows are there."""
-    parts = Parts(output)
-    with ExitStack() as lock:
-
-        def begin() -> NDArray[np.int64]:
-            if output.exists():
-                existing = LossTable.load(output).provenance
-                refuse_other(provenance.identity(), existing.identity(), f"the table {output}")
-                return np.zeros(0, dtype=np.int64)
-            lock.enter_context(parts.locked())
-            parts.claim(provenance.identity())
-            return undone(provenance.rows, parts.load())
-
-        def merge() -> None:
-            if not output.exists():
-                everything = parts.load()
-                if left := undone(provenance.rows, everything).size:
-                    raise TableFileError(
-                        f"{left:,} rows are missing in {parts.folder}; call score again to go on"
-                    )
-                _as_table(joined(everything), provenance, dataset).save(output)
-            parts.remove()
-
-        left = ranks.on_first(begin)
-        if left.size:
-            _save_regularly(run(left), parts, save_every)
-        ranks.gathered(None)
-        ranks.on_first(merge)
-    return LossTable.load(output, tokens=True)
-
-
-def _save_regularly(scores: Iterator[Scores], parts: Parts, save_every: float) -> None:
-    unsaved: list[Scores] = []
-    saved = time.monotonic()
-    try:
-        for some in scores:
-            unsaved.append(some)
-            if time.monotonic() - saved >= save_every:
-                parts.add(joined(unsaved))
-                unsaved, saved = [], time.monotonic()
-    finally:
-        if unsaved:
-            parts.add(joined(unsaved))
 
 
 def _scored(
@@ -231,11 +192,29 @@ def _checked(scores: Iterator[Scores], on_invalid: OnInvalid) -> Iterator[Scores
     """Pass valid losses on; stop at invalid ones, or replace them with NaN."""
     for some in scores:
         losses = some.losses
-        invalid = ~(np.isfinite(losses) & (losses >= 0))
-        if invalid.any() and on_invalid == "raise":
-            raise InvalidLossError(_describe(some, invalid))
-        losses[invalid] = np.nan
+        _accept(some, on_invalid=on_invalid)
+        losses[_invalid(losses)] = np.nan
         yield some
+
+
+def _accept(scores: Scores, *, on_invalid: OnInvalid) -> None:
+    """Refuse invalid losses, of this pass or of one before, unless they are to be dropped."""
+    invalid = _invalid(scores.losses)
+    if invalid.any() and on_invalid == "raise":
+        raise InvalidLossError(_describe(scores, invalid))
+
+
+def _invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+    invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
+    return invalid
+
+
+def _share(left: NDArray[np.int64], ranks: Ranks, dataset: Any) -> NDArray[np.int64]:
+    """The rows that this rank scores of those that are left."""
+    if isinstance(dataset, ShardRows):
+        # Whole stretches, so that few shards are opened by two.
+        return np.array_split(left, ranks.size)[ranks.rank]
+    return left[ranks.rank :: ranks.size]
 
 
 def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
@@ -244,7 +223,9 @@ def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
     more = " and more" if rows.size > 5 else ""
     advice = 'look at these samples, or pass on_invalid="drop" to give them weight 0'
     if scores.n_tokens is not None and not scores.n_tokens[invalid].any():
-        return f"no response token to score in rows {rows[:5].tolist()}{more}; {advice}"
+        cut = 0 if scores.truncated is None else int(scores.truncated[invalid].sum())
+        why = f" ({cut:,} of them were cut by max_length: it may be too short)" if cut else ""
+        return f"no response token to score in rows {rows[:5].tolist()}{more}{why}; {advice}"
     return (
         f"NaN, infinite or negative losses {losses[:5].tolist()} at rows {rows[:5].tolist()}"
         f"{more}; {advice}"
@@ -252,10 +233,10 @@ def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
 
 
 def _as_table(scores: Scores, provenance: Provenance, dataset: Any) -> LossTable:
-    scores = in_order(scores)
+    truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
     return LossTable(
         scores.losses,
-        provenance.with_truncated(scores.truncated),
+        provenance.with_truncated(truncated),
         n_tokens=scores.n_tokens,
         token_losses=scores.token_losses,
         index=dataset.index if isinstance(dataset, ShardRows) else None,
@@ -275,20 +256,32 @@ def _warn(table: LossTable, dataset: Any) -> None:
         )
 
 
-def _named(loss: str | LossFunction | CausalLM) -> tuple[str, str | None]:
+def _named(
+    loss: str | LossFunction | CausalLM, collate_fn: Callable[[list[Any]], Any] | None = None
+) -> tuple[str, str | None]:
     """Name and options of a loss, for the provenance."""
     if isinstance(loss, CausalLM):
         return "causal_lm", json.dumps(loss.identity(), sort_keys=True)
     if loss == "causal_lm":
         return _named(CausalLM())
+    code: dict[str, Any] = {}
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ValueError(
                 f"loss must be one of {[*sorted(LOSSES), 'causal_lm']}, a CausalLM, or a function "
                 f"(model, batch) -> losses, got {loss!r}"
             )
-        return loss, None
-    return getattr(loss, "__name__", type(loss).__name__), None
+        name = loss
+    else:
+        inner = loss
+        while isinstance(inner, partial):
+            inner = inner.func
+        name = getattr(inner, "__name__", type(inner).__name__)
+        code["loss_code"] = loss
+    if collate_fn is not None:
+        code["collate_code"] = collate_fn
+    hashes = {part: code_fingerprint(function) for part, function in code.items()}
+    return name, json.dumps(hashes, sort_keys=True) if hashes else None
 
 
 def _pass(

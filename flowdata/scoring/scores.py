@@ -1,7 +1,6 @@
 """Scores: what the pass found out about some rows, in memory and as a part on disk."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from numpy.typing import NDArray
 
 from flowdata.files import replacing
 from flowdata.losses import as_lists, offsets_of
+
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,15 @@ class Scores:
         losses: float32, shape (m,); NaN where a row has no valid loss.
         n_tokens: response tokens of each row, int32, shape (m,), where the loss counts tokens.
         token_losses: losses of all response tokens, row after row, float32, if asked for.
-        truncated: rows that were cut to the longest length allowed.
+        truncated: whether each row was cut to the longest length allowed, shape (m,), where
+            rows have lengths.
     """
 
     rows: NDArray[np.int64]
     losses: NDArray[np.float32]
     n_tokens: NDArray[np.int32] | None = None
     token_losses: NDArray[np.float32] | None = None
-    truncated: int = 0
+    truncated: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return self.rows.size
@@ -44,11 +46,11 @@ class Scores:
             columns["n_tokens"] = self.n_tokens
         if self.token_losses is not None:
             columns["token_losses"] = as_lists(self.token_losses, offsets_of(_set(self.n_tokens)))
-        metadata = {"truncated": json.dumps(self.truncated)}
+        if self.truncated is not None:
+            columns["truncated"] = self.truncated
         with replacing(path) as temporary:
-            table = pa.table(columns).replace_schema_metadata(metadata)
             pq.write_table(
-                table,
+                pa.table(columns),
                 temporary,
                 compression="none",
                 use_dictionary=False,
@@ -69,35 +71,50 @@ class Scores:
             table["loss"].to_numpy(),
             table["n_tokens"].to_numpy() if "n_tokens" in table.column_names else None,
             tokens,
-            json.loads(table.schema.metadata[b"truncated"]),
+            table["truncated"].to_numpy() if "truncated" in table.column_names else None,
         )
 
 
 def joined(parts: Sequence[Scores]) -> Scores:
     """All rows of several parts of one pass, in the order of the parts."""
-    first = parts[0]
+
+    def column(of: Callable[[Scores], NDArray[Any] | None]) -> NDArray[Any] | None:
+        return None if of(parts[0]) is None else np.concatenate([_set(of(part)) for part in parts])
+
     return Scores(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.losses for part in parts]),
-        None if first.n_tokens is None else np.concatenate([_set(p.n_tokens) for p in parts]),
-        None
-        if first.token_losses is None
-        else np.concatenate([_set(part.token_losses) for part in parts]),
-        sum(part.truncated for part in parts),
+        column(lambda part: part.n_tokens),
+        column(lambda part: part.token_losses),
+        column(lambda part: part.truncated),
     )
 
 
 def in_order(scores: Scores) -> Scores:
-    """The same scores by row number."""
-    order = np.argsort(scores.rows, kind="stable")
-    tokens = scores.token_losses
-    if tokens is not None:
-        counts = _set(scores.n_tokens)
-        # How far the run of each row moves; then all tokens at once.
-        shifts = offsets_of(counts)[order] - offsets_of(counts[order])[:-1]
-        tokens = tokens[np.arange(tokens.size) + np.repeat(shifts, counts[order])]
-    n_tokens = None if scores.n_tokens is None else scores.n_tokens[order]
-    return Scores(scores.rows[order], scores.losses[order], n_tokens, tokens, scores.truncated)
+    """The same scores by row number; of a row that is there more than once, the first."""
+    rows, order = np.unique(scores.rows, return_index=True)
+    n_tokens, tokens, truncated = scores.n_tokens, scores.token_losses, scores.truncated
+    return Scores(
+        rows,
+        scores.losses[order],
+        None if n_tokens is None else n_tokens[order],
+        None if tokens is None else _runs(tokens, _set(n_tokens), order),
+        None if truncated is None else truncated[order],
+    )
+
+
+def _runs(
+    values: NDArray[np.float32], counts: NDArray[np.int32], order: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Runs of values in this order; block by block, because places take more than values."""
+    begins, moved = offsets_of(counts), offsets_of(counts[order])
+    found = np.empty(moved[-1], dtype=values.dtype)
+    for start in range(0, order.size, _BLOCK):
+        runs = order[start : start + _BLOCK]
+        edges = moved[start : start + runs.size + 1]
+        shifts = np.repeat(begins[runs] - edges[:-1], counts[runs])
+        found[edges[0] : edges[-1]] = values[np.arange(edges[0], edges[-1]) + shifts]
+    return found
 
 
 def _set(array: NDArray[Any] | None) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Models and data sets by the names a user types."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,9 @@ def open_data(name: str, split: str = "train") -> Any:
     """A ``datasets.Dataset`` from a file, a folder of ``save_to_disk``, or the hub.
 
     Raises:
-        ValueError: for a file of an unknown kind, or a split that is not there.
+        FileNotFoundError: when there is no such file.
+        ValueError: for a file of an unknown kind or that cannot be read, or a split that is not
+            there.
     """
     import datasets
 
@@ -22,8 +25,10 @@ def open_data(name: str, split: str = "train") -> Any:
     if path.is_file():
         if path.suffix not in _READERS:
             raise ValueError(f"{path}: a data file must be one of {', '.join(_READERS)}")
-        reader = _READERS[path.suffix]
-        return datasets.load_dataset(reader, data_files=str(path), split="train")
+        return _read_file(path)
+    if path.suffix in _READERS:
+        raise FileNotFoundError(f"there is no file {path}")
+    _require_place(path)
     if path.is_dir() and any(
         (path / mark).exists() for mark in ("state.json", "dataset_dict.json")
     ):
@@ -36,6 +41,21 @@ def open_data(name: str, split: str = "train") -> Any:
     return datasets.load_dataset(name, split=split)
 
 
+def _read_file(path: Path) -> Any:
+    import datasets
+
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty: there is nothing to read")
+    kind = _READERS[path.suffix]
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train")
+    except Exception as error:  # Each reader raises its own, wrapped in one of datasets.
+        reason = " ".join(str(error.__cause__ or error).split())
+        if "corresponds to no data" in reason:
+            raise ValueError(f"{path} has no rows: there is nothing to read") from error
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
+
+
 def open_model(
     name: str, *, tokenizer: str | None, dtype: str, device: str | None, local_rank: int
 ) -> tuple[Any, Any]:
@@ -44,8 +64,8 @@ def open_model(
     A GGUF file is read through transformers, which turns it into plain floats.
 
     Raises:
-        ModuleNotFoundError: saying which extra to install.
-        ValueError: for an unknown dtype.
+        ModuleNotFoundError: saying what to install.
+        ValueError: for an unknown dtype, or a device that is not there.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,25 +76,58 @@ def open_model(
     kind = "auto" if dtype == "auto" else getattr(torch, dtype, None)
     if kind != "auto" and not isinstance(kind, torch.dtype):
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
+    if device is None:
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    _require_device(place)
     path = Path(name)
     where: dict[str, Any] = {}
     if path.suffix == ".gguf":
+        if importlib.util.find_spec("gguf") is None:
+            raise ModuleNotFoundError("GGUF files need the gguf package: pip install gguf")
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
         name, where = str(path.parent), {"gguf_file": path.name}
+    _require_place(path)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=kind, **where)
     reader = AutoTokenizer.from_pretrained(tokenizer or name, **({} if tokenizer else where))
-    if device is None:
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    return model.to(device), reader
+    return model.to(place), reader
+
+
+def _require_place(path: Path) -> None:
+    """What can be no name on the hub has to be there."""
+    if path.is_absolute() and not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+
+
+def _require_device(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"there is no CUDA device for --device {device}: this PyTorch sees none; leave "
+            "--device out to score on the CPU"
+        )
 
 
 def as_text(row: Mapping[str, Any]) -> str:
-    """A row as people would read it: its texts, without token ids."""
+    """A row as people would read it: its texts, chats turn by turn, without token ids."""
     hidden = {"input_ids", "labels", "attention_mask"}
     shown = {name: value for name, value in row.items() if name not in hidden} or row
-    if len(shown) == 1 and isinstance(value := next(iter(shown.values())), str):
-        return value
-    texts = {
-        name: value if isinstance(value, str) else json.dumps(value, default=str)
-        for name, value in shown.items()
-    }
+    texts = {name: _as_text(value) for name, value in shown.items()}
+    if len(texts) == 1:
+        return next(iter(texts.values()))
     return "\n".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(_is_turn(turn) for turn in value):
+        return "\n".join(f"{turn['role']}: {_as_text(turn['content'])}" for turn in value)
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"role", "content"} <= set(value)

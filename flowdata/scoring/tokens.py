@@ -1,6 +1,6 @@
 """From the rows of a data set to token ids and labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 IGNORED = -100
 """Label of a token that is not scored."""
 
+_MADE = ("input_ids", "labels")
+
 
 class Tokens(NamedTuple):
     """One sample: ids and labels of shape (length,), int64; label t is that of token t."""
@@ -17,6 +19,65 @@ class Tokens(NamedTuple):
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     truncated: bool = False
+
+
+class Refused(NamedTuple):
+    """A row that cannot be read, told by whoever knows its number."""
+
+    kind: type[Exception]
+    reason: str
+
+
+_NOTHING = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
+
+class _Text(NamedTuple):
+    """A text, and from where to where it is scored, in characters."""
+
+    whole: str
+    scored: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of one layout.
+
+    Raises:
+        ValueError: for columns of more than one.
+    """
+
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("response", "messages", "text") if getattr(self, name)]
+        if len(given) > 1 or (self.prompt and not self.response):
+            raise ValueError(
+                "name the columns of one layout: prompt and response, or response alone, or "
+                f"messages, or text; got {given or ['prompt']}"
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that a row must have."""
+        named = (self.prompt, self.response, self.messages, self.text)
+        return tuple(name for name in named if name) or _MADE
+
+    def check(self, found: Iterable[str]) -> None:
+        """Make sure that all are among the columns that were found.
+
+        Raises:
+            ValueError: saying which are missing, and which there are.
+        """
+        found = sorted(map(str, found))
+        if missing := [name for name in self.names if name not in found]:
+            raise ValueError(
+                f"there is no column {missing}, the columns are {found}; rows need input_ids and "
+                "labels (-100 where a token is not scored), or name columns of text: prompt and "
+                "response, messages, or text, with a tokenizer"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,86 +94,99 @@ class TokenReader:
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
-        given = [name for name in ("response", "messages", "text") if getattr(self, name)]
-        if len(given) > 1 or (self.prompt and not self.response):
-            raise ValueError(
-                "name the columns of one layout: prompt and response, or response alone, or "
-                f"messages, or text; got {given or ['prompt']}"
-            )
-        if not given:
+        if self.columns.names == _MADE:
             return
         if self.tokenizer is None:
-            raise ValueError(f"{given[0]}={getattr(self, given[0])!r} is text: pass tokenizer=")
+            raise ValueError(f"columns of text {list(self.columns.names)}: pass tokenizer=")
         if not getattr(self.tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(self.tokenizer).__name__} cannot tell which characters a token covers: "
                 "use the fast tokenizer, or give rows with input_ids and labels"
             )
+        if self.messages and not self.tokenizer.chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template to render messages with: use that of a chat "
+                "model, set tokenizer.chat_template, or give prompt and response columns"
+            )
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns that are read."""
-        named = (self.prompt, self.response, self.messages, self.text)
-        return tuple(name for name in named if name) or ("input_ids", "labels")
+    def columns(self) -> Columns:
+        """The columns that are read."""
+        return Columns(self.prompt, self.response, self.messages, self.text)
 
     def __call__(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokens of each row.
 
         Raises:
-            TypeError, ValueError: for rows without the columns, or of unequal lengths.
+            TypeError, ValueError: for rows without the columns, of unequal lengths, or with
+                something else than a chat where there should be one.
         """
-        for row in rows:
-            self._check(row)
-        if self.response is None and self.messages is None and self.text is None:
-            samples = [_given(row) for row in rows]
-        elif self.messages is not None:
-            texts, spans = zip(*(self._chat(row[self.messages]) for row in rows), strict=True)
-            samples = self._tokenized(texts, spans, special=False)
-        else:
-            prompts = [str(row[self.prompt]) if self.prompt else "" for row in rows]
-            answers = [str(row[self.response or self.text or ""]) for row in rows]
-            texts = tuple(prompt + answer for prompt, answer in zip(prompts, answers, strict=True))
-            spans = tuple(
-                [(len(prompt), len(text))] for prompt, text in zip(prompts, texts, strict=True)
-            )
-            samples = self._tokenized(texts, spans, special=True)
-        return [self._cut(sample) for sample in samples]
+        samples: list[Tokens] = []
+        for sample in self.each(rows):
+            if isinstance(sample, Refused):
+                raise sample.kind(sample.reason)
+            samples.append(sample)
+        return samples
 
-    def _check(self, row: Any) -> None:
-        if not isinstance(row, Mapping):
-            raise TypeError(
-                f"a language model is scored on rows that are dicts, with {self.columns}; got "
-                f"{type(row).__name__}"
-            )
-        if missing := [name for name in self.columns if name not in row]:
-            raise ValueError(
-                f"a row has no {missing}, it has {sorted(map(str, row))}; rows need input_ids and "
-                "labels (-100 where a token is not scored), or name text columns: "
-                "CausalLM(tokenizer=..., prompt=..., response=...)"
-            )
-        if empty := [name for name in self.columns if row[name] is None]:
-            raise ValueError(f"a row has None for {empty}: fill it in, or leave the row out")
+    def each(self, rows: Sequence[Any]) -> list[Tokens | Refused]:
+        """Tokens of each row, or why there are none; a row with None in a column has no token."""
+        read = [self._tried(row) for row in rows]
+        texts = [sample for sample in read if isinstance(sample, _Text)]
+        # A chat template writes special tokens itself.
+        tokenized = iter(self._tokenized(texts, special=self.messages is None) if texts else ())
+        samples: list[Tokens | Refused] = []
+        for sample in read:
+            if isinstance(sample, _Text):
+                sample = next(tokenized)
+            samples.append(self._cut(sample) if isinstance(sample, Tokens) else sample)
+        return samples
 
-    def _tokenized(
-        self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]], *, special: bool
-    ) -> list[Tokens]:
+    def _tried(self, row: Any) -> Tokens | _Text | Refused:
+        try:
+            if not isinstance(row, Mapping):
+                raise TypeError(
+                    "a language model is scored on rows that are dicts, with "
+                    f"{list(self.columns.names)}; got {type(row).__name__}"
+                )
+            self.columns.check(row)
+            if any(row[name] is None for name in self.columns.names):
+                return _NOTHING
+            return self._read(row)
+        except (TypeError, ValueError) as error:
+            return Refused(type(error), str(error))
+
+    def _read(self, row: Mapping[str, Any]) -> Tokens | _Text:
+        if self.messages is not None:
+            messages = _as_chat(row[self.messages])
+            return _render(self.tokenizer, messages) if messages else _NOTHING
+        scored = self.response or self.text
+        if scored is None:
+            return _given(row)
+        prompt = str(row[self.prompt]) if self.prompt else ""
+        whole = prompt + str(row[scored])
+        return _Text(whole, [(len(prompt), len(whole))])
+
+    def _tokenized(self, texts: Sequence[_Text], *, special: bool) -> list[Tokens]:
         """Tokens of whole texts; labelled where a token covers a character of a span.
 
         So all of a response is scored, also where its first letters and the last of the prompt,
         a space most often, are one token.
         """
         encoded = self.tokenizer(
-            list(texts), add_special_tokens=special, return_offsets_mapping=True, truncation=False
+            [text.whole for text in texts],
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            truncation=False,
         )
         end = self.tokenizer.eos_token_id if special else None
         samples = []
-        for ids, offsets, scored in zip(
-            encoded["input_ids"], encoded["offset_mapping"], spans, strict=True
+        for ids, offsets, text in zip(
+            encoded["input_ids"], encoded["offset_mapping"], texts, strict=True
         ):
             tokens = np.array(ids, dtype=np.int64)
             begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             inside = np.zeros(tokens.size, dtype=np.bool_)
-            for first, last in scored:
+            for first, last in text.scored:
                 inside |= (ends > first) & (begins < last) & (ends > begins)
             labels = np.where(inside, tokens, IGNORED)
             if end is not None:
@@ -123,34 +197,67 @@ class TokenReader:
             samples.append(Tokens(tokens, labels))
         return samples
 
-    def _chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
-        """The rendered conversation, and where in it the assistant speaks."""
-
-        def render(turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
-            text: str = self.tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=prompt
-            )
-            return text
-
-        whole = render(messages, False)
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before, after = render(messages[:number], True), render(messages[: number + 1], False)
-            if not (whole.startswith(after) and after.startswith(before)):
-                raise ValueError(
-                    "the chat template renders a turn differently when others follow, so its "
-                    "tokens cannot be told: give rows with input_ids and labels instead"
-                )
-            spans.append((len(before), len(after)))
-        return whole, spans
-
     def _cut(self, sample: Tokens) -> Tokens:
         limit = self.max_length
         if limit is None or sample.ids.size <= limit:
             return sample
         return Tokens(sample.ids[:limit], sample.labels[:limit], truncated=True)
+
+
+def _as_chat(value: Any) -> list[Mapping[str, Any]]:
+    """The turns of a chat.
+
+    Raises:
+        TypeError, ValueError: for anything but a list of dicts with role and content.
+    """
+    if isinstance(value, str):
+        raise TypeError("the chat is stored as text: parse it into a list of turns, json.loads")
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, bytes):
+        raise TypeError(f"a chat is a list of turns, got {type(value).__name__}")
+    turns = list(value)
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise TypeError(f"a turn of a chat is a dict, got {type(turn).__name__}")
+        if missing := [key for key in ("role", "content") if key not in turn]:
+            raise ValueError(
+                f"a turn of a chat has no {missing}, it has {sorted(map(str, turn))}: rename its "
+                "keys to role and content"
+            )
+    return turns
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> _Text:
+    """The conversation as the chat template renders it, and where in it the assistant speaks.
+
+    Raises:
+        ValueError: when the template does not take it, or its turns cannot be told apart.
+    """
+    if messages[0]["role"] == "assistant":
+        raise ValueError("the chat begins with the assistant: put what it answers before it")
+    whole = _rendered(tokenizer, messages, False)
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _rendered(tokenizer, messages[:number], True)
+        after = _rendered(tokenizer, messages[: number + 1], False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise ValueError(
+                "the chat template renders a turn differently when others follow, so its "
+                "tokens cannot be told: give rows with input_ids and labels instead"
+            )
+        spans.append((len(before), len(after)))
+    return _Text(whole, spans)
+
+
+def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=prompt
+        )
+    except Exception as error:  # Templates raise what they like.
+        raise ValueError(f"the chat template does not take the chat: {error}") from error
+    return text
 
 
 def _given(row: Mapping[str, Any]) -> Tokens:

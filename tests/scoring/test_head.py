@@ -5,6 +5,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from flowdata.scoring import head
 from flowdata.scoring.head import TokenLosses
@@ -172,6 +180,51 @@ def test_where_the_logits_are_changed_the_head_sees_only_labelled_positions(kind
     losses(ids, lengths, labels)
     (shape,) = made
     assert shape[:2].numel() == (labels[:, 1:] >= 0).sum()
+
+
+def transformed(config_kind, model_kind, **options):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    config = config_kind(vocab_size=VOCABULARY, initializer_range=0.5, **sizes, **heads, **options)
+    return model_kind(config).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "model", "options"),
+    [
+        (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 0.5}),
+        (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 3.0}),
+        (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
+    ],
+)
+def test_logits_that_the_configuration_caps_or_scales_are_made_in_chunks(
+    config, model, options, dtype, monkeypatch
+):
+    monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+    found = transformed(config, model, **options).to(dtype)
+    losses, made = TokenLosses(found), []
+    losses(*batch())
+    found.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape))
+    ids, lengths, labels = batch(seed=1)
+    values = losses(ids, lengths, labels)
+    assert made.pop(0)[:2] == (len(ids), 1)
+    assert max(shape[0] for shape in made) == 5
+    alone = torch.cat(
+        [
+            F.cross_entropy(
+                found(ids[row : row + 1, :length]).logits[0, :-1].float(),
+                labels[row, 1:length],
+                reduction="none",
+            )[labels[row, 1:length] >= 0]
+            for row, length in enumerate(lengths.tolist())
+        ]
+    )
+    exact = dtype == torch.float32
+    torch.testing.assert_close(
+        values, alone, rtol=1e-5 if exact else 0.05, atol=1e-5 if exact else 0.1
+    )
 
 
 @pytest.mark.parametrize("kind", [Headed, Capped, Headless])

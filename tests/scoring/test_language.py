@@ -2,6 +2,7 @@ import ast
 import json
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from flowdata import CausalLM, FlowDataWarning, FlowWeights, InvalidLossError, score
+from flowdata.scoring.language import tokens_that_fit
 
 VOCABULARY = 97
 
@@ -220,14 +222,72 @@ def test_over_long_samples_are_cut_counted_and_reported():
         ({"input_ids": [1, 97], "labels": [1, 97]}, ValueError, "row 1 has token 97.*0 to 96"),
         ({"input_ids": [1, 2], "labels": [1, 500]}, ValueError, "row 1 has token 500"),
         ({"input_ids": [-3, 2], "labels": [1, 2]}, ValueError, "row 1 has token -3"),
-        ({"input_ids": [1, 2], "labels": [1]}, ValueError, r"one shape.*\(2,\) and \(1,\)"),
-        ({"input_ids": [1, 2]}, ValueError, r"no \['labels'\], it has \['input_ids'\]"),
-        ((1, 2), TypeError, "rows that are dicts.*tuple"),
+        ({"input_ids": [1, 2], "labels": [1]}, ValueError, r"row 1: .*\(2,\) and \(1,\)"),
+        ({"input_ids": [1, 2]}, ValueError, r"row 1: .*no column \['labels'\].*\['input_ids'\]"),
+        ((1, 2), TypeError, "row 1: .*rows that are dicts.*tuple"),
     ],
 )
 def test_a_row_the_model_cannot_take_is_refused_with_the_reason(row, error, message):
     with pytest.raises(error, match=message):
         score(llama(), [samples(1)[0], row], "causal_lm", progress=False)
+
+
+@pytest.mark.slow
+def test_a_row_that_a_worker_cannot_read_is_named_too():
+    rows = [*samples(3), {"input_ids": [1], "labels": [1, 2]}]
+    with pytest.raises(ValueError, match=r"row 3: .*one shape"):
+        score(llama(), rows, "causal_lm", num_workers=1, progress=False)
+
+
+def test_a_row_with_nothing_in_a_column_is_named_or_dropped():
+    rows = samples(6)
+    rows[1]["labels"] = None
+    rows[4] = {"input_ids": [], "labels": []}
+    with pytest.raises(InvalidLossError, match=r"no response token .* rows \[1, 4\]; "):
+        score(llama(), rows, "causal_lm", progress=False)
+    table = score(llama(), rows, CausalLM(token_losses=True), on_invalid="drop", progress=False)
+    assert np.flatnonzero(np.isnan(table.losses)).tolist() == [1, 4]
+    kept = [row for number, row in enumerate(rows) if number not in (1, 4)]
+    wanted = np.concatenate(one_by_one(llama(), kept))
+    assert table.token_losses == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_samples_that_were_cut_before_their_response_are_counted_in_the_error():
+    rows = [{"input_ids": [1] * 9, "labels": [-100] * 6 + [1] * 3} for _ in range(3)]
+    rows.append({"input_ids": [1, 2], "labels": [-100, -100]})
+    with pytest.raises(
+        InvalidLossError, match=r"rows \[0, 1, 2, 3\] \(3 of them were cut by max_l"
+    ):
+        score(llama(), rows, CausalLM(max_length=5), progress=False)
+
+
+def test_a_tokenizer_of_another_model_is_refused_before_a_row_is_read(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+
+    class Unread(list):
+        def __getitem__(self, row):
+            raise AssertionError("a row was read")
+
+    rows = Unread([{"text": "short"}])
+    with pytest.raises(ValueError, match=r"tokens up to 49151, the model knows tokens 0 to 96"):
+        score(llama(), rows, CausalLM(tokenizer=tokenizer, text="text"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("free", "sizes", "tokens"),
+    [
+        # 2 bytes * (8 * 1,000 + 3 * 2,000) are 28 kB a token, in half of the memory.
+        (56_000_000, {"hidden_size": 1000, "intermediate_size": 2000}, 1000),
+        (80_000_000, {"hidden_size": 1000}, 1000),
+        (80 << 30, {"hidden_size": 1000}, 32_768),
+        (100, {"hidden_size": 1000}, 1),
+        (100, {}, 32_768),
+    ],
+)
+def test_the_tokens_of_a_batch_follow_from_free_memory_and_the_size_of_the_model(
+    free, sizes, tokens
+):
+    assert tokens_that_fit(free, SimpleNamespace(**sizes), 2) == tokens
 
 
 def test_a_model_that_gives_no_logits_for_each_token_is_refused():
@@ -285,8 +345,12 @@ def test_other_errors_of_the_model_are_not_taken_for_a_lack_of_memory():
         score(Broken(), samples(2), "causal_lm", progress=False)
 
 
-def functions(number):
-    """Rows of text from the standard library: docstrings as prompts of short functions."""
+# Samples by their length in characters: most are short, some have several hundred tokens.
+STRATA = {(60, 120): 172, (120, 240): 20, (240, 600): 5, (600, 1200): 2, (1200, 2000): 1}
+
+
+def functions(strata):
+    """Rows of text from the standard library: docstrings as prompts of functions."""
     rows = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         source = path.read_text(encoding="utf-8")
@@ -294,15 +358,22 @@ def functions(number):
             if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
                 body = "\n".join(ast.unparse(statement) for statement in node.body[1:])
                 rows.append({"prompt": f"{ast.get_docstring(node)}\n", "response": body})
-    rows = [row for row in rows if len(row["response"]) > 20 and len(str(row)) < 170]
-    return [rows[row] for row in np.random.default_rng(0).permutation(len(rows))[:number]]
+    rows = [row for row in rows if len(row["response"]) > 20]
+    order = np.random.default_rng(0).permutation(len(rows))
+    lengths = np.array([len(str(rows[row])) for row in order])
+    chosen = [
+        row
+        for (low, high), some in strata.items()
+        for row in order[(low <= lengths) & (lengths < high)][:some]
+    ]
+    return [rows[row] for row in np.random.default_rng(1).permutation(chosen)]
 
 
 @pytest.mark.slow
 def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    rows, made = functions(200), []
+    rows, made = functions(STRATA), []
     columns = {"tokenizer": tokenizer, "prompt": "prompt", "response": "response"}
     loss = CausalLM(**columns, token_losses=True)
     hook = model.lm_head.register_forward_hook(
@@ -311,9 +382,10 @@ def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
     table = score(model, rows, loss, progress=False)
     hook.remove()
     assert len(table) == 200
-    expected, tokens = [], []
+    expected, tokens, longest = [], [], 0
     with torch.no_grad():
         for sample in loss.reader()(rows):
+            longest = max(longest, sample.ids.size)
             labels = torch.from_numpy(sample.labels)[None]
             output = model(input_ids=torch.from_numpy(sample.ids)[None], labels=labels)
             expected.append(output.loss.item())
@@ -322,6 +394,7 @@ def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
     assert table.losses == pytest.approx(expected, rel=1e-4)
     assert table.token_losses == pytest.approx(np.concatenate(tokens), rel=1e-4, abs=1e-4)
     assert len(set(table.n_tokens.tolist())) > 20
+    assert longest > 300
     # Logits of response tokens only, and of one a row that stands in for the forward pass.
     assert sum(made) < table.n_tokens.sum() + len(rows) + 100
     assert table.weights().temperature == pytest.approx(np.median(expected), rel=1e-4)

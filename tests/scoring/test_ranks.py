@@ -9,9 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 
-from flowdata import LossTable
+from flowdata import FlowDataError, LossTable
 from flowdata.scoring.parts import Parts
+from flowdata.scoring.ranks import Ranks
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "score_rows.py"
 ROWS = 101
@@ -103,6 +105,19 @@ def test_two_ranks_finish_what_three_began(tmp_path, alone):
     assert set(again) <= set(begun)
     assert again.total() < begun.total()
     assert LossTable.load(config["output"], tokens=True).losses.tolist() == results(config, 2)[0][0]
+
+
+def test_a_rank_that_is_gone_is_told_in_words(monkeypatch):
+    def closed(*arguments, **options):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+
+    ranks = Ranks()
+    ranks._group = "a group"
+    monkeypatch.setattr(dist, "all_gather_object", closed)
+    monkeypatch.setattr(dist, "broadcast_object_list", closed)
+    for meet in (lambda: ranks.gathered(1), lambda: ranks.on_first(lambda: 1)):
+        with pytest.raises(FlowDataError, match="another rank stopped; its message says why"):
+            meet()
 
 
 @pytest.mark.slow

@@ -16,13 +16,31 @@ def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
         n_tokens = np.array([counts[row] for row in rows], dtype=np.int32)
         tokens = [row + t / 10 for row in rows for t in range(counts[row])]
         losses = rows.astype(np.float32)
-        parts.append(Scores(rows, losses, n_tokens, np.array(tokens, dtype=np.float32), 1))
+        cut = rows % 3 == 0
+        parts.append(Scores(rows, losses, n_tokens, np.array(tokens, dtype=np.float32), cut))
+    # What is there twice counts once.
+    parts += parts[: data.draw(st.integers(0, len(parts)))]
     whole = in_order(joined(parts))
     assert whole.rows.tolist() == whole.losses.tolist() == list(range(12))
     assert whole.n_tokens.tolist() == counts
     expected = [row + t / 10 for row in range(12) for t in range(counts[row])]
     assert np.array_equal(whole.token_losses, np.array(expected, dtype=np.float32))
-    assert whole.truncated == len(parts)
+    assert np.flatnonzero(whole.truncated).tolist() == [0, 3, 6, 9]
+
+
+def test_the_first_of_several_scores_of_a_row_is_kept():
+    first = Scores(np.array([1, 0]), np.array([1.0, 0.0], dtype=np.float32))
+    again = Scores(np.array([1, 2]), np.array([9.0, 2.0], dtype=np.float32))
+    assert in_order(joined([first, again])).losses.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_token_losses_of_many_rows_come_into_order_block_by_block(monkeypatch):
+    monkeypatch.setattr("flowdata.scoring.scores._BLOCK", 7)
+    random = np.random.default_rng(0)
+    rows, counts = random.permutation(100), random.integers(0, 5, size=100).astype(np.int32)
+    tokens = np.repeat(rows, counts[rows]).astype(np.float32)
+    scores = Scores(rows, rows.astype(np.float32), counts[rows], tokens)
+    assert np.array_equal(in_order(scores).token_losses, np.repeat(np.arange(100), counts))
 
 
 def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
@@ -31,18 +49,18 @@ def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
         np.array([1.5, np.nan], dtype=np.float32),
         np.array([2, 0], dtype=np.int32),
         np.array([1.0, 2.0], dtype=np.float32),
-        3,
+        np.array([True, False]),
     )
     part.save(tmp_path / "part.parquet")
     found = Scores.load(tmp_path / "part.parquet")
-    for name in ("rows", "losses", "n_tokens", "token_losses"):
+    for name in ("rows", "losses", "n_tokens", "token_losses", "truncated"):
         assert np.array_equal(getattr(found, name), getattr(part, name), equal_nan=True)
-    assert found.truncated == 3
     plain = Scores(part.rows, part.losses)
     plain.save(tmp_path / "plain.parquet")
     found = Scores.load(tmp_path / "plain.parquet")
     assert found.n_tokens is None
     assert found.token_losses is None
+    assert found.truncated is None
 
 
 def test_a_byte_changed_in_the_losses_of_a_part_is_noticed(tmp_path):

@@ -5,6 +5,7 @@ import copy
 import datasets
 import numpy as np
 import pytest
+from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -142,10 +143,87 @@ def test_ids_and_labels_are_taken_as_they_are_without_padding():
     assert (masked.ids.tolist(), masked.labels.tolist()) == ([5, 6, 7], [5, -100, 7])
 
 
-def test_a_row_without_a_text_is_refused_rather_than_read_as_none(tokenizer):
-    for row in ({"q": "x", "a": None}, {"q": None, "a": "x"}):
-        with pytest.raises(ValueError, match=r"None for \['[qa]'\]"):
-            CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()([row])
+def test_a_row_without_a_text_has_no_token_rather_than_the_word_none(tokenizer):
+    rows = [{"q": "x", "a": None}, {"q": "x: ", "a": "y"}, {"q": None, "a": "x"}]
+    found = CausalLM(tokenizer=tokenizer, prompt="q", response="a").reader()(rows)
+    assert [sample.ids.size for sample in found[::2]] == [0, 0]
+    assert scored_text(tokenizer, found[1]).strip() == "y" + tokenizer.eos_token
+    for chat in (None, []):
+        (sample,) = CausalLM(tokenizer=tokenizer, messages="m").reader()([{"m": chat}])
+        assert sample.ids.size == sample.labels.size == 0
+
+
+@pytest.mark.parametrize(
+    ("chat", "error", "message"),
+    [
+        (
+            [{"from": "human", "value": "x"}],
+            ValueError,
+            r"\['role', 'content'\].*\['from', 'value'",
+        ),
+        ('[{"role": "user", "content": "x"}]', TypeError, "stored as text.*json.loads"),
+        ({"role": "user", "content": "x"}, TypeError, "list of turns, got dict"),
+        (["user: x"], TypeError, "turn of a chat is a dict, got str"),
+        ([{"role": "assistant", "content": "x"}], ValueError, "begins with the assistant"),
+    ],
+)
+def test_what_is_no_chat_is_refused_with_what_it_is(tokenizer, chat, error, message):
+    with pytest.raises(error, match=message):
+        CausalLM(tokenizer=tokenizer, messages="m").reader()([{"m": chat}])
+
+
+def test_what_a_chat_template_refuses_is_passed_on(tokenizer):
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    chat = [{"role": "user", "content": "x"}]
+    with pytest.raises(ValueError, match="template does not take the chat: roles must alternate"):
+        CausalLM(tokenizer=strict, messages="m").reader()([{"m": chat}])
+    strict.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        CausalLM(tokenizer=strict, messages="m")
+
+
+def lower_case(tokenizer):
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+
+
+def beginning(tokenizer):
+    start = ("<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start[0]} $A", special_tokens=[start]
+    )
+
+
+def other_end(tokenizer):
+    tokenizer.eos_token = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def known(tokenizer):
+    return CausalLM(tokenizer=tokenizer, text="t").identity()
+
+
+@pytest.mark.parametrize("change", [lower_case, beginning, other_end])
+def test_a_tokenizer_that_makes_other_tokens_is_another_one(tokenizer, known, change):
+    changed = copy.deepcopy(tokenizer)
+    change(changed)
+    assert CausalLM(tokenizer=changed, text="t").identity() != known
+
+
+def test_a_tokenizer_that_was_used_with_padding_and_truncation_is_the_same(tokenizer, known):
+    used = copy.deepcopy(tokenizer)
+    used(["one", "two three four"], padding=True, truncation=True, max_length=2)
+    assert used.backend_tokenizer.truncation is not None
+    assert CausalLM(tokenizer=used, text="t").identity() == known
+
+
+def test_another_chat_template_matters_where_there_are_chats(tokenizer, known):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = f"{tokenizer.chat_template} "
+    assert CausalLM(tokenizer=changed, text="t").identity() == known
+    one, other = (CausalLM(tokenizer=t, messages="m").identity() for t in (tokenizer, changed))
+    assert one != other
+    assert one["tokenizer"] == other["tokenizer"] == known["tokenizer"]
 
 
 class Slow:
@@ -170,5 +248,5 @@ def test_options_that_do_not_fit_are_refused_at_once(options, message):
 
 def test_a_missing_column_is_named_with_those_that_are_there(tokenizer):
     reader = CausalLM(tokenizer=tokenizer, prompt="question", response="answer").reader()
-    with pytest.raises(ValueError, match=r"no \['answer'\], it has \['question', 'reply'\]"):
+    with pytest.raises(ValueError, match=r"no column \['answer'\].* \['question', 'reply'\]"):
         reader([{"question": "q", "reply": "r"}])

@@ -1,6 +1,7 @@
 """Progress: how far an epoch of a stream has come, over all ranks, workers and restarts."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from flowdata.errors import MismatchError
+from flowdata.errors import MismatchError, warn
+from flowdata.frameworks.asking import asker
+from flowdata.frameworks.checks import named_by_loop
 from flowdata.plan import EpochPlan, non_negative
 from flowdata.shards.order import Layout, Positions, StreamOrder, Window, share_of
 from flowdata.shards.passes import Passes
@@ -19,16 +22,35 @@ _EPOCH = "epoch"
 _STRETCHES = "stretches"
 _WORKER = "worker"
 _DONE = "done"
+_RANK = "rank"
+_DRAWN = "drawn"
 _ENDED = "ended"
 _STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of an epoch run with one layout, after which each rank had done so many draws."""
+    """A part of an epoch run with one layout, after which each rank had given so many samples."""
 
     layout: Layout
     done: int
+
+
+@dataclass(frozen=True)
+class Own:
+    """How far the one process was that saved a state.
+
+    Attributes:
+        worker: its number in a loader; None where the loop itself drew, without workers.
+        done: samples that it had given out.
+        rank: where it was, if draws had been dropped there; else None: it was as on all ranks.
+        drawn: draws that those samples took, with the dropped ones.
+    """
+
+    worker: int | None
+    done: int
+    rank: int | None
+    drawn: int
 
 
 class Run:
@@ -36,9 +58,10 @@ class Run:
 
     Attributes:
         epoch: its number.
-        owed: draws of this worker, with those done before a resume.
-        done: draws that were given out.
-        drawn: draws that were read, ahead of those given out.
+        owed: draws of this worker, with those done before a resume, and samples it gives.
+        done: samples that were given out.
+        drawn: draws that those took; more than ``done`` where some were dropped.
+        read: draws that were read, ahead of those given out.
         ended: whether it gave out all.
     """
 
@@ -46,12 +69,12 @@ class Run:
         self._order, self._positions, self._part = order, positions, part
         self.epoch = order.epoch
         self.owed = len(positions)
-        self.done = self.drawn = 0
+        self.done = self.drawn = self.read = 0
         self.ended = False
 
-    def windows(self, skip: int) -> Iterator[tuple[Window, int]]:
-        """The windows from a draw on."""
-        return self._order.windows(self._positions, self._part, skip)
+    def windows(self) -> Iterator[tuple[Window, int]]:
+        """The windows from the next draw on; after the last draw, the first comes once more."""
+        return self._order.windows(self._positions, self._part, self.read % self.owed)
 
 
 class Progress:
@@ -71,15 +94,18 @@ class Progress:
         if window + shards_open > 1 << 16:
             raise ValueError(f"window and shards_open can be 65,536 together, got {window:,}")
         self._plan, self._bounds = plan, bounds
+        self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self.shards_open = window, shards_open
         self._passes = Passes(plan.seed)
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
-        self._own_done: tuple[int, int] | None = None
+        self._own: Own | None = None
         self._run: Run | None = None
         self._ended_before = False
+        self._told = self._warned = False
+        self._named: int | None = None
         if self.per_rank == 0:
             raise ValueError(
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
@@ -96,16 +122,35 @@ class Progress:
         return self._ranks
 
     @property
+    def rank(self) -> int:
+        """Which of them this is."""
+        return self._rank
+
+    @property
     def per_rank(self) -> int:
         """Draws of each rank in a whole epoch."""
         return self._layout(0, None).per_rank(len(self._plan))
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; a loaded position in it is kept."""
+        # Before the first naming, workers may have begun only because accelerate prepares them.
+        begun = self._passes.running() if self._told and self._passes.workers >= 0 else None
+        self._named, self._told = named_by_loop(epoch, self._named, begun), True
         self._passes.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._run is not None:
-            self._stretches, self._own_done = (), None
+            self._stretches, self._own = (), None
         self._run = None
+
+    def check_resuming(self) -> None:
+        """Warn where Lightning resumes, and nobody tells the stream from where."""
+        if self._warned or not asker().resumes:
+            return
+        self._warned = True
+        warn(
+            "Lightning resumes from a checkpoint without saying where in which epoch FlowShards is "
+            "to go on: add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks, "
+            "from the first run on"
+        )
 
     def ended_before(self) -> bool:
         """Whether the pass that begins was at its end already when its state was saved."""
@@ -118,13 +163,14 @@ class Progress:
         Raises:
             MismatchError: when the state of a worker was loaded into another one.
         """
-        epoch = self._passes.begin(worker, workers)
+        epoch = self._passes.begin()
         order = self._order(epoch)
         layout = self._layout(workers, together)
         before = self._stretches if self._stretches_epoch == epoch else ()
         going_on = bool(before) and before[-1].layout == layout
         past, done = (before[:-1], before[-1].done) if going_on else (before, 0)
-        if self._own_done is not None and before and (not going_on or self._own_done[0] != worker):
+        own = self._own if before else None
+        if own and own.worker is not None and not (going_on and own.worker == worker):
             raise MismatchError(
                 "the loaded state is that of one DataLoader worker, of a loader with "
                 f"{before[-1].layout.workers} workers on {before[-1].layout.ranks} ranks; use as "
@@ -136,13 +182,34 @@ class Progress:
         share = share_of(positions, layout, self._rank, turned)
         run = Run(order, share, (len(past), self._rank, turned))
         run.done = layout.by_worker(len(positions), done)[turned]
-        if self._own_done is not None and before:
-            run.done = self._own_done[1]
-        run.drawn = run.done
+        if own and own.worker is not None:
+            run.done = own.done
+        run.drawn = run.read = self._drawn_before(run.done, own, going_on)
         self._stretches, self._stretches_epoch = (*past, Stretch(layout, done)), epoch
-        self._own_done = None
+        self._own = None
         self._run = run
         return run
+
+    def _drawn_before(self, done: int, own: Own | None, going_on: bool) -> int:
+        """Draws that the samples took which were given out before a resume."""
+        if own is None or own.rank is None:
+            return done
+        if going_on and own.rank == self._rank:
+            return own.drawn
+        warn(
+            f"{own.drawn - own.done:,} draws had been dropped when rank {own.rank} saved the state "
+            "that this run goes on from, with other ranks or workers, or on another rank: every "
+            "rank gives as many samples as are left, but may repeat as many draws"
+        )
+        return done
+
+    def given(self, run: Run, draws: Iterable[int]) -> None:
+        """Count samples that are given out, of each the number of draws read when it was made."""
+        for drawn in draws:
+            run.done += 1
+            run.drawn = drawn
+        if run.drawn > run.done:
+            self._passes.set_dropped(run.drawn - run.done)
 
     def end(self, run: Run) -> None:
         """A run has given out all that it owed."""
@@ -154,7 +221,7 @@ class Progress:
         """Where the epoch is: by what this process gave out, or by a position of all ranks."""
         if position is not None:
             return self._state_at(non_negative(position, "position"), together)
-        run, info = self._run, get_worker_info()
+        run, info = self._drawing(), get_worker_info()
         if run is None:
             if info is None and self._passes.workers > 0:
                 raise ValueError(
@@ -167,24 +234,34 @@ class Progress:
         if info is None:
             *past, last = self._stretches
             now = [Stretch(last.layout, run.done)] if run.done else []
-            return self._state(run.epoch, [*past, *now])
+            return self._state(run.epoch, [*past, *now]) | self._dropping(run)
         own = {_WORKER: info.id, _DONE: run.done, _ENDED: run.ended}
-        return self._state(run.epoch, self._stretches) | own
+        return self._state(run.epoch, self._stretches) | own | self._dropping(run)
+
+    def _drawing(self) -> Run | None:
+        """The run of this process, if it is this one that draws, and not its workers."""
+        if get_worker_info() is None and self._passes.workers > 0:
+            return None
+        return self._run
+
+    def _dropping(self, run: Run) -> dict[str, Any]:
+        return {_RANK: self._rank, _DRAWN: run.drawn} if run.drawn != run.done else {}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state at the next pass."""
         epoch, stretches = self._checked(state)
         self._passes.set_seed(state[_SEED])
         self._stretches, self._stretches_epoch, self._run = stretches, epoch, None
-        self._own_done = (state[_WORKER], state[_DONE]) if _WORKER in state else None
+        self._own = _own(state, stretches)
         info = get_worker_info()
         if info is None:
+            self._named = epoch
             self._passes.set_epoch(epoch)
             return
         self._ended_before = bool(state.get(_ENDED))
         if self._ended_before:
-            self._stretches, self._own_done = (), None
-        self._passes.set_own(info.id, info.num_workers, epoch + self._ended_before)
+            self._stretches, self._own = (), None
+        self._passes.set_own(epoch + self._ended_before)
 
     def _state_at(self, position: int, together: int | None) -> dict[str, Any]:
         epoch = self._passes.running()
@@ -209,7 +286,17 @@ class Progress:
             )
         if here >= most:
             return self._state(epoch + 1, ())
-        return self._state(epoch, (*past, Stretch(layout, here)) if here else past)
+        state = self._state(epoch, (*past, Stretch(layout, here)) if here else past)
+        run = self._drawing()
+        if run is not None and run.done == here:
+            return state | self._dropping(run)
+        if dropped := self._passes.dropped:
+            warn(
+                f"{dropped:,} draws were dropped in epoch {epoch}, by the handler or a stage: a "
+                f"run that goes on from position={position} gives as many samples as are left, "
+                "but may repeat as many draws; torchdata's StatefulDataLoader repeats none"
+            )
+        return state
 
     def _order(self, epoch: int) -> StreamOrder:
         plan = self._plan.at_epoch(epoch, seed=self._passes.seed)
@@ -234,6 +321,7 @@ class Progress:
             "window": self._window,
             "shards_open": self.shards_open,
             "weights": self._plan.weights.fingerprint,
+            "shards": self._division,
         }
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
@@ -265,3 +353,12 @@ class Progress:
         except (TypeError, KeyError, AttributeError) as error:
             raise MismatchError(f"not a FlowShards state: {state[_STRETCHES]!r}") from error
         return non_negative(state[_EPOCH], _EPOCH), stretches
+
+
+def _own(state: dict[str, Any], stretches: Sequence[Stretch]) -> Own | None:
+    """How far the process was that saved the state, if that is not said by the stretches."""
+    if _WORKER not in state and _DRAWN not in state:
+        return None
+    done = state[_DONE] if _WORKER in state else stretches[-1].done if stretches else 0
+    drawn = non_negative(state.get(_DRAWN, done), _DRAWN)
+    return Own(state.get(_WORKER), done, state.get(_RANK), drawn)

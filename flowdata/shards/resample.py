@@ -1,11 +1,12 @@
 """resample: a stage that drops and repeats raw samples in a WebDataset pipeline."""
 
+import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import get_worker_info
 
 from flowdata.errors import MismatchError
 from flowdata.losses import LossTable
@@ -15,7 +16,10 @@ from flowdata.shards.passes import Passes
 from flowdata.shards.urls import match, shown
 from flowdata.weights import FlowWeights, HasWeights
 
-Table = LossTable | ShardIndex
+Table = LossTable | ShardIndex | str | os.PathLike[str]
+
+# Shards whose samples come mixed, where the stage is behind a shuffle.
+_SHARDS_KNOWN = 8
 
 
 class resample:
@@ -29,11 +33,11 @@ class resample:
     How often a sample comes is a pure function of (seed, epoch, weights): it does not depend on
     the worker or rank that reads its shard. But ranks get different numbers of samples;
     `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
-    is the next epoch, unless `set_epoch` names one. Memory is 8 bytes a row, and the keys of one
-    shard.
+    is the next epoch, unless `set_epoch` names one. Memory is 8 bytes a row, and the keys of
+    the 8 shards that came last.
 
     Args:
-        table: a loss table of the shards, or their index.
+        table: a loss table of the shards, or their index, or the path of a loss table.
         weights: default those of the table; needed with an index.
         epoch_size, seed, scheme, alpha: see `EpochPlan`.
 
@@ -67,16 +71,16 @@ class resample:
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The samples that are drawn, each copy a dict of its own."""
-        info = get_worker_info()
-        epoch = self._passes.begin(*((info.id, info.num_workers) if info else (0, 0)))
+        epoch = self._passes.begin()
         self._plan = self._plan.at_epoch(epoch)
         counts = self._plan.counts().astype(np.int32)
         self._plan = self._plan.at_epoch(epoch + 1)
+        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, counts))
         url, times = "", {}
         for sample in samples:
             if sample["__url__"] != url:
                 url = sample["__url__"]
-                times = self._times(url, counts)
+                times = times_in(url)
             key = sample["__key__"]
             if (count := times.get(key)) is None:
                 raise MismatchError(
@@ -86,7 +90,7 @@ class resample:
             for _ in range(count):
                 yield dict(sample)
 
-    def _times(self, url: str, counts: NDArray[np.int32]) -> dict[str, int]:
+    def _times(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
         """How often each key of a shard comes."""
         shard = match(url, self._shards)
         first, last = self._bounds[shard], self._bounds[shard + 1]
@@ -97,12 +101,14 @@ class resample:
 def index_and_weights(
     table: Table, weights: FlowWeights | HasWeights | ArrayLike | None
 ) -> tuple[ShardIndex, FlowWeights | HasWeights | ArrayLike]:
-    """The index of a table or an index, and weights for its rows.
+    """The index of a table, its file or an index, and weights for its rows.
 
     Raises:
         MismatchError: for weights of another length.
         TypeError: for a table without an index, or an index without weights.
     """
+    if isinstance(table, str | os.PathLike):
+        table = LossTable.load(table)
     index = table.index if isinstance(table, LossTable) else table
     if not isinstance(index, ShardIndex):
         raise TypeError(

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from flowdata.errors import ShardError, warn
 from flowdata.shards.index import ShardIndex
-from flowdata.shards.order import Window
 from flowdata.shards.progress import Progress, Run
 from flowdata.shards.tar import parsed
 from flowdata.shards.transport import Access
@@ -41,43 +40,44 @@ class Source:
         self.bytes_read = 0
 
     def samples(self, run: Run, stages: Stages) -> Iterator[Any]:
-        """As many samples that came through the stages as the run owes.
+        """As many samples that came through the stages as the run still owes.
+
+        Where some are dropped, the draws of this worker go round once more, from the first.
 
         Raises:
             ShardError: when nothing at all comes through.
+            ValueError: for a stage that makes several samples of one.
         """
-        owed = run.owed - run.done
-        given = 0
-        for sample in itertools.islice(stages(self._raw(run, run.windows(run.done))), owed):
-            given += 1
-            yield sample
-        lost = owed - given
-        while given < owed:
-            before = given
-            # The draws of this worker once more, from the first.
-            again = stages(self._raw(run, run.windows(0)))
-            for sample in itertools.islice(again, owed - given):
-                given += 1
+        given, fruitful = run.done, run.read
+        while given < run.owed:
+            begun = run.read
+            samples = stages(self._raw(run))
+            for sample in itertools.islice(samples, run.owed - given):
+                given, fruitful = given + 1, run.read
+                if given > run.read:
+                    raise ValueError(
+                        "a stage makes several samples of one: so many draws would never be made. "
+                        "Give what it makes as one sample, a list, and part it in the loop"
+                    )
                 yield sample
-            if given == before:
+            if run.read == begun or run.read - fruitful >= run.owed:
                 raise ShardError(
                     f"none of the {run.owed:,} samples that are drawn in epoch {run.epoch} came "
                     "through: every one is dropped by the handler or a stage"
                 )
-        if lost:
+        if dropped := run.read - run.owed:
             warn(
-                f"{lost:,} of {owed:,} draws were dropped in epoch {run.epoch}, by the handler or "
-                "a stage, and replaced by others"
+                f"{dropped:,} of {run.read:,} draws were dropped in epoch {run.epoch}, by the "
+                "handler or a stage, and replaced by others"
             )
 
-    def _raw(self, run: Run, windows: Iterator[tuple[Window, int]]) -> Iterator[dict[str, Any]]:
+    def _raw(self, run: Run) -> Iterator[dict[str, Any]]:
         reader = WindowReader(
             self._index, self._urls, self._access, shards_open=self.progress.shards_open
         )
         try:
-            for row, content in reader.draws(windows):
-                if run.drawn < run.owed:
-                    run.drawn += 1
+            for row, content in reader.draws(run.windows()):
+                run.read += 1
                 try:
                     sample = self._sample(row, content)
                 except ShardError as error:

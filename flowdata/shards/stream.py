@@ -1,12 +1,10 @@
 """FlowShards: an exact, weighted, resumable stream of samples from tar shards."""
 
-import copy
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch.distributed as dist
@@ -15,7 +13,6 @@ from numpy.typing import ArrayLike
 from torch.utils.data import get_worker_info
 from webdataset.compat import FluidInterface
 
-from flowdata.losses import LossTable
 from flowdata.plan import EpochPlan, EpochSize, Scheme
 from flowdata.shards.decoding import SampleDecoder
 from flowdata.shards.progress import Progress
@@ -62,8 +59,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             that mode); between, do one in part and the other for the rest.
         window: draws that are mixed with one another.
         shards_open: shards that each worker reads at once, and files it holds open.
-        batch_size: that of the DataLoader: workers then get whole batches, and an epoch has one
-            incomplete batch at most. With ``.batched()`` it is known.
+        batch_size: that of the DataLoader, 1 where it has none: its workers then get whole batches,
+            and an epoch has one incomplete batch at most. With ``.batched()`` it is known.
         num_replicas, rank: default those of torch.distributed, or of torchrun's environment.
         drop_last: where ranks do not divide an epoch, leave out its last draws; by default
             some of them are repeated.
@@ -75,13 +72,16 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         InvalidLossError: for weights that cannot be sampled.
         MismatchError: for weights or URLs that are not the table's.
         ShardError: in the pass, naming shard and key of a sample that cannot be read.
-        ValueError: for an unknown option.
+        RuntimeError: for a stream built before torch.distributed was initialised, in ``len`` and
+            in the pass, if that has other ranks than was assumed.
+        ValueError: for an unknown option, and, in the pass, for another ``batch_size`` than that
+            of a DataLoader with several workers.
     """
 
     def __init__(
         self,
         urls: Urls,
-        table: Table | str | os.PathLike[str],
+        table: Table,
         weights: FlowWeights | HasWeights | ArrayLike | None = None,
         *,
         epoch_size: EpochSize = "full",
@@ -99,8 +99,6 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         access: Access | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(table, str | Path | os.PathLike):
-            table = LossTable.load(table)
         index, weights = index_and_weights(table, weights)
         if mode not in ("resample", "reweight"):
             raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
@@ -124,6 +122,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             ),
             as_weights(weights).residual(alpha) if reweight else None,
         )
+        self._place_given = num_replicas is not None
         self._batch_size = None if batch_size is None else _positive(batch_size, "batch_size")
         self._batched: tuple[int, int, bool] | None = None
 
@@ -131,6 +130,16 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def epoch(self) -> int:
         """The epoch of the next pass."""
         return self._source.progress.epoch
+
+    @property
+    def num_replicas(self) -> int:
+        """Ranks that an epoch is divided between."""
+        return self._source.progress.ranks
+
+    @property
+    def draws_an_item(self) -> int:
+        """Draws in an item of this stream: 1, or with `batched` its batch size."""
+        return self._batched[1] if self._batched else 1
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass, in worker processes too.
@@ -142,6 +151,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
+        self._check_place()
+        self._source.progress.check_resuming()
         samples = self._source.progress.per_rank
         if self._batched is None:
             return samples
@@ -154,7 +165,9 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Args:
             position: draws of the running epoch that were trained on, over all ranks (steps x
                 batch size x ranks, also those before a resume). Needed where a plain DataLoader
-                has workers; without, the draws given out by this process, on every rank.
+                has workers; without, the draws given out by this process, on every rank. It
+                counts samples: if stages or the handler dropped some in the workers, a warning
+                says how many draws may be repeated after it.
 
         Raises:
             ValueError: for a position that is not one between two batches.
@@ -165,22 +178,27 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         """Continue from a state with the same weights and options, at the next pass.
 
         Ranks, workers and batch size are free: the draws that are left are divided anew. Only a
-        state that a StatefulDataLoader saved in its workers asks for the same number of them.
+        state that a StatefulDataLoader saved in its workers asks for the same number of them. One
+        saved after draws were dropped goes on exactly where it was saved, on the same rank, with
+        as many ranks and workers; elsewhere as many draws may be repeated, as a warning says.
 
         Raises:
             MismatchError: when the state is of other weights or options, or not a state at all.
         """
         self._source.progress.load(state)
 
-    def compose(self, *stages: Any) -> Self:
-        """A copy with more stages of webdataset's at its end."""
-        result = copy.copy(self)
-        result.pipeline = list(self.pipeline)
-        for stage in stages:
-            if getattr(stage, "f", None) is wds.filters.batched.f and result._batched is None:
-                result._batched = (len(result.pipeline), *_batching(stage))
-            result.pipeline.append(stage)
-        return result
+    def append(self, stage: Any) -> None:
+        """Add a stage of webdataset's at the end; `compose` returns a copy that has it.
+
+        Raises:
+            TypeError: for one that shuffles.
+        """
+        made_by = getattr(stage, "f", None)
+        if made_by is wds.filters.shuffle.f or isinstance(stage, wds.filters.detshuffle):
+            self.shuffle()
+        if made_by is wds.filters.batched.f and self._batched is None:
+            self._batched = (len(self.pipeline), *_batching(stage))
+        self.pipeline.append(stage)
 
     def decode(
         self,
@@ -225,11 +243,31 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             return iter(())
         return self._pass()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are spawned do not know torch.distributed.
+        self._check_place()
+        return self.__dict__
+
+    def _check_place(self) -> None:
+        """Make sure that this is one of the ranks that the epoch was divided between."""
+        if self._place_given or not (dist.is_available() and dist.is_initialized()):
+            return
+        divided = (self._source.progress.ranks, self._source.progress.rank)
+        if (now := _place(None, None)) != divided:
+            raise RuntimeError(
+                f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
+                f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
+                "give it num_replicas= and rank="
+            )
+
     def _pass(self) -> Iterator[Any]:
+        self._check_place()
         if self._source.progress.ranks > 1:
             _refuse_second_split()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
+        if workers > 1 and self._together is not None:
+            _refuse_other_batches(1 if self._batched else self._together)
         progress = self._source.progress
         run = progress.begin(worker, workers, self._together)
         after, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
@@ -237,13 +275,14 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
         def samples() -> Iterator[Any]:
             for sample in self._source.samples(run, partial(_through, self.pipeline[:after])):
-                taken.append(run.drawn)
+                taken.append(run.read)
                 yield sample
 
         for item in _through(self.pipeline[after:], samples()):
+            if not taken:
+                raise ValueError("a stage after .batched() makes several items of a batch")
             # A batch may be made when one sample more has come already.
-            for _ in range(min(size, len(taken))):
-                run.done = taken.popleft()
+            progress.given(run, [taken.popleft() for _ in range(min(size, len(taken)))])
             yield item
         progress.end(run)
 
@@ -273,6 +312,27 @@ def _refuse_second_split() -> None:
                 "already: most of it would be lost. Do not prepare its loader, or give FlowShards "
                 "num_replicas=1 and rank=0, so that each rank reads all and keeps its part"
             )
+
+
+def _refuse_other_batches(size: int) -> None:
+    """Make sure that a loader asks each worker for so many items at a time.
+
+    Raises:
+        ValueError: for another number.
+    """
+    # That of the pass, which the loader's fetcher calls, if nothing stands between them.
+    caller = sys._getframe(2)
+    if caller.f_code.co_qualname != "_IterableDatasetFetcher.fetch":
+        return
+    fetcher, asked = caller.f_locals["self"], caller.f_locals["possibly_batched_index"]
+    given = len(asked) if fetcher.auto_collation else 1
+    if given != size:
+        raise ValueError(
+            f"the DataLoader takes {given} items at a time from a worker, FlowShards expects "
+            f"{size}: positions to resume from would mean other draws. Give FlowShards the "
+            "batch_size of the DataLoader (1 for batch_size=None), or, after .batched(), give the "
+            "DataLoader batch_size=None"
+        )
 
 
 def _through(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:

@@ -1,15 +1,18 @@
 """Run by torchrun: a DDP training over FlowShards.
 
 usage: shard_training.py CONFIG.json, which holds {urls, table, stream, batch_size, workers, epochs,
-out}; the outcome has for each epoch a list over ranks of the names each drew.
+out} and may hold the digits of dropped samples, the last ones of their names; the outcome has for
+each epoch a list over ranks of the names each drew.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import webdataset as wds
 from leaving import leave_together
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -17,8 +20,10 @@ from torch.utils.data import DataLoader
 from flowdata import FlowShards
 
 
-def name_and_number(sample):
+def name_and_number(sample, dropped):
     name = sample["txt"].decode()
+    if name[-1] in dropped:
+        raise ValueError(name)
     return name, torch.tensor([float(len(sample["bin"]))])
 
 
@@ -28,7 +33,9 @@ def main():
     torch.manual_seed(0)
     model = DistributedDataParallel(torch.nn.Linear(1, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
-    stream = FlowShards(config["urls"], config["table"], **config["stream"]).map(name_and_number)
+    stream = FlowShards(config["urls"], config["table"], **config["stream"]).map(
+        partial(name_and_number, dropped=config.get("dropped", "")), handler=wds.ignore_and_continue
+    )
     loader = DataLoader(
         stream,
         batch_size=config["batch_size"],

@@ -1,4 +1,5 @@
 import itertools
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import flowdata
 from flowdata import LossTable, MismatchError, resample
+from flowdata.shards import resample as resample_module
 
 OPTIONS = {"epoch_size": 400, "seed": 3}
 
@@ -62,6 +64,38 @@ def test_set_epoch_reaches_workers_that_persist(urls, table):
     for epoch in (5, 5, 1):
         stage.set_epoch(epoch)
         assert names_of(loader) == planned(table, epoch=epoch, **OPTIONS)
+
+
+def late_in_one(worker):
+    if worker == 1:
+        time.sleep(0.3)
+
+
+def test_a_look_at_the_first_sample_leaves_no_worker_behind(urls, table):
+    stage = resample(table, **OPTIONS)
+    loader = DataLoader(
+        pipeline(urls, stage), batch_size=None, num_workers=2, worker_init_fn=late_in_one
+    )
+    next(iter(loader))
+    assert names_of(loader) == planned(table, epoch=1, **OPTIONS)
+
+
+def test_a_table_is_read_from_its_file(urls, table, tmp_path):
+    table.save(tmp_path / "losses.parquet")
+    for path in (tmp_path / "losses.parquet", str(tmp_path / "losses.parquet")):
+        assert names_of(pipeline(urls, resample(path, **OPTIONS))) == planned(table, **OPTIONS)
+
+
+def test_behind_a_shuffle_the_keys_of_a_shard_are_looked_up_once(urls, table, monkeypatch):
+    asked = []
+    match = resample_module.match
+    monkeypatch.setattr(
+        resample_module, "match", lambda url, shards: asked.append(url) or match(url, shards)
+    )
+    options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False}
+    shuffled = wds.WebDataset(urls, **options).shuffle(300, initial=300)
+    assert names_of(shuffled.compose(resample(table, **OPTIONS))) == planned(table, **OPTIONS)
+    assert len(asked) == len(set(asked)) == 5
 
 
 def test_it_works_in_a_data_pipeline_before_decoding_and_batching(urls, table):

@@ -1,13 +1,16 @@
 import io
 import os
 import pickle
+import re
 import tarfile
+import time
 import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import webdataset as wds
 from scipy import stats
 from shard_files import make_table, name_of, names, planned, write_shards
@@ -74,19 +77,36 @@ def test_ranks_and_workers_together_draw_the_plan(urls, table, ranks, workers, b
     assert found == planned(table, **OPTIONS)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(
-    "sizes", [(1,), (400,), (1, 1, 1), (500, 1, 1, 2)], ids=lambda sizes: str(sizes)
+    ("sizes", "owing", "draws"),
+    [
+        ((1,), [0], 90),
+        ((400,), [0], 90),
+        ((1, 1, 1), [0, 1, 2], 5),
+        ((500, 1, 1, 2), [0, 1, 2, 3], 90),
+        ((20, 3, 20, 40, 1, 7), [1, 2, 5], 90),
+    ],
+    ids=str,
 )
-def test_few_or_uneven_shards_are_divided_evenly(tmp_path, sizes):
+def test_few_or_uneven_shards_are_divided_evenly(tmp_path, sizes, owing, draws):
+    """Fewer shards than workers, workers that owe no draw, and shards that owe none."""
     urls = write_shards(tmp_path, sizes)
     table = make_table(urls)
+    index = table.index
+    weights = np.random.default_rng(0).gamma(1, size=len(index)) * np.isin(index.shard, owing)
+    counts = EpochPlan(weights, epoch_size=draws, seed=SEED).counts().tolist()
+    expected = Counter(dict(zip(names(table), counts, strict=True)))
     found = Counter()
     for rank in range(3):
-        stream = make(urls, table, num_replicas=3, rank=rank, epoch_size=90)
-        names_drawn = one_pass(loader_over(stream, 2, batch_size=5))
-        assert len(names_drawn) == 30
-        found.update(names_drawn)
-    assert found == planned(table, epoch_size=90, seed=SEED)
+        stream = make(
+            urls, index, weights=weights, epoch_size=draws, num_replicas=3, rank=rank, batch_size=5
+        )
+        drawn = one_pass(loader_over(stream, 4, batch_size=5))
+        assert len(drawn) == -(-draws // 3)
+        found.update(drawn)
+    assert not expected - found
+    assert (found - expected).total() == -draws % 3
 
 
 def test_shards_that_owe_nothing_are_never_opened(tmp_path):
@@ -112,6 +132,35 @@ def test_every_pass_is_the_next_epoch_in_loaders_of_all_kinds(urls, table):
     for epoch, loader in enumerate(loaders):
         assert stream.epoch == epoch
         assert Counter(one_pass(loader)) == planned(table, epoch=epoch, **OPTIONS)
+
+
+def late_in_one(worker):
+    if worker == 1:
+        time.sleep(0.3)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_look_at_the_first_batch_leaves_no_worker_behind(urls, table, persistent):
+    stream = make(urls, table, batch_size=8)
+    options = {"persistent_workers": persistent, "worker_init_fn": late_in_one}
+    loader = loader_over(stream, 2, **options)
+    next(iter(loader))
+    assert Counter(one_pass(loader)) == planned(table, epoch=1, **OPTIONS)
+    stream.set_epoch(5)
+    assert Counter(one_pass(loader)) == planned(table, epoch=5, **OPTIONS)
+    loader = loader_over(stream, 2, **options)
+    next(iter(loader))
+    stream.set_epoch(0)
+    for epoch in range(2):
+        assert Counter(one_pass(loader)) == planned(table, epoch=epoch, **OPTIONS)
+
+
+def test_loaders_that_persist_and_take_turns_go_on_from_one_another(urls, table):
+    stream = make(urls, table, batch_size=8)
+    loaders = [loader_over(stream, workers, persistent_workers=True) for workers in (2, 1, 2)]
+    for epoch in range(6):
+        found = Counter(one_pass(loaders[epoch % 3]))
+        assert found == planned(table, epoch=epoch, **OPTIONS)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -172,6 +221,9 @@ def test_stages_are_those_of_webdataset(urls, table):
     assert len(stream.batched(64)) == 5
     assert len(stream.batched(64, partial=False)) == 4
     assert len(stream.compose(wds.batched(100))) == 3
+    appended = stream.map(name_of)
+    appended.append(wds.batched(64, collation_fn=list))
+    assert len(appended) == len(list(appended)) == 5
     assert Counter(text for texts, _ in batches for text in texts) == planned(table, **OPTIONS)
 
 
@@ -244,9 +296,52 @@ def test_what_would_break_the_epoch_is_refused_with_advice(urls, table):
     stream = FlowShards(urls, table)
     with pytest.raises(TypeError, match="larger window"):
         stream.shuffle(100)
+    for stage in (wds.shuffle(50), wds.detshuffle(50)):
+        with pytest.raises(TypeError, match="larger window"):
+            stream.compose(stage)
+        with pytest.raises(TypeError, match="larger window"):
+            stream.append(stage)
     for refused in (stream.with_epoch, stream.with_length, stream.repeat, stream.slice):
         with pytest.raises(TypeError, match="epoch_size="):
             refused(10)
+
+
+def twice(samples):
+    for sample in samples:
+        yield sample
+        yield sample
+
+
+def test_stages_that_make_several_samples_of_one_are_refused(urls, table):
+    with pytest.raises(ValueError, match="several samples of one"):
+        list(make(urls, table).compose(twice))
+    with pytest.raises(ValueError, match="several items of a batch"):
+        list(make(urls, table).batched(8, collation_fn=list).unbatched())
+
+
+def test_the_batch_size_must_be_that_of_the_loader(urls, table):
+    told = make(urls, table, batch_size=20)
+    batched = make(urls, table).batched(20, collation_fn=list)
+    for stream, size, expected in ((told, 10, 20), (told, None, 20), (batched, 10, 1)):
+        with pytest.raises(ValueError, match=f"takes {size or 1} items .* expects\\s+{expected}"):
+            next(iter(loader_over(stream, 2, batch_size=size)))
+    # One worker gives its draws in one order, whatever the batches.
+    for workers in (0, 1):
+        told.set_epoch(0)
+        drawn = one_pass(loader_over(told, workers, batch_size=10))
+        assert Counter(drawn) == planned(table, **OPTIONS)
+
+
+def test_a_stream_built_before_the_ranks_are_known_is_refused(urls, table, monkeypatch):
+    early, told = make(urls, table), make(urls, table, num_replicas=1, rank=0)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(dist, "get_rank", lambda: 2)
+    for use in (len, list, pickle.dumps):
+        with pytest.raises(RuntimeError, match="built for rank 0 of 1, but is used on rank 2 of 4"):
+            use(early)
+    assert len(make(urls, table)) == DRAWS // 4
+    assert len(told) == len(list(told)) == DRAWS
 
 
 def test_urls_must_be_those_of_the_table(urls, table, folder, tmp_path):
@@ -329,9 +424,12 @@ def test_a_missing_shard_can_be_done_without(folder, table, tmp_path):
         list(make(urls, table))
     stream = make(urls, table, handler=lambda error: True)
     expected = planned(table, **OPTIONS)
-    lost = sum(count for name, count in expected.items() if name.startswith("2/"))
-    with pytest.warns(FlowDataWarning, match=f"{lost} of 300 draws were dropped in epoch 0"):
+    with pytest.warns(FlowDataWarning, match="draws were dropped in epoch 0") as warned:
         drawn = Counter(stream)
+    dropped, of_all = map(int, re.findall(r"\d+", str(warned[0].message))[:2])
+    lost = sum(count for name, count in expected.items() if name.startswith("2/"))
+    assert of_all - dropped == DRAWS
+    assert dropped >= lost
     assert drawn.total() == DRAWS
     assert {name: drawn[name] for name in drawn if name.startswith("2/")} == {}
     assert not Counter({n: c for n, c in expected.items() if not n.startswith("2/")}) - drawn

@@ -20,13 +20,23 @@ def config(tmp_path_factory):
     return {"urls": urls, "table": str(folder / "losses.parquet"), "stream": STREAM}
 
 
-@pytest.mark.parametrize(("workers", "epochs"), [(0, 200), (2, 20)])
-def test_epochs_on_uneven_shards_never_hang_and_draw_the_plan(config, tmp_path, workers, epochs):
-    options = {"batch_size": 4, "workers": workers, "epochs": epochs}
-    drawn = torchrun("shard_training.py", config | options, tmp_path)
+def by_ranks(config, tmp_path, **options):
+    """For each epoch the names that each of two ranks drew, and the plan."""
+    drawn = torchrun("shard_training.py", config | {"batch_size": 4} | options, tmp_path)
     table = make_table(config["urls"])
-    assert len(drawn) == epochs
-    for epoch, by_rank in enumerate(drawn):
-        assert [len(names) for names in by_rank] == [25, 25]
+    assert len(drawn) == options["epochs"]
+    for epoch, names in enumerate(drawn):
+        assert [len(own) for own in names] == [25, 25]
         expected = planned(table, epoch=epoch, epoch_size=50, seed=2)
-        assert Counter(chain.from_iterable(by_rank)) == expected
+        yield Counter(chain.from_iterable(names)), expected
+
+
+def test_epochs_on_uneven_shards_never_hang_and_draw_the_plan(config, tmp_path):
+    for drawn, expected in by_ranks(config, tmp_path, workers=0, epochs=200):
+        assert drawn == expected
+
+
+def test_ranks_whose_workers_drop_samples_stay_together(config, tmp_path):
+    """A stage drops a third of the samples, on each rank another number."""
+    for drawn, expected in by_ranks(config, tmp_path, workers=2, epochs=20, dropped="036"):
+        assert drawn.keys() == {name for name in expected if name[-1] not in "036"}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -391,3 +392,8 @@ def test_anything_that_has_weights_or_is_an_array_of_them_can_stand_for_weights(
     assert as_weights(weights) is weights
     assert as_weights(table).values.tolist() == table.weights().values.tolist()
     assert as_weights([1, 3]).values.tolist() == pytest.approx([1.0, 3.0])
+
+
+def test_a_column_of_a_data_set_makes_weights():
+    column = datasets.Dataset.from_dict({"sequence_weights": [0.5, 0.25, 1.0]})["sequence_weights"]
+    assert as_weights(column).values.tolist() == [0.5, 0.25, 1.0]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
+from flowdata.reweight.elements import WeightedLosses
 from flowdata.reweight.losses import register_loss, weighable
 from flowdata.reweight.target import ARRIVALS, LOSSES, WeightedTarget
 
@@ -38,7 +39,7 @@ def _to_the_compiler() -> None:
 
     known = getattr(config, "nontraceable_tensor_subclasses", None)
     if known is not None:
-        known.add(WeightedTarget)
+        known |= {WeightedTarget, WeightedLosses}
 
 
 def _smoothed(

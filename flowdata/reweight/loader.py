@@ -33,11 +33,13 @@ def reweight(
 
     The target of each batch is a `WeightedTarget`, which the losses of torch multiply by its
     weights; the loop stays as it is. Weights of mean 1 (the default) keep the learning rate;
-    ``normalize=None`` is the paper's ``mean(w * loss)``.
+    ``normalize=None`` is the paper's ``mean(w * loss)``. With ``alpha`` above 0 it is half of the
+    work: the other half are draws by ``w ** alpha``, without which that part of the weight is lost
+    (`reweighting_loader` does both).
 
     Args:
         dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
-            a ``"__weight__"``, or tuples with the weight at their end.
+            a ``"__weight__"``, or tuples of input, target and, at their end, the weight.
         weights: n weights; for ``level="token"`` a LossTable with token losses; None for an
             iterable data set.
         target: where a batch has its target: a position, a key, or a function (batch, weigh) ->

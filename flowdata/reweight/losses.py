@@ -1,15 +1,18 @@
 """The losses of torch.nn.functional with weighted targets, and those of users."""
 
 import inspect
+import weakref
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn import _reduction
 from torch.nn import functional as F
 
+from flowdata.reweight.elements import elementary
 from flowdata.reweight.target import (
     LOSSES,
     Function,
@@ -23,6 +26,8 @@ from flowdata.reweight.target import (
 
 _IGNORED = -100
 
+_weighable: "weakref.WeakSet[Function]" = weakref.WeakSet()
+
 Denominator = Callable[[Tensor, dict[str, Any]], Any]
 
 
@@ -35,25 +40,10 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
     (``torch.overrides.handle_torch_function``), or be wrapped by `weighable`.
 
     A fused linear cross-entropy kernel never makes the losses of single tokens. Its handler has
-    to take the unfused way, or a variant of the kernel with ``reduction="none"``. For Liger,
-    whose models call the function by its name in a module::
-
-        from liger_kernel.transformers.model import loss_utils
-
-        name = "liger_fused_linear_cross_entropy"
-        fused = weighable(getattr(loss_utils.F, name))
-        setattr(loss_utils.F, name, fused)
-
-        def unfused(hidden, head, target, *, ignore_index=-100, reduction="mean", weights, **_):
-            losses = F.cross_entropy(
-                (hidden @ head.T).float(), target, ignore_index=ignore_index, reduction="none"
-            )
-            total = (losses * weights).sum()
-            return total if reduction == "sum" else total / (target != ignore_index).sum()
-
-        register_loss(fused, unfused)
+    to take the unfused way, as `flowdata.reweight.unfused_linear_cross_entropy` does for Liger's.
 
     Raises:
+        TypeError: for a function that would never ask.
         UnweightedLossError: in a call with two weighted targets.
 
     >>> def squared(predicted, target):
@@ -65,6 +55,13 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
     >>> squared(torch.zeros(2), target).item()
     1.0
     """
+
+    if not _asks(function):
+        raise TypeError(
+            f"{name_of(function)} does not ask WeightedTarget what to do, so its handler would "
+            "never be called: register what weighable(function) returns, and call that; of a "
+            "module its forward, module.forward = weighable(module.forward)"
+        )
 
     def handle(_: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         targets = targets_in((args, kwargs))
@@ -89,7 +86,17 @@ def weighable(function: Function) -> Function:
             return LOSSES[asking](asking, args, kwargs)
         return function(*args, **kwargs)
 
+    _weighable.add(asking)
     return asking
+
+
+def _asks(function: Function) -> bool:
+    """Whether a call reaches the handler: torch's own in C++ do, as do those that say so."""
+    if function in _weighable or isinstance(function, OpOverload | OpOverloadPacket):
+        return True
+    code = getattr(function, "__code__", None)
+    asks = code is None or "handle_torch_function" in code.co_names
+    return asks and inspect.isroutine(function)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -130,23 +137,32 @@ def _weighted(
             f"a target of shape {tuple(target.shape)} has weights of shape "
             f"{tuple(target.weights.shape)}: it was given other memory, by set_"
         )
-    options = plain(options)
-    losses = func(**options | {"reduction": "none"})
-    weights = _of_losses(target.weights, losses)
+    weighted = reduced(func, plain(options), target.weights, reduction, divide_by)
+    target.ledger.settle(weighted)
+    return elementary(weighted) if reduction == "none" else weighted
+
+
+def reduced(
+    func: Function,
+    options: dict[str, Any],
+    weights: Tensor,
+    reduction: str,
+    divide_by: Denominator | None = None,
+) -> Tensor:
+    """The weighted loss of plain arguments by name."""
+    losses: Tensor = func(**options | {"reduction": "none"})
     # Weights of float32 are not rounded to the dtype of the losses, their sum is.
-    weighted = losses * weights.to(losses.device)
+    weighted = losses * _of_losses(func, weights, losses).to(losses.device)
     if reduction != "none":
         weighted = weighted.sum()
     if reduction == "batchmean":
         weighted = weighted / options["input"].shape[0]
     if reduction == "mean":
-        weighted = weighted / divide_by(losses, options)
-    weighted = weighted.to(losses.dtype)
-    target.ledger.settle(weighted)
-    return weighted
+        weighted = weighted / (divide_by or _class_weights)(losses, options)
+    return weighted.to(losses.dtype)
 
 
-def _of_losses(weights: Tensor, losses: Tensor) -> Tensor:
+def _of_losses(func: Function, weights: Tensor, losses: Tensor) -> Tensor:
     """Weights of the target's elements as those of losses, which may have no class dimension.
 
     Raises:
@@ -155,7 +171,7 @@ def _of_losses(weights: Tensor, losses: Tensor) -> Tensor:
     if weights.shape == losses.shape:
         return weights
     if weights.ndim == losses.ndim + 1:
-        dimension = 1 if losses.ndim else 0
+        dimension = 1 if losses.ndim and func not in _CLASSES_LAST else -1
         first = weights.select(dimension, 0)
         if first.shape == losses.shape:
             spread = weights.stride(dimension) == 0
@@ -181,9 +197,12 @@ def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
         return unweighted(func, args, kwargs)
     losses = func(**plain(options) | {"reduction": "none"})
     lengths = torch.as_tensor(options["target_lengths"]).to(target.device)
-    rows = list(target.weights)
+    counts = lengths.reshape(-1).tolist()
     if target.ndim == 1:
-        rows = list(torch.split(target.weights, lengths.reshape(-1).tolist()))
+        rows = list(torch.split(target.weights, counts))
+    else:
+        # After its labels a row is padded; an empty one has only that.
+        rows = [row[: max(n, 1)] for row, n in zip(target.weights, counts, strict=True)]
     if any(row.numel() == 0 or (row != row[0]).any() for row in rows):
         raise ValueError(
             "ctc_loss has one value for each sequence, whose labels need one weight, the same for "
@@ -197,7 +216,7 @@ def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
         weighted = weighted.sum()
     weighted = weighted.to(losses.dtype)
     target.ledger.settle(weighted)
-    return weighted
+    return elementary(weighted) if reduction == "none" else weighted
 
 
 @cache
@@ -224,9 +243,10 @@ def _class_weights(losses: Tensor, options: dict[str, Any]) -> Any:
     counted = target != (_IGNORED if ignored is None else ignored)
     if options["weight"] is None:
         return counted.sum()
-    return options["weight"][target[counted]].sum()
+    return options["weight"][target[counted].long()].sum()
 
 
+_CLASSES_LAST = {F.multilabel_soft_margin_loss, F.multilabel_margin_loss}
 _SYMMETRIC = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss}
 
 for _names, _denominator in (

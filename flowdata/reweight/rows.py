@@ -1,12 +1,14 @@
 """Data sets whose items come with their weights."""
 
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.errors import MismatchError
@@ -15,6 +17,7 @@ from flowdata.weights import FlowWeights
 
 WEIGHT = "__weight__"
 _KEY = "__key__"
+_PAIR = 2
 _PASSED_ON = ("set_epoch", "state_dict", "load_state_dict")
 
 
@@ -103,13 +106,13 @@ class WeighedStream(IterableDataset[Weighed]):
             if isinstance(sample, Mapping) and WEIGHT in sample:
                 item: Any = {name: part for name, part in sample.items() if name != WEIGHT}
                 yield Weighed(item, _checked(sample[WEIGHT]), sample.get(_KEY))
-            elif isinstance(sample, tuple) and isinstance(sample[-1], float):
+            elif isinstance(sample, tuple) and len(sample) > _PAIR and _is_number(sample[-1]):
                 yield Weighed(sample[:-1], _checked(sample[-1]), None)
             else:
                 raise TypeError(
                     "a stream needs samples with a weight: dicts with a __weight__, as "
-                    "FlowShards(..., mode='reweight') makes them, or tuples with it at their end, "
-                    f"by .to_tuple(..., '__weight__'); got {type(sample).__name__}"
+                    "FlowShards(..., mode='reweight') makes them, or tuples with it after input "
+                    f"and target, by .to_tuple(..., '__weight__'); got {_kind(sample)}"
                 )
 
     def __getattr__(self, name: str) -> Any:
@@ -143,6 +146,17 @@ def check_length(dataset: Any, weights: int) -> None:
             f"the data set has {len(dataset):,} rows, but there are {weights:,} weights; score "
             "this data set, or pass the one that was scored"
         )
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim == 0
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _kind(sample: Any) -> str:
+    parts = f" of {len(sample)}" if isinstance(sample, tuple) else ""
+    return type(sample).__name__ + parts
 
 
 def _checked(weight: Any) -> float:

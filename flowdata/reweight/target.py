@@ -1,5 +1,6 @@
 """WeightedTarget: a tensor that is the target, and carries the weights of its elements along."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from flowdata.errors import FlowDataError
-from flowdata.reweight.ledger import Ledger
+from flowdata.reweight.ledger import Joined, Ledger
 
 Function = Callable[..., Any]
 Rule = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
@@ -38,9 +39,18 @@ class WeightedTarget(Tensor):
     divides by what it divides by without weights. Everything else (comparisons, metrics, NumPy)
     sees a plain tensor.
 
-    Weights are never lost in silence: an operation that would let a gradient flow past them
-    raises, and a batch that was trained on without them is warned of. ``torch.compile`` leaves
-    its operations to eager mode, and compiles what is around them.
+    An operation that would let a gradient flow past the weights raises; a batch that is gone
+    without its weights, though an optimizer took steps, is warned of. One-hot constructions
+    (``scatter``, ``torch.eye(classes)[target]``) carry weights, ``class_weights[target]`` does not.
+    ``reduction="none"`` gives weighted losses, which refuse what is not linear in them (focal
+    loss, hard examples). ``torch.compile`` leaves the operations to eager mode, and compiles what
+    is around them.
+
+    What is not seen, so neither raises nor warns: a term of the loss that is made of a copy
+    (``target.numpy()``, ``target == classes``) beside a weighted one; a function of the reduced
+    loss; two data sets in one step, of which one is weighted; after weighted steps, fewer than
+    fifty in a row without; steps that are not of a torch.optim.Optimizer, after no look at the
+    target; batches that are kept, until the process ends.
 
     Args:
         target: the target, shape (B, ...).
@@ -58,11 +68,17 @@ class WeightedTarget(Tensor):
 
     weights: Tensor
     """Shape of the target; on its device."""
-    ledger: Ledger
+    ledger: Ledger | Joined
+    peers: "list[weakref.ref[WeightedTarget]]"
+    """It and the targets that may see its memory."""
 
     @staticmethod
     def __new__(  # noqa: D102
-        cls, target: Tensor, weights: Tensor, name: str = "a batch", ledger: Ledger | None = None
+        cls,
+        target: Tensor,
+        weights: Tensor,
+        name: str = "a batch",
+        ledger: Ledger | Joined | None = None,
     ) -> "WeightedTarget":
         target, weights = plain(target), plain(weights)
         if target.shape[: weights.ndim] != weights.shape:
@@ -74,6 +90,7 @@ class WeightedTarget(Tensor):
         trailing = (1,) * (target.ndim - weights.ndim)
         made.weights = weights.reshape(weights.shape + trailing).expand(target.shape)
         made.ledger = opened(name) if ledger is None else ledger
+        made.peers = [weakref.ref(made)]
         return made
 
     @classmethod
@@ -106,13 +123,19 @@ class WeightedTarget(Tensor):
 def _ruled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule = LOSSES.get(func)
     if rule is None:
-        name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__"):
-            name = f".{func.__self__.__name__}" + ("=" if name == "__set__" else "")
+        name = operation(func)
         rule = RULES.get(name)
         if rule is None:
             rule = RULES.get(_kind(name), unweighted)
     return rule(func, args, kwargs)
+
+
+def operation(func: Any) -> str:
+    """The name by which rules know an operation; of attributes with a dot before."""
+    name = getattr(func, "__name__", "")
+    if name in ("__get__", "__set__"):
+        return f".{func.__self__.__name__}" + ("=" if name == "__set__" else "")
+    return str(name)
 
 
 def _kind(name: str) -> str:
@@ -152,11 +175,11 @@ def unweighted(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     Raises:
         UnweightedLossError: when the result has a gradient.
     """
-    for target in targets_in((args, kwargs)):
-        target.ledger.look()
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*plain(args), **plain(kwargs))
     refuse_gradient(func, result)
+    for target in targets_in((args, kwargs)):
+        target.ledger.look()
     return result
 
 
@@ -170,9 +193,11 @@ def refuse_gradient(func: Function, result: Any) -> None:
     if any(isinstance(item, Tensor) and item.requires_grad for item in results):
         raise UnweightedLossError(
             f"{name_of(func)} mixes a weighted target with a tensor that needs a gradient, and "
-            "flowdata does not know how to weight it. Use a loss of torch.nn.functional, teach it "
-            "yours with flowdata.register_loss(function, handler), or take the explicit weights: "
-            'reweight(..., entry="flow_weight") and flowdata.weighted_mean'
+            "flowdata does not know how to weight it. In a loss: use one of torch.nn.functional, "
+            "teach it yours with flowdata.register_loss(function, handler), or take the explicit "
+            'weights: reweight(..., entry="flow_weight") and flowdata.weighted_mean. In a metric: '
+            "give it predicted.detach(). As an input of the model: "
+            "flowdata.reweight.plain(target)"
         )
 
 

@@ -1,6 +1,7 @@
 """Warnings of lost weights are for the tests that ask for them by `watched`."""
 
 import gc
+from collections import defaultdict
 
 import pytest
 
@@ -17,6 +18,6 @@ def _quiet(request, monkeypatch):
 @pytest.fixture
 def watched(monkeypatch):
     gc.collect()
-    monkeypatch.setattr(ledger, "_warned", set())
-    monkeypatch.setattr(ledger, "_weighted", set())
+    monkeypatch.setattr(ledger, "_accounts", defaultdict(ledger._Account))
+    monkeypatch.setattr(ledger._Steps, "gone", {})
     monkeypatch.setattr(ledger._Steps, "weighted", False)

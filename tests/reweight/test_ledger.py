@@ -162,6 +162,13 @@ def test_the_rows_come_with_batches_of_workers(watched):
         let_go(targets)
 
 
+def test_a_target_that_loses_its_weights_to_a_view_is_warned_of(watched):
+    target = target_of()
+    view = target[:2]
+    with pytest.warns(FlowDataWarning, match="did not come into any loss"):
+        view[0] = target[3]
+
+
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda t: t[:2], lambda t: t.to("cpu")])
 def test_what_is_cut_from_a_batch_is_on_its_account(watched, recwarn, way):
     target = target_of()
@@ -176,7 +183,7 @@ def test_batches_that_are_joined_settle_each_others_account(watched, recwarn):
     first, second = target_of(), pickle.loads(pickle.dumps(target_of()))
     second.numpy()
     F.cross_entropy(torch.zeros(8, 5, requires_grad=True), torch.cat([first, second]))
-    assert first.ledger.consumed
+    assert first.ledger.weighted
     del first, second
     assert losses_warned_of(recwarn) == []
 

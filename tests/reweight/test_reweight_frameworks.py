@@ -123,3 +123,12 @@ def test_torchmetrics_see_plain_targets(data, weights, count):
             plain.update(predicted[part], target)
         assert torch.equal(weighted.compute(), plain.compute())
         assert type(weighted.compute()) is torch.Tensor
+
+
+def test_a_metric_that_sorts_in_place_sees_a_plain_target(data):
+    regression = pytest.importorskip("torchmetrics.regression")
+    predicted, target = data.tensors[0][:, 0], data.tensors[0][:, 1]
+    weighted, plain = regression.KendallRankCorrCoef(), regression.KendallRankCorrCoef()
+    weighted.update(predicted, WeightedTarget(target, torch.rand(ROWS)))
+    plain.update(predicted, target)
+    assert torch.equal(weighted.compute(), plain.compute())

@@ -336,3 +336,24 @@ def test_a_stream_has_no_wrong_weights(weight):
 
     with pytest.raises(ValueError, match="must be finite and >= 0"):
         list(reweighting_loader(Stream(), batch_size=1))
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, torch.tensor, int])
+def test_the_weight_at_the_end_of_a_stream_is_any_number(kind):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            for row in range(4):
+                yield torch.zeros(2), row, kind(row)
+
+    [(_, targets)] = reweighting_loader(Stream(), batch_size=4)
+    assert targets.weights.tolist() == targets.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("sample", [(1, 0.5), (1, 2, "0.5"), (1, 2, True), (1, 2, np.ones(1))])
+def test_a_target_is_not_taken_for_a_weight(sample):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield sample
+
+    with pytest.raises(TypeError, match=f"after input and target.*tuple of {len(sample)}"):
+        next(iter(reweighting_loader(Stream())))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowdata.reweight import UnweightedLossError, WeightedTarget, plain
 
@@ -76,31 +77,10 @@ OPERATIONS = {
     "transpose_": lambda t: t.clone().transpose_(0, -1),
     "copy_": lambda t: (t.clone() * 0).copy_(t),
     "set": lambda t: assigned(t.clone(), t),
-    "int32": lambda t: t.view(torch.uint64).view(torch.int64),
+    "uint64": lambda t: t.long().view(torch.uint64).view(torch.int64),
     "swap": lambda t: torch.swapaxes(t, 0, -1),
     "atleast": torch.atleast_2d,
 }
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.sampled_from([(6,), (4, 3), (2, 3, 2), (1, 5)]),
-    st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=6),
-)
-def test_chains_of_operations_keep_target_and_weights_in_step(shape, chain):
-    target = numbered(*shape)
-    for name in chain:
-        if target.ndim == 0 or target.numel() > 20_000:
-            break
-        target = OPERATIONS[name](target)
-        assert in_step(target), name
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_do_to_the_target_what_they_do_to_a_tensor(name):
-    target = numbered(4, 3)
-    expected = OPERATIONS[name](plain(target))
-    assert torch.equal(plain(OPERATIONS[name](target)), expected)
 
 
 DROPPING = {
@@ -112,12 +92,42 @@ DROPPING = {
     "sum": torch.sum,
     "new": lambda t: t.new_zeros(3),
     "like": torch.ones_like,
-    "scatter": lambda t: torch.zeros(4, 13).scatter_(1, t[:, :1], 1.0),
-    "into a plain tensor": lambda t: torch.zeros(4, 3, dtype=torch.long).copy_(t),
-    "bytes": lambda t: t.view(torch.int32),
+    "nonzero": torch.nonzero,
+    "where": lambda t: torch.where(t)[0],
+    "into a plain tensor": lambda t: torch.zeros(t.shape, dtype=torch.long).copy_(t),
+    "bytes": lambda t: t.reshape(-1).clone().view(torch.int8),
     "numpy": lambda t: torch.from_numpy(t.numpy()),
+    "read of a row": lambda t: torch.arange(40_000)[t],
     "plain": lambda t: t.as_subclass(torch.Tensor),
 }
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([(6,), (4, 3), (2, 3, 2), (1, 5)]),
+    st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=6),
+    st.sampled_from(["", *sorted(DROPPING)]),
+)
+def test_chains_of_operations_keep_target_and_weights_in_step(shape, chain, drop):
+    """What drops the weights leaves those of the target that it was given."""
+    target = numbered(*shape)
+    for name in chain:
+        if target.ndim == 0 or target.numel() > 20_000:
+            break
+        target = OPERATIONS[name](target)
+        assert in_step(target), name
+    if drop and target.ndim:
+        dropped = DROPPING[drop](target)
+        assert type(dropped) is torch.Tensor
+        assert not hasattr(dropped, "weights")
+        assert in_step(target)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_do_to_the_target_what_they_do_to_a_tensor(name):
+    target = numbered(4, 3)
+    expected = OPERATIONS[name](plain(target))
+    assert torch.equal(plain(OPERATIONS[name](target)), expected)
 
 
 @pytest.mark.parametrize("name", DROPPING)
@@ -219,3 +229,108 @@ def test_it_is_saved_by_torch_with_its_weights():
     torch.save(numbered(3), file)
     file.seek(0)
     assert in_step(torch.load(file, weights_only=False))
+
+
+def test_one_hot_rows_have_the_weights_of_their_targets():
+    target = WeightedTarget(torch.tensor([2, 0, 1]), torch.tensor([0.5, 1.0, 3.0]))
+    scattered = torch.zeros(3, 4)
+    scattered.scatter_(1, target[:, None], 1.0)
+    made = [
+        scattered,
+        torch.zeros(3, 4).scatter(1, target[:, None], 1.0),
+        torch.zeros(3, 4).scatter_(dim=1, index=target[:, None].expand(3, 4), value=1.0),
+        torch.eye(4)[target],
+        torch.eye(4).index_select(0, target),
+        torch.index_select(torch.eye(4), dim=0, index=target),
+    ]
+    for rows in made:
+        assert type(rows) is WeightedTarget
+        assert torch.equal(plain(rows), torch.eye(4)[plain(target)])
+        assert torch.equal(rows.weights, target.weights[:, None].expand(3, 4))
+        with pytest.raises(UnweightedLossError):
+            (rows * torch.zeros(3, 4, requires_grad=True)).sum()
+    again = WeightedTarget(torch.tensor([1, 1, 1]), torch.tensor([5.0, 6.0, 7.0]))
+    scattered.zero_().scatter_(1, again[:, None], 1.0)
+    assert scattered.weights[:, 0].tolist() == [5, 6, 7]
+    image = numbered(2, 3)
+    assert torch.equal(torch.eye(7)[image].weights[..., 2], image.weights)
+
+
+def test_what_is_read_or_counted_by_a_target_is_plain():
+    target = numbered(3)
+    for found in (
+        torch.arange(5.0)[target],
+        torch.arange(5.0).index_select(0, target),
+        torch.zeros(5).scatter_(0, target, 1.0),
+        torch.zeros(2, 5).scatter(1, numbered(2, 3) % 5, 1.0),
+        torch.eye(3)[WeightedTarget(torch.tensor([True, False, True]), torch.ones(3))],
+        torch.eye(5).index_select(1, target),
+    ):
+        assert type(found) is torch.Tensor
+
+
+def test_soft_targets_keep_the_weights_of_their_samples():
+    logits = WeightedTarget(torch.rand(3, 4), torch.tensor([0.5, 1.0, 3.0]))
+    for soft in (logits.softmax(1), F.log_softmax(logits, dim=1), logits.sigmoid()):
+        assert torch.equal(soft.weights, logits.weights)
+    assert type(logits.softmax(0)) is torch.Tensor
+
+
+def test_predictions_may_take_shape_and_kind_from_the_target():
+    target = numbered(4).double()
+    predicted = torch.zeros(4, 1, requires_grad=True)
+    for found in (
+        predicted.view_as(target),
+        predicted.reshape_as(target),
+        predicted.squeeze(1).expand_as(target),
+        predicted.type_as(target),
+        predicted.to(target),
+    ):
+        assert type(found) is torch.Tensor
+        assert found.requires_grad
+
+
+def test_what_is_written_through_a_view_does_not_leave_the_weights_behind():
+    target = numbered(4)
+    view = target[:2]
+    view.fill_(-100)
+    assert plain(target).tolist() == [-100, -100, 3, 4]
+    view[0] = target[3]
+    for plainly in (view, target):
+        assert type(plainly) is torch.Tensor
+        assert not hasattr(plainly, "weights")
+    assert target.tolist() == [4, -100, 3, 4]
+    flat = numbered(2, 2)
+    flat.view(-1).copy_(numbered(4))
+    assert in_step(flat)
+    kept = flat.view(-1)
+    flat[0] = flat[1].clone()
+    assert type(kept) is type(flat) is torch.Tensor
+    own = numbered(4).clone()
+    own[0] = numbered(4)[3]
+    assert own.weights.tolist() == [4, 2, 3, 4]
+
+
+def test_the_value_may_come_by_its_name():
+    target = numbered(2, 2)
+    target.scatter_(dim=1, index=torch.tensor([[0], [1]]), value=9)
+    assert plain(target).tolist() == [[9, 2], [3, 9]]
+    target.scatter_(1, torch.tensor([[0], [1]]), src=numbered(2, 1) + 5)
+    assert plain(target).tolist() == [[6, 2], [3, 7]]
+    assert target.weights.tolist() == [[1, 2], [3, 2]]
+
+
+def test_memory_in_use_on_a_stream_is_that_of_target_and_weights():
+    used = []
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is not torch.ops.aten.record_stream.default:
+                return func(*args, **kwargs or {})
+            used.append(args[0].data_ptr())
+            return None
+
+    target = numbered(3)
+    with Recording():
+        target.record_stream(torch.Stream(device="cpu"))
+    assert used == [target.data_ptr(), target.weights.data_ptr()]

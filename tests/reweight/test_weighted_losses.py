@@ -14,6 +14,7 @@ from flowdata.reweight import (
     weighable,
     weighted_mean,
 )
+from flowdata.reweight.elements import WeightedLosses
 from flowdata.reweight.target import LOSSES
 
 N, C, T = 7, 4, 3
@@ -76,6 +77,12 @@ CASES = {
     "multi margin": (F.multi_margin_loss, rand(N, C), classes(N), {}),
     "multilabel soft margin": (
         F.multilabel_soft_margin_loss, rand(N, C), (rand(N, C, seed=1) > 0.5).double(), {},
+    ),
+    "multilabel soft margin, in three dimensions": (
+        F.multilabel_soft_margin_loss, rand(N, T, C), (rand(N, T, C, seed=1) > 0.5).double(), {},
+    ),
+    "cross_entropy, bytes and class weights": (
+        F.cross_entropy, rand(N, C), classes(N).byte(), {"weight": rand(C, seed=5)},
     ),
     "multilabel margin": (F.multilabel_margin_loss, rand(N, C), classes(N, C), {}),
     "linear cross-entropy": (
@@ -140,10 +147,10 @@ def test_a_loss_is_that_of_single_elements_times_weights(case, reduction):
     ):
         x = inputs.detach().clone().requires_grad_()
         value = compute(x)
-        assert type(value) is torch.Tensor
+        assert isinstance(value, WeightedLosses) == (reduction == "none" and not values)
         value.sum().backward()
         gradients.append(x.grad)
-        values.append(value)
+        values.append(torch.from_numpy(value.detach().numpy()))
     torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
@@ -188,6 +195,10 @@ def test_ctc_of_targets_in_one_row_and_of_a_single_sequence(reduction):
     alone = F.ctc_loss(scores[:, 0], single, lengths[:1], sizes[:1], reduction=reduction)
     plain = F.ctc_loss(scores[:, 0], labels[0], lengths[:1], sizes[:1], reduction=reduction)
     torch.testing.assert_close(alone, 0.5 * plain)
+    padded = F.pad(WeightedTarget(labels, weights), (0, 2))
+    assert F.ctc_loss(scores, padded, lengths, sizes, reduction="sum") == F.ctc_loss(
+        scores, WeightedTarget(labels, weights), lengths, sizes, reduction="sum"
+    )
     with pytest.raises(ValueError, match="one weight, the same for all"):
         F.ctc_loss(scores, WeightedTarget(labels, rand(2, 3)), lengths, sizes)
 
@@ -272,6 +283,25 @@ def test_a_loss_of_ones_own_is_taught():
     found = cubic(predicted, WeightedTarget(target, weights))
     assert found == weighted(predicted, target, weights=weights)
     assert cubic(predicted, target) == (predicted - target).abs().pow(3).mean()
+
+
+def test_a_loss_that_would_never_ask_is_not_taught():
+    def unasked(predicted, target):
+        return (predicted - target).square().mean()
+
+    class Loss(nn.Module):
+        def forward(self, predicted, target):
+            return unasked(predicted, target)
+
+    module = Loss()
+    for function in (unasked, module, Loss):
+        with pytest.raises(TypeError, match=r"weighable\(module.forward\)"):
+            register_loss(function, unasked)
+    module.forward = weighable(module.forward)
+    register_loss(module.forward, lambda p, t, *, weights: ((p - t).square() * weights).mean())
+    predicted, target, weights = rand(N), rand(N, seed=1), rand(N, seed=2)
+    found = module(predicted, WeightedTarget(target, weights))
+    assert found == ((predicted - target).square() * weights).mean()
 
 
 def test_a_handler_gets_the_weights_of_one_target():

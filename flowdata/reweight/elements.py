@@ -1,0 +1,89 @@
+"""WeightedLosses: losses of single elements times weights, of which linear uses alone are right."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from flowdata.reweight.operations import CASTING, JOINING, RESHAPING
+from flowdata.reweight.target import UnweightedLossError, name_of, operation, targets_in
+
+_PRODUCTS = set(
+    """mul multiply dot inner outer matmul mm mv bmm einsum div divide true_divide
+    __mul__ __rmul__ __imul__ __matmul__ __rmatmul__ __truediv__ __itruediv__""".split()
+)
+_LINEAR = _PRODUCTS | {
+    *RESHAPING,
+    *CASTING,
+    *JOINING,
+    *"""neg negative add sub subtract rsub sum mean nansum nanmean cumsum where masked_fill
+    masked_scatter index_fill index_add scatter_add nan_to_num zero fill pad constant_pad_nd copy
+    __neg__ __pos__ __add__ __radd__ __sub__ __rsub__ __iadd__ __isub__ __setitem__""".split(),
+} - {"round", "floor", "ceil"}
+_NOT_LINEAR = set(
+    """exp exp2 expm1 log log2 log10 log1p pow float_power square sqrt rsqrt reciprocal sigmoid
+    logsigmoid tanh softmax log_softmax softmin logsumexp softplus relu clamp clip clamp_min
+    clamp_max maximum minimum topk sort argsort msort kthvalue quantile nanquantile gt ge lt le
+    greater greater_equal less less_equal __pow__ __rpow__ __ipow__ __gt__ __ge__ __lt__ __le__
+    """.split()
+)
+
+
+class WeightedLosses(Tensor):
+    """What a loss with ``reduction="none"`` gives for a weighted target: ``weights * losses``.
+
+    Sums, means and multiples of it are those of a weighted loss. Focal loss, hard examples and
+    what else is not linear in the losses need them without weights, and are refused, also of
+    detached losses. The sum or mean of all elements is a plain tensor.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return _ruled(func, args, kwargs or {})
+
+
+def elementary(weighted: Tensor) -> Tensor:
+    """Weighted losses as such, where a gradient is to come of them."""
+    return weighted.as_subclass(WeightedLosses) if weighted.requires_grad else weighted
+
+
+@_disable_dynamo
+def _ruled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if targets_in((args, kwargs)):
+        return NotImplemented
+    name = operation(func)
+    if not name.endswith("__"):
+        name = name.removesuffix("_")
+    factors = sum(isinstance(part, WeightedLosses) for part in (*args, *kwargs.values()))
+    divides = "div" in name and not isinstance(args[0], WeightedLosses)
+    if name in _NOT_LINEAR or (name in _PRODUCTS and (factors > 1 or divides)):
+        _refuse(func)
+    with torch._C.DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+    results = result if isinstance(result, list | tuple) else [result]
+    if name not in _LINEAR:
+        # Attributes and methods that give no tensor with a gradient are as of any tensor.
+        if any(isinstance(item, Tensor) and item.requires_grad for item in results):
+            _refuse(func)
+        return result
+    kept = [
+        item.as_subclass(WeightedLosses) if type(item) is Tensor and item.ndim else item
+        for item in results
+    ]
+    return type(result)(kept) if isinstance(result, list | tuple) else kept[0]
+
+
+def _refuse(func: Any) -> None:
+    raise UnweightedLossError(
+        f"{name_of(func)} of losses that are weighted already is not what it is of losses: focal "
+        "loss, hard examples and the like need them without weights. Teach the whole loss with "
+        "flowdata.register_loss(function, handler), or take the explicit weights: "
+        'reweight(..., entry="flow_weight") and flowdata.weighted_mean'
+    )

@@ -1,7 +1,6 @@
 import io
 import os
 import pickle
-import re
 import tarfile
 import time
 import tracemalloc
@@ -14,51 +13,18 @@ import torch.distributed as dist
 import webdataset as wds
 from scipy import stats
 from shard_files import make_table, name_of, names, planned, write_shards
+from shard_streams import DRAWS, OPTIONS, SEED, SMALL, loader_over, make, one_pass
 from torch.utils.data import DataLoader
 
 from flowdata import (
     Access,
     EpochPlan,
-    FlowDataWarning,
     FlowShards,
     LossTable,
     MismatchError,
     ShardError,
     ShardIndex,
 )
-
-DRAWS, SEED = 300, 3
-OPTIONS = {"epoch_size": DRAWS, "seed": SEED}
-SMALL = OPTIONS | {"window": 20, "shards_open": 2}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("shards")
-
-
-@pytest.fixture(scope="module")
-def urls(folder):
-    return write_shards(folder)
-
-
-@pytest.fixture(scope="module")
-def table(urls):
-    return make_table(urls)
-
-
-def make(urls, table, **options):
-    return FlowShards(urls, table, **SMALL | options).map(name_of)
-
-
-def loader_over(stream, workers, batch_size=8, **options):
-    if workers:
-        options |= {"multiprocessing_context": "fork"}
-    return DataLoader(stream, batch_size=batch_size, num_workers=workers, **options)
-
-
-def one_pass(loader):
-    return [name for batch in loader for name in batch]
 
 
 @pytest.mark.slow
@@ -371,84 +337,6 @@ def test_a_framework_must_not_divide_the_stream_again(urls, table):
         whole.set_epoch(0)
         drawn.update(shard)
     assert drawn == planned(table, **OPTIONS)
-
-
-# Damage
-
-
-def damaged_copy(folder, target, shard, change):
-    for path in folder.glob("s-*.tar"):
-        content = path.read_bytes()
-        (target / path.name).write_bytes(change(content) if path.name == shard else content)
-    return str(target / "s-{0..4}.tar")
-
-
-def overwrite(table, shard, sample):
-    """Change the header of one sample into nonsense, at the same length."""
-    row = table.index.bounds()[shard] + sample
-    offset = int(table.index.offsets[row])
-    return lambda content: content[:offset] + b"\xff" * 512 + content[offset + 512 :]
-
-
-def test_a_shard_of_another_length_is_noticed_before_anything_is_read(folder, table, tmp_path):
-    urls = damaged_copy(folder, tmp_path, "s-2.tar", lambda content: content + bytes(512))
-    with pytest.raises(ShardError, match=r"s-2\.tar has .* bytes, but .* when it was indexed"):
-        list(make(urls, table))
-
-
-def test_a_corrupt_sample_is_named_with_its_shard(folder, table, tmp_path):
-    urls = damaged_copy(folder, tmp_path, "s-2.tar", overwrite(table, 2, 0))
-    with pytest.raises(ShardError, match=r"s-2\.tar .*'k0000'"):
-        list(FlowShards(urls, table.index, weights=np.ones(len(table))))
-
-
-@pytest.mark.filterwarnings("default::flowdata.FlowDataWarning")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_going_on_after_corrupt_samples_keeps_the_length(folder, table, tmp_path, workers):
-    urls = damaged_copy(folder, tmp_path, "s-2.tar", overwrite(table, 2, 5))
-    weights = np.ones(len(table))
-    stream = make(urls, table.index, weights=weights, epoch_size="full", handler=is_shard_error)
-    drawn = Counter(one_pass(loader_over(stream, workers)))
-    assert drawn.total() == len(table)
-    assert set(names(table)) - drawn.keys() == {"2/5"}
-
-
-def is_shard_error(error):
-    return isinstance(error, ShardError)
-
-
-def test_a_missing_shard_can_be_done_without(folder, table, tmp_path):
-    urls = damaged_copy(folder, tmp_path, "none", bytes)
-    (tmp_path / "s-2.tar").unlink()
-    with pytest.raises(ShardError, match="there is no shard"):
-        list(make(urls, table))
-    stream = make(urls, table, handler=lambda error: True)
-    expected = planned(table, **OPTIONS)
-    with pytest.warns(FlowDataWarning, match="draws were dropped in epoch 0") as warned:
-        drawn = Counter(stream)
-    dropped, of_all = map(int, re.findall(r"\d+", str(warned[0].message))[:2])
-    lost = sum(count for name, count in expected.items() if name.startswith("2/"))
-    assert of_all - dropped == DRAWS
-    assert dropped >= lost
-    assert drawn.total() == DRAWS
-    assert {name: drawn[name] for name in drawn if name.startswith("2/")} == {}
-    assert not Counter({n: c for n, c in expected.items() if not n.startswith("2/")}) - drawn
-
-
-def test_samples_that_a_stage_drops_are_replaced(urls, table):
-    def fails(sample):
-        if sample["txt"].startswith(b"0/"):
-            raise ValueError("cannot decode")
-        return name_of(sample)
-
-    stream = FlowShards(urls, table, **SMALL).map(fails, handler=wds.ignore_and_continue)
-    with pytest.warns(FlowDataWarning, match="replaced by others"):
-        drawn = list(stream)
-    assert len(drawn) == DRAWS
-    assert not any(name.startswith("0/") for name in drawn)
-    nothing = FlowShards(urls, table, **SMALL).select(lambda sample: False)
-    with pytest.raises(ShardError, match="none of the 300 samples"):
-        list(nothing)
 
 
 # Safety

@@ -20,7 +20,7 @@ class TableFileError(FlowDataError):
 
 
 class ShardError(FlowDataError):
-    """A tar shard that is missing, compressed, cut off, or has a key twice."""
+    """A tar shard that is missing, cut off, changed, made to do harm, or has a key twice."""
 
 
 class MismatchError(FlowDataError, ValueError):

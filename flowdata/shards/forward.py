@@ -11,10 +11,11 @@ from typing import Any, Protocol, cast
 from flowdata.errors import ShardError
 
 _SKIPPED = 1 << 20
+_PACKED = 1 << 16
 _MAGIC: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda raw: gzip.GzipFile(fileobj=raw),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"BZh": lambda raw: _Unpacked(raw, bz2.BZ2Decompressor),
+    b"\xfd7zXZ\x00": lambda raw: _Unpacked(raw, lzma.LZMADecompressor),
 }
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -30,7 +31,7 @@ class Readable(Protocol):
 
 
 class ForwardStream:
-    """A file object for tarfile and for samples, which goes forward and never back.
+    """A file for headers and for samples, which goes forward and never back.
 
     A tar file that leads backwards, or asks for a header larger than ``largest``, is corrupt or
     hostile: it raises instead of looping for ever or filling the memory.
@@ -117,6 +118,43 @@ def _exactly(raw: Readable, size: int) -> bytes:
     while len(content) < size and (part := raw.read(size - len(content))):
         content += part
     return content
+
+
+class _Unpacked:
+    """The content of bz2 or xz streams, one after another.
+
+    Those of the standard library take a damaged one behind the first for the end.
+    """
+
+    def __init__(self, raw: Readable, decompressor: Callable[[], Any]) -> None:
+        self._raw, self._new = raw, decompressor
+        self._now = decompressor()
+
+    def read(self, size: int) -> bytes:
+        content = b""
+        while not content and size > 0:
+            packed = b""
+            if self._now.eof:
+                packed = self._next_stream()
+                if not packed:
+                    return b""
+                self._now = self._new()
+            elif self._now.needs_input:
+                packed = self._raw.read(_PACKED)
+                if not packed:
+                    raise EOFError("a compressed stream ends before its end mark")
+            content = self._now.decompress(packed, size)
+        return content
+
+    def _next_stream(self) -> bytes:
+        """The beginning of what follows a stream and its padding."""
+        packed: bytes = self._now.unused_data.lstrip(b"\0")
+        while not packed and (more := self._raw.read(_PACKED)):
+            packed = more.lstrip(b"\0")
+        return packed
+
+    def close(self) -> None:
+        self._raw.close()
 
 
 class _Prefixed(io.RawIOBase):

@@ -4,12 +4,14 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from flowdata.errors import ShardError
 from flowdata.shards.forward import Readable
+from flowdata.shards.resumed import ResumedStream
 from flowdata.shards.transport import (
     Access,
     Buffer,
@@ -22,12 +24,20 @@ from flowdata.shards.transport import (
 from flowdata.shards.urls import shown
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_NOT_TOGETHER = frozenset({400, 413, 416, 431})
 # Ranges of one request: its header has to stay below what servers take.
 _RANGES = 64
 _REQUESTED = 1 << 24
 _PART_HEADER = 1024
 _CONTENT_RANGE = re.compile(rb"\r\ncontent-range: *bytes (\d+)-(\d+)/", re.IGNORECASE)
+# What this process knows of hosts.
+_RANGED: dict[str, bool] = {}
 _ONE_RANGE_ONLY: set[str] = set()
+
+
+def is_ranged(url: str) -> bool | None:
+    """Whether the host of a shard knows ranges, as far as this process has seen."""
+    return _RANGED.get(_host(url))
 
 
 class HttpTransport:
@@ -39,25 +49,32 @@ class HttpTransport:
 
     def __init__(self, url: str, access: Access) -> None:
         self._url, self._access = url, access
-        self._host = urlsplit(url).netloc
+        self._host = _host(url)
+        self._asked = urlsplit(url)._replace(netloc=self._host).geturl() if "@" in url else url
+        self._proxy = _proxy(url, self._host)
+        self._headers = {"Accept-Encoding": "identity"} | _sign_in(url) | dict(access.headers)
         self._length: int | None = None
-        self.ranged = True
+        self._ranged = True
+        self._whole: _Answer | None = None
+
+    @property
+    def ranged(self) -> bool:
+        """Whether `read` can be tried."""
+        return self._ranged and _RANGED.get(self._host, True)
 
     def length(self) -> int | None:
         """Bytes of the shard, None if the server does not tell."""
         if self._length is None:
-
-            def ask() -> None:
-                with self._answer({}, method="HEAD") as answer:
-                    size = answer.headers.get("Content-Length", "")
-                    self._length = int(size) if size.isdigit() else None
-
             with contextlib.suppress(ShardError):
-                retrying(ask, self._url, self._access)
+                retrying(self._ask_length, self._url, self._access)
         return self._length
 
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
         """Exactly these bytes, span by span."""
+        if spans and self._host not in _RANGED:
+            # A server without ranges would send its whole shard twice.
+            yield self._read_one(*spans[0])
+            spans = spans[1:]
         for together in _requests(spans):
             contents = None
             if len(together) > 1 and self._host not in _ONE_RANGE_ONLY:
@@ -68,21 +85,35 @@ class HttpTransport:
 
     def stream(self) -> Readable:
         """All bytes from the first on."""
-        return _HttpStream(self._url, self._access, self._answer)
+        body, self._whole = self._whole, None
+        return ResumedStream(self._open_at, self._url, self._access, body)
 
     def close(self) -> None:
-        """Connections belong to the process."""
+        """Leave a body that nobody wants; connections belong to the process."""
+        if self._whole is not None:
+            self._whole.close()
+            self._whole = None
+
+    def _ask_length(self) -> None:
+        with contextlib.closing(self._answer({}, method="HEAD")) as answer:
+            size = answer.headers.get("Content-Length", "")
+            self._length = int(size) if size.isdigit() else None
+            if answer.headers.get("Accept-Ranges", "").lower() == "bytes":
+                _RANGED[self._host] = True
 
     def _read_one(self, offset: int, size: int) -> Buffer:
         def fetch() -> bytes:
-            with self._answer({"Range": f"bytes={offset}-{offset + size - 1}"}) as answer:
-                if answer.status == 200:
-                    self.ranged = False
-                    raise NoRangesError
+            answer = self._answer({"Range": f"bytes={offset}-{offset + size - 1}"})
+            if answer.status == 200:
+                # The whole shard is what will be asked for next.
+                self._ranged, self._whole = False, answer
+                _RANGED.setdefault(self._host, False)
+                raise NoRangesError
+            with contextlib.closing(answer):
+                _RANGED[self._host] = True
                 total = answer.headers.get("Content-Range", "").rpartition("/")[2]
                 self._length = int(total) if total.isdigit() else self._length
-                content: bytes = answer.read(size)
-                return whole(content, size, offset, shown(self._url))
+                return whole(answer.read(size), size, offset, shown(self._url))
 
         return retrying(fetch, self._url, self._access)
 
@@ -93,13 +124,13 @@ class HttpTransport:
 
         def fetch() -> list[Buffer] | None:
             try:
-                with self._answer({"Range": f"bytes={ranges}"}) as answer:
+                with contextlib.closing(self._answer({"Range": f"bytes={ranges}"})) as answer:
                     kind = answer.headers.get("Content-Type", "")
                     if answer.status != 206 or not kind.startswith("multipart/byteranges"):
                         return None
-                    content: bytes = answer.read(most)
+                    content = answer.read(most)
             except RefusedError as error:
-                if error.for_good:
+                if error.status in _NOT_TOGETHER:
                     return None
                 raise
             return _parts(content, spans)
@@ -109,17 +140,42 @@ class HttpTransport:
             _ONE_RANGE_ONLY.add(self._host)
         return contents
 
+    def _open_at(self, position: int) -> "_Answer":
+        answer = self._answer({"Range": f"bytes={position}-"} if position else {})
+        behind = position if answer.status == 200 else 0
+        try:
+            while behind > 0:
+                skipped = answer.read(min(behind, 1 << 20))
+                if not skipped:
+                    raise EOFError("it ended before the byte where it was cut")
+                behind -= len(skipped)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
     def _answer(self, headers: dict[str, str], *, method: str = "GET") -> "_Answer":
         import urllib3
 
         try:
-            answer = _connections(os.getpid()).request(
+            answer = _connections(os.getpid(), self._proxy).request(
                 method,
-                self._url,
-                headers={"Accept-Encoding": "identity"} | headers,
+                self._asked,
+                headers=self._headers | headers,
                 preload_content=False,
                 timeout=self._access.timeout,
-                retries=urllib3.Retry(total=5, connect=0, read=0, status=0, other=0, redirect=5),
+                retries=urllib3.Retry(
+                    total=5,
+                    connect=0,
+                    read=0,
+                    status=0,
+                    other=0,
+                    redirect=5,
+                    remove_headers_on_redirect=[
+                        *urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT,
+                        *self._access.headers,
+                    ],
+                ),
             )
         except urllib3.exceptions.MaxRetryError as error:
             # Its message has the whole URL, and with it what may be a secret.
@@ -139,7 +195,8 @@ def _requests(spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
             yield spans[first:number]
             first, bytes_ = number, 0
         bytes_ += size
-    yield spans[first:]
+    if spans:
+        yield spans[first:]
 
 
 def _parts(content: bytes, spans: Sequence[Span]) -> list[Buffer] | None:
@@ -162,7 +219,10 @@ def _parts(content: bytes, spans: Sequence[Span]) -> list[Buffer] | None:
 
 def _refused(status: int, retry_after: str) -> RefusedError:
     wait = float(retry_after) if retry_after.isdigit() else 0.0
-    return RefusedError(f"HTTP {status}", for_good=status not in _AGAIN, wait=wait)
+    hint = ""
+    if status == 401:
+        hint = '; sign in by Access(headers={"Authorization": ...}), or user:password@ in the URL'
+    return RefusedError(f"HTTP {status}{hint}", status, for_good=status not in _AGAIN, wait=wait)
 
 
 class _Answer:
@@ -170,58 +230,51 @@ class _Answer:
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
+        self.status: int = answer.status
+        self.headers = answer.headers
 
-    def __enter__(self) -> Any:
-        return self._answer
+    def read(self, size: int) -> bytes:
+        content: bytes = self._answer.read(size)
+        return content
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         if not self._answer.isclosed() and self._answer.length_remaining != 0:
             self._answer.close()
         self._answer.release_conn()
 
 
-class _HttpStream:
-    """A body that goes on where it was when the connection is lost."""
+def _host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]
 
-    def __init__(self, url: str, access: Access, ask: Callable[[dict[str, str]], _Answer]) -> None:
-        self._url, self._access, self._ask = url, access, ask
-        self._position = 0
-        self._answer: _Answer | None = None
 
-    def read(self, size: int) -> bytes:
-        return retrying(lambda: self._read(size), self._url, self._access)
+def _sign_in(url: str) -> dict[str, str]:
+    import urllib3
 
-    def _read(self, size: int) -> bytes:
-        try:
-            body = (self._answer or self._open()).__enter__()
-            content: bytes = body.read(size)
-        except BaseException:
-            self.close()
-            raise
-        self._position += len(content)
-        return content
+    user = urlsplit(url).netloc.rpartition("@")[0]
+    return urllib3.make_headers(basic_auth=unquote(user)) if user else {}
 
-    def _open(self) -> _Answer:
-        start = {"Range": f"bytes={self._position}-"} if self._position else {}
-        self._answer = self._ask(start)
-        body = self._answer.__enter__()
-        behind = self._position if body.status == 200 else 0
-        while behind > 0:
-            skipped = body.read(min(behind, 1 << 20))
-            if not skipped:
-                raise EOFError("it ended before the byte where it was cut")
-            behind -= len(skipped)
-        return self._answer
 
-    def close(self) -> None:
-        if self._answer is not None:
-            self._answer.__exit__()
-            self._answer = None
+def _proxy(url: str, host: str) -> str:
+    """The proxy that the environment names for this host, empty for none."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
+    if not proxy or urllib.request.proxy_bypass(host):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 @functools.cache
-def _connections(process: int) -> Any:  # noqa: ARG001
+def _connections(process: int, proxy: str) -> Any:  # noqa: ARG001
     """The connection pools of this process: sockets must not be shared with a forked one."""
     import urllib3
 
-    return urllib3.PoolManager(maxsize=64)
+    if not proxy:
+        return urllib3.PoolManager(maxsize=64)
+    user = urlsplit(proxy).netloc.rpartition("@")[0]
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    try:
+        return urllib3.ProxyManager(proxy, maxsize=64, proxy_headers=headers)
+    except ValueError as error:
+        raise ShardError(
+            f"the proxy {shown(proxy)} of the environment cannot be used: {error}"
+        ) from error

@@ -1,6 +1,7 @@
 """ShardIndex: the shard, key and place of every sample."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class ShardIndex:
     Attributes:
         shards: names of the shards, relative to the folder they share.
         shard: number of the shard of each row, int32, shape (n,), never falling.
-        keys: key of each row, an Arrow array of strings; with the shard it is the identity.
+        keys: key of each row, an Arrow array of strings; with the shard it is the identity. Bytes
+            that are not UTF-8 are escaped in it: `key` and `keys_of` give keys as WebDataset does.
         offsets: first byte of each sample in its shard (unpacked), int64, shape (n,).
         sizes: bytes of each sample, headers included, int64, shape (n,).
         lengths: bytes of each shard as it is stored, -1 where unknown, int64.
@@ -99,7 +101,12 @@ class ShardIndex:
     def key(self, row: int) -> str:
         """The key of one row."""
         key: str = self.keys[row].as_py()
-        return key
+        return _unescaped(key) if _ESCAPE in key else key
+
+    def keys_of(self, first: int, last: int) -> list[str]:
+        """The keys of some rows, up to the last exclusive."""
+        keys: list[str] = self.keys[first:last].to_pylist()
+        return [_unescaped(key) for key in keys] if any(_ESCAPE in key for key in keys) else keys
 
     def bounds(self) -> NDArray[np.int64]:
         """The first row of each shard, and n: shape (shards + 1,)."""
@@ -159,7 +166,11 @@ class ShardIndex:
 
     def metadata(self) -> dict[bytes, bytes]:
         """What is known of whole shards, for the metadata of a file."""
-        known = {"lengths": self.lengths.tolist(), "compressed": self.compressed.tolist()}
+        known = {
+            "shards": self.shards,
+            "lengths": self.lengths.tolist(),
+            "compressed": self.compressed.tolist(),
+        }
         return {METADATA_KEY: json.dumps(known).encode()}
 
     @classmethod
@@ -171,17 +182,23 @@ class ShardIndex:
         Raises:
             TableFileError: when they contradict each other.
         """
-        names = columns["shard"].combine_chunks()
-        shards = tuple(names.dictionary.to_pylist())
         known = json.loads((metadata or {}).get(METADATA_KEY, b"{}"))
+        shards, shard = _numbered(columns["shard"], known.get("shards"))
+        lengths = np.array(known.get("lengths", [-1] * len(shards)), dtype=np.int64)
+        compressed = np.array(known.get("compressed", [False] * len(shards)), dtype=np.bool_)
+        if not lengths.size == compressed.size == len(shards):
+            raise TableFileError(
+                f"the index has {len(shards):,} shards, but lengths of {lengths.size:,}: index the "
+                "shards again"
+            )
         index = cls(
             shards,
-            names.indices.to_numpy(),
+            shard,
             _compact(columns["key"].combine_chunks()),
             columns["offset"].to_numpy(),
             columns["size"].to_numpy(),
-            np.array(known.get("lengths", [-1] * len(shards)), dtype=np.int64),
-            np.array(known.get("compressed", [False] * len(shards)), dtype=np.bool_),
+            lengths,
+            compressed,
         )
         index._check()
         return index
@@ -203,6 +220,45 @@ class ShardIndex:
                 "the places of the samples contradict each other: rows of a shard must follow one "
                 "another without overlap, inside the shard; index or score the shards again"
             )
+
+
+def _numbered(column: Any, shards: list[str] | None) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The shards of an index, those without samples too, and the number of each row's.
+
+    Raises:
+        TableFileError: for a row of no shard, or of one that is not among those of the file.
+    """
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    column = column.combine_chunks()
+    found = column.dictionary.to_pylist()
+    every = found if shards is None else shards
+    numbers = {name: number for number, name in enumerate(every)}
+    unknown = [name for name in found if name not in numbers]
+    if unknown or column.null_count:
+        raise TableFileError(
+            f"the index has rows of the shard {unknown[0] if unknown else None!r}, which is not "
+            "among its shards: index them again"
+        )
+    of_found = np.array([numbers[name] for name in found], dtype=np.int32)
+    return tuple(every), of_found[column.indices.to_numpy()]
+
+
+# No name in a tar header has a zero in it.
+_ESCAPE = "\0"
+_ESCAPED = re.compile(f"{_ESCAPE}([0-9a-f]{{2}})")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
+
+
+def _escaped(key: str) -> str:
+    """A key as UTF-8 can hold it: bytes that are not UTF-8, which Python keeps as surrogates."""
+    return _NO_UTF8.sub(lambda match: f"{_ESCAPE}{ord(match[0]) & 0xFF:02x}", key)
+
+
+def _unescaped(key: str) -> str:
+    return _ESCAPED.sub(lambda match: chr(0xDC00 | int(match[1], 16)), key)
 
 
 def _compact(keys: Any) -> Any:
@@ -231,7 +287,7 @@ def _indexed(url: str, access: Access) -> _Part:
         keys: list[str] = []
         places: list[tuple[int, int]] = []
         for sample in _once(walk(content, name), name):
-            keys.append(sample.key)
+            keys.append(sample.key if sample.key.isascii() else _escaped(sample.key))
             places.append((sample.offset, sample.size))
         if compressed:
             _read_to_the_end(content, name)

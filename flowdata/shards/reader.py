@@ -1,5 +1,6 @@
 """ShardReader: the samples of one shard by their places, with as few and small reads as pay."""
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,8 @@ from numpy.typing import NDArray
 
 from flowdata.errors import ShardError
 from flowdata.shards.forward import BROKEN, ForwardStream, Readable, decompressed
-from flowdata.shards.transport import Access, NoRangesError, Transport, connect
-from flowdata.shards.urls import PIPE, shown
+from flowdata.shards.transport import Access, NoRangesError, Transport, connect, ranged
+from flowdata.shards.urls import shown
 
 GAP = 16_384
 """Bytes between two samples that are read over rather than asked for anew."""
@@ -35,14 +36,22 @@ class ShardReader:
         self._transport: Transport | None = None
         self._raw: Readable | None = None
         self._stream: ForwardStream | None = None
+        # Draws of one sample may be in two reads; behind a stream, it would begin again for that.
+        self._last: tuple[int, memoryview] | None = None
         self.bytes_read = 0
 
     @property
-    def seekable(self) -> bool:
-        """Whether any bytes can be asked for, as far as is known."""
-        if self._transport is None:
-            return not (self._place.compressed or self._place.url.startswith(PIPE))
-        return self._transport.ranged and not self._place.compressed
+    def proved(self) -> bool:
+        """Whether any bytes can be asked for; a server that was never asked is now."""
+        if self._place.compressed:
+            return False
+        url = self._place.url
+        if (known := ranged(url, self._access)) is None:
+            # `read` tells what fails.
+            with contextlib.suppress(ShardError, NoRangesError):
+                list(self._connected().read([(0, 1)]))
+            known = ranged(url, self._access)
+        return bool(known)
 
     def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
         """The bytes of samples in ascending order.
@@ -50,16 +59,12 @@ class ShardReader:
         Raises:
             ShardError: for a shard that cannot be read or has another length than its index.
         """
-        if self._transport is None:
-            self._transport = connect(self._place.url, self._access)
-            self._check_length(self._transport)
+        transport = self._connected()
         try:
-            if self.seekable:
-                try:
-                    return self._read_spans(self._transport, offsets, sizes)
-                except NoRangesError:
-                    pass
-            return self._read_past(self._transport, offsets, sizes)
+            if transport.ranged and not self._place.compressed:
+                with contextlib.suppress(NoRangesError):
+                    return self._read_spans(transport, offsets, sizes)
+            return self._read_past(transport, offsets, sizes)
         except BROKEN as error:
             raise ShardError(
                 f"{shown(self._place.url)} is cut off or corrupt: {error}; copy it again"
@@ -70,7 +75,18 @@ class ShardReader:
         self._close_stream()
         if self._transport is not None:
             self._transport.close()
-        self._transport = None
+        self._transport = self._last = None
+
+    def _connected(self) -> Transport:
+        if self._transport is None:
+            transport = connect(self._place.url, self._access, self._place.length)
+            try:
+                self._check_length(transport)
+            except ShardError:
+                transport.close()
+                raise
+            self._transport = transport
+        return self._transport
 
     def _close_stream(self) -> None:
         if self._stream is not None and self._raw is not None:
@@ -112,19 +128,24 @@ class ShardReader:
     ) -> list[memoryview]:
         views = []
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            if self._stream is None or self._stream.tell() > offset:
-                self._close_stream()
-                name = shown(self._place.url)
-                self._raw = transport.stream()
-                self._stream = ForwardStream(decompressed(self._raw, name)[0], name)
-            before = self._stream.tell()
-            self._stream.seek(offset)
-            content = self._stream.read(size)
-            self.bytes_read += self._stream.tell() - before
-            if len(content) < size:
-                raise EOFError(f"it ends at byte {self._stream.tell():,}")
-            views.append(memoryview(content))
+            if self._last is None or self._last[0] != offset:
+                self._last = offset, self._read_one_past(transport, offset, size)
+            views.append(self._last[1])
         return views
+
+    def _read_one_past(self, transport: Transport, offset: int, size: int) -> memoryview:
+        if self._stream is None or self._stream.tell() > offset:
+            self._close_stream()
+            name = shown(self._place.url)
+            self._raw = transport.stream()
+            self._stream = ForwardStream(decompressed(self._raw, name)[0], name)
+        before = self._stream.tell()
+        self._stream.seek(offset)
+        content = self._stream.read(size)
+        self.bytes_read += self._stream.tell() - before
+        if len(content) < size:
+            raise EOFError(f"it ends at byte {self._stream.tell():,}")
+        return memoryview(content)
 
 
 def spans(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:

@@ -59,7 +59,7 @@ class resample:
         alpha: float = 1.0,
     ) -> None:
         index, weights = index_and_weights(table, weights)
-        self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
+        self._index, self._bounds = index, index.bounds()
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
@@ -92,9 +92,9 @@ class resample:
 
     def _times(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
         """How often each key of a shard comes."""
-        shard = match(url, self._shards)
+        shard = match(url, self._index.shards)
         first, last = self._bounds[shard], self._bounds[shard + 1]
-        keys = self._keys[first:last].to_pylist()
+        keys = self._index.keys_of(first, last)
         return dict(zip(keys, counts[first:last].tolist(), strict=True))
 
 
@@ -108,7 +108,7 @@ def index_and_weights(
         TypeError: for a table without an index, or an index without weights.
     """
     if isinstance(table, str | os.PathLike):
-        table = LossTable.load(table)
+        table = LossTable.load(table) if weights is None else ShardIndex.load(table)
     index = table.index if isinstance(table, LossTable) else table
     if not isinstance(index, ShardIndex):
         raise TypeError(

@@ -31,13 +31,15 @@ class ShardRows(Dataset[Any]):
     Args:
         shards: paths or URLs, or one with braces, ``"data-{000..009}.tar"``.
         decode: makes an item of a raw sample; default the raw sample.
-        index: where the samples lie, if that is known already; by default the headers are read.
+        index: where the samples lie, if that is known already, or the file of an index or of a
+            loss table that says so; by default the headers are read.
         access: how remote shards are reached, see `Access`.
         progress: show a progress bar while the headers are read.
 
     Raises:
         MismatchError: for an index of other shards.
         ShardError: for shards that cannot be read, or a key twice in one.
+        TableFileError: for a file that has no index.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class ShardRows(Dataset[Any]):
         shards: Urls,
         *,
         decode: Callable[[dict[str, Any]], Any] | None = None,
-        index: ShardIndex | None = None,
+        index: ShardIndex | str | os.PathLike[str] | None = None,
         access: Access | None = None,
         progress: bool = True,
     ) -> None:
         self._access = access or Access()
-        self.index = index or ShardIndex.of(shards, access=self._access, progress=progress)
+        if index is None:
+            index = ShardIndex.of(shards, access=self._access, progress=progress)
+        self.index = index if isinstance(index, ShardIndex) else ShardIndex.load(index)
         self._urls = matched(expanded(shards), self.index.shards)
         self._decode = decode
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()

@@ -18,6 +18,7 @@ Span: TypeAlias = tuple[int, int]
 """First byte and number of bytes."""
 Buffer: TypeAlias = bytes | memoryview
 
+_HTTP = ("http://", "https://")
 _WAIT = 0.2
 _LONGEST_WAIT = 10.0
 
@@ -30,17 +31,34 @@ class Access:
         allow_pipe: run the shell commands of ``pipe:`` URLs.
         timeout: seconds without an answer after which a request has failed.
         retries: how often a failed request is made again, with growing waits.
+        headers: for HTTP and HTTPS, ``{"Authorization": "Bearer ..."}``; never shown, and not
+            sent on to another host.
         cache_dir: keep whole remote shards in this folder.
         cache_size: bytes it may take; the shards used longest ago make room.
         storage_options: for fsspec, as its file systems take them.
+
+    Raises:
+        ValueError: for a number that makes no sense.
     """
 
     allow_pipe: bool = False
     timeout: float = 30.0
     retries: int = 5
-    cache_dir: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cache_dir: str | os.PathLike[str] | None = None
     cache_size: int | None = None
-    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.retries, int) and self.retries >= 0):
+            raise ValueError(f"retries must be an integer of at least 0, got {self.retries!r}")
+        if not (isinstance(self.timeout, int | float) and self.timeout > 0):
+            raise ValueError(f"timeout must be seconds above 0, got {self.timeout!r}")
+        size = self.cache_size
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ValueError(f"cache_size must be a number of bytes above 0, got {size!r}")
+        if self.cache_dir is not None:
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir).expanduser())
 
 
 class Transport(Protocol):
@@ -79,13 +97,15 @@ class NoRangesError(Exception):
 class RefusedError(Exception):
     """A server that answers that it does not give the content, now or ever."""
 
-    def __init__(self, reason: str, *, for_good: bool, wait: float) -> None:
+    def __init__(self, reason: str, status: int, *, for_good: bool, wait: float) -> None:
         super().__init__(reason)
-        self.for_good, self.wait = for_good, wait
+        self.status, self.for_good, self.wait = status, for_good, wait
 
 
-def connect(url: str, access: Access) -> Transport:
-    """The transport of a shard; nothing is fetched yet, but a local file is opened.
+def connect(url: str, access: Access, length: int = -1) -> Transport:
+    """The transport of a shard, with this many bytes if they are known.
+
+    Nothing is fetched yet, but for the cache, and a local file is opened.
 
     Raises:
         ShardError: for a file that is not there, or a pipe that is not allowed.
@@ -103,7 +123,7 @@ def connect(url: str, access: Access) -> Transport:
     if access.cache_dir is not None:
         from flowdata.shards.cache import cached
 
-        kept = cached(url, access)
+        kept = cached(url, access, length)
         if kept is not None:
             return _Local(kept)
     return remote(url, access)
@@ -111,16 +131,27 @@ def connect(url: str, access: Access) -> Transport:
 
 def remote(url: str, access: Access) -> Transport:
     """The transport of a shard that is not on this machine."""
-    if url.startswith(("http://", "https://")):
+    if url.startswith(_HTTP):
         from flowdata.shards.http import HttpTransport
 
         return HttpTransport(url, access)
-    return _Fsspec(url, access)
+    from flowdata.shards.filesystems import FsspecTransport
+
+    return FsspecTransport(url, access)
 
 
 def is_remote(url: str) -> bool:
     """Whether waiting for this shard is worth a thread."""
     return local_path(url) is None
+
+
+def ranged(url: str, access: Access) -> bool | None:
+    """Whether any bytes of a shard can be asked for; None if its server has not been asked."""
+    if url.startswith(_HTTP) and access.cache_dir is None:
+        from flowdata.shards.http import is_ranged
+
+        return is_ranged(url)
+    return not url.startswith(PIPE)
 
 
 class _Local:
@@ -132,7 +163,7 @@ class _Local:
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
-            raise ShardError(f"there is no shard {path} ({error.strerror})") from error
+            raise ShardError(f"there is no shard {path} ({_reason(error, path)})") from error
         self._path = path
 
     def length(self) -> int | None:
@@ -153,44 +184,12 @@ class _Local:
         self._file.close()
 
 
-class _Fsspec:
-    """Anything that fsspec opens: s3, gs, memory, ..."""
-
-    ranged = True
-
-    def __init__(self, url: str, access: Access) -> None:
-        import fsspec
-
-        self._url, self._access = url, access
-        try:
-            self._files, self._path = fsspec.core.url_to_fs(url, **access.storage_options)
-        except (ValueError, ImportError) as error:
-            raise ShardError(f"{shown(url)} cannot be opened by fsspec: {error}") from error
-
-    def length(self) -> int | None:
-        size = retrying(lambda: self._files.size(self._path), self._url, self._access)
-        return None if size is None else int(size)
-
-    def read(self, spans: Sequence[Span]) -> list[Buffer]:
-        starts = [offset for offset, _ in spans]
-        ends = [offset + size for offset, size in spans]
-
-        def fetch() -> list[Buffer]:
-            # File systems that can, fetch these side by side.
-            contents = self._files.cat_ranges([self._path] * len(spans), starts, ends)
-            return [
-                whole(content, size, offset, shown(self._url))
-                for content, (offset, size) in zip(contents, spans, strict=True)
-            ]
-
-        return retrying(fetch, self._url, self._access)
-
-    def stream(self) -> Readable:
-        opened = retrying(lambda: self._files.open(self._path, "rb"), self._url, self._access)
-        return cast(Readable, opened)
-
-    def close(self) -> None:
-        """File systems are fsspec's to keep."""
+def _reason(error: OSError, path: Path) -> str:
+    if path.is_dir():
+        return f"it is a folder; give its shards: {path}/data-{{000..009}}.tar, or a list of them"
+    if "*" in str(path):
+        return f"patterns are not expanded; write braces, or sorted(glob.glob({str(path)!r}))"
+    return error.strerror or type(error).__name__
 
 
 class _Pipe:

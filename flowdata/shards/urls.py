@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -19,12 +19,10 @@ def expanded(urls: Urls) -> list[str]:
     """URLs one by one, of one or several with braces, ``"data-{000..009}.tar"``.
 
     Raises:
-        ShardError: for none, or for one given twice.
+        ShardError: for none, for one given twice, or for braces without their partner.
     """
-    from braceexpand import braceexpand
-
     given = [urls] if isinstance(urls, str | Path) else list(urls)
-    every = [shard for url in given for shard in _with_braces(str(url), braceexpand)]
+    every = [shard for url in given for shard in _with_braces(str(url))]
     if not every:
         raise ShardError("no shards were given")
     if len(set(every)) != len(every):
@@ -33,9 +31,19 @@ def expanded(urls: Urls) -> list[str]:
     return every
 
 
-def _with_braces(url: str, braceexpand: Callable[[str], Iterable[str]]) -> Iterable[str]:
-    # Braces of a shell command are the shell's.
-    return [url] if url.startswith(PIPE) else braceexpand(url)
+def _with_braces(url: str) -> Iterable[str]:
+    from braceexpand import braceexpand
+
+    if url.startswith(PIPE):
+        # Braces of a shell command are the shell's.
+        return [url]
+    try:
+        return list(braceexpand(url))
+    except ValueError as error:
+        raise ShardError(
+            f"{shown(url)} has a brace without its partner: shards 0 to 9 are data-{{0..9}}.tar, "
+            r"and a brace that is part of a name is \{ or \}"
+        ) from error
 
 
 def local_path(url: str) -> Path | None:

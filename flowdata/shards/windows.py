@@ -26,7 +26,8 @@ class WindowReader:
     """Reads windows in the order they come; of a sample drawn twice in one, mostly one read.
 
     Where shards are remote, as many threads as shards are open read the next window while this
-    one is used: memory is that of two windows of samples, with local shards of one.
+    one is used: memory is that of two windows of samples, with local shards of one, and of the
+    8 MB that a read takes at most.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class WindowReader:
                 ahead = self._start(next(todo, None), pool)
                 for row in rows:
                     yield row, contents[row]
+                # Not with those of the next window.
+                contents.clear()
 
     def _pieces(
         self, windows: Iterable[tuple[Window, int]]
@@ -71,15 +74,17 @@ class WindowReader:
         """
         for number, (window, done) in enumerate(windows):
             drawn = np.concatenate(window.rows)[window.order[done:]]
-            parts = _FIRST if number == 0 and drawn.size >= _LARGE else ()
+            in_pieces = number == 0 and drawn.size >= _LARGE and self._are_proved(window)
             begin = 0
-            for part in parts:
-                readers = [self._reader(window.group, shard) for shard in window.shards]
+            for part in _FIRST if in_pieces else ():
                 end = drawn.size // part
-                if end > begin and all(reader.seekable for reader in readers):
+                if end > begin:
                     yield window, drawn[begin:end]
                     begin = end
             yield window, drawn[begin:]
+
+    def _are_proved(self, window: Window) -> bool:
+        return all(self._reader(window.group, shard).proved for shard in window.shards)
 
     def _start(
         self, item: tuple[Window, NDArray[np.int64]] | None, pool: ThreadPoolExecutor | None

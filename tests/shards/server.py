@@ -18,6 +18,7 @@ class ShardServer:
         head: answer HEAD.
         fail_status, fails: answer so many GET requests first with this status.
         cut_after, cuts: close the connection after so many bytes of a body, so many times.
+        redirect: send all requests on to this URL.
     """
 
     def __init__(
@@ -31,12 +32,15 @@ class ShardServer:
         fails=0,
         cut_after=0,
         cuts=0,
+        redirect="",
     ):
         self.folder = Path(folder)
         self.ranges, self.multipart, self.head = ranges, multipart, head
         self.fail_status, self.fails = fail_status, fails
         self.cut_after, self.cuts = cut_after, cuts
+        self.redirect = redirect
         self.requests = []
+        self.headers = []
         self.bytes_sent = 0
         self.lock = threading.Lock()
 
@@ -73,18 +77,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_HEAD(self):
         path = self._path()
-        if not self.owner.head or not path.is_file():
+        self.owner.headers.append(self.headers)
+        if self.owner.redirect:
+            self._end(HTTPStatus.FOUND)
+        elif not self.owner.head or not path.is_file():
             self._end(HTTPStatus.METHOD_NOT_ALLOWED if path.is_file() else HTTPStatus.NOT_FOUND)
-            return
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Length", str(path.stat().st_size))
-        self.end_headers()
+        else:
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Length", str(path.stat().st_size))
+            self.end_headers()
 
     def do_GET(self):
         path, owner = self._path(), self.owner
         with owner.lock:
             owner.requests.append((path.name, self.headers.get("Range")))
-        if owner.takes("fails"):
+            owner.headers.append(self.headers)
+        if owner.redirect:
+            self._end(HTTPStatus.FOUND)
+        elif owner.takes("fails"):
             self._end(owner.fail_status)
         elif not path.is_file():
             self._end(HTTPStatus.NOT_FOUND)
@@ -142,6 +152,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _end(self, status):
         self.send_response(status)
         self.send_header("Content-Length", "0")
+        if self.owner.redirect:
+            self.send_header("Location", self.owner.redirect)
         self.end_headers()
 
     def log_message(self, *arguments):

@@ -1,19 +1,27 @@
 """Reading by places, the transports under it, the cache and the index."""
 
-import os
-import subprocess
-import sys
+import tarfile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from server import ShardServer
 from shard_files import make_table, write_shards
 
-from flowdata import Access, MismatchError, ShardError, ShardIndex, ShardRows, TableFileError
+from flowdata import (
+    Access,
+    FlowShards,
+    LossTable,
+    MismatchError,
+    ShardError,
+    ShardIndex,
+    ShardRows,
+    TableFileError,
+)
 from flowdata.shards import transport
-from flowdata.shards.cache import cached
 from flowdata.shards.reader import GAP, Place, ShardReader, spans
 from flowdata.shards.urls import expanded, local_path, matched, shard_names, shown
 
@@ -121,64 +129,37 @@ def test_a_failing_command_is_named(tmp_path):
         ShardIndex.of("pipe:exit 3", access=access, progress=False)
 
 
-# The cache
+def test_a_shard_behind_a_server_without_ranges_is_sent_once(folder):
+    with ShardServer(folder, ranges=False) as server:
+        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        assert not reader.proved
+        for start in range(0, 200_000, 50_000):
+            offsets = start + np.arange(0, 50_000, 25_000)
+            assert (
+                bytes(reader.read(offsets, np.array([10, 10]))[1])
+                == (CONTENT[offsets[1] : offsets[1] + 10])
+            )
+        again = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        assert not again.proved
+        again.read(np.array([5]), np.array([5]))
+        assert [span for _, span in server.requests] == ["bytes=0-0", None]
+        reader.close()
+        again.close()
 
 
-def test_a_cached_shard_is_whole_and_is_fetched_once(folder, tmp_path):
-    access = Access(cache_dir=tmp_path / "cache")
-    with ShardServer(folder, cut_after=1000, cuts=2) as server:
-        path = cached(server.url("a.bin"), access)
-        assert path is not None
-        assert path.read_bytes() == CONTENT
-        asked = len(server.requests)
-        assert cached(server.url("a.bin"), access) == path
-        assert len(server.requests) == asked
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == [path.name]
-
-
-def test_the_cache_makes_room_for_what_is_new(folder, tmp_path):
-    for name in "bcd":
-        (folder / f"{name}.bin").write_bytes(CONTENT)
-    access = Access(cache_dir=tmp_path / "cache", cache_size=2 * len(CONTENT) + 10)
-    with ShardServer(folder) as server:
-        first, second = (cached(server.url(f"{name}.bin"), access) for name in "ab")
-        os.utime(second, (1, 1))
-        cached(server.url("a.bin"), access)
-        third = cached(server.url("c.bin"), access)
-        assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
-
-
-def test_a_shard_larger_than_the_cache_is_read_through(folder, tmp_path):
-    access = Access(cache_dir=tmp_path / "cache", cache_size=1000)
-    with ShardServer(folder) as server:
-        assert cached(server.url("a.bin"), access) is None
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), access)
-        assert bytes(reader.read(np.array([5]), np.array([7]))[0]) == CONTENT[5:12]
-
-
-def test_a_download_that_fails_leaves_nothing(folder, tmp_path):
-    access = Access(cache_dir=tmp_path / "cache", retries=1)
-    with (
-        ShardServer(folder, cut_after=1000, cuts=10**9) as server,
-        pytest.raises(ShardError, match="2 attempts"),
-    ):
-        cached(server.url("a.bin"), access)
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_processes_that_fetch_the_same_shard_do_not_disturb_each_other(folder, tmp_path):
-    code = (
-        "import sys, pathlib\n"
-        "from flowdata import Access\n"
-        "from flowdata.shards.cache import cached\n"
-        "path = cached(sys.argv[1], Access(cache_dir=pathlib.Path(sys.argv[2])))\n"
-        "print(len(path.read_bytes()))"
-    )
-    with ShardServer(folder) as server:
-        command = [sys.executable, "-c", code, server.url("a.bin"), str(tmp_path / "cache")]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        assert [process.communicate()[0].strip() for process in running] == ["300000"] * 3
+def test_a_missing_shard_does_not_tell_that_a_server_knows_one_range_only(folder):
+    far = np.array([0, 50_000, 100_000]), np.array([10, 10, 10])
+    with ShardServer(folder, head=False) as server:
+        ShardReader(Place(server.url("a.bin"), -1, False), Access()).read(*far)
+        for name, error in (("none.bin", ShardError), ("a.bin", None)):
+            del server.requests[:]
+            reader = ShardReader(Place(server.url(name), -1, False), Access())
+            if error:
+                with pytest.raises(error, match="HTTP 404"):
+                    reader.read(*far)
+            else:
+                reader.read(*far)
+            assert [span.count("-") for _, span in server.requests] == [3]
 
 
 # URLs and names
@@ -218,7 +199,50 @@ def test_what_is_local_and_what_is_shown():
     assert shown("https://user:password@h/a.tar?signature=1") == "https://h/a.tar"
 
 
+@pytest.mark.parametrize(
+    ("urls", "hint"),
+    [
+        ("{folder}", r"it is a folder; give its shards: .*/data-{000\.\.009}\.tar"),
+        ("{folder}/*.tar", r"sorted\(glob\.glob\('.*/\*\.tar'\)\)"),
+        ("{folder}/{{0..4.tar", "a brace without its partner"),
+        ("{folder}/0..4}}.tar", "a brace without its partner"),
+    ],
+)
+def test_what_is_no_shard_is_told_with_what_to_write(tmp_path, urls, hint):
+    with pytest.raises(ShardError, match=hint):
+        ShardIndex.of(urls.format(folder=tmp_path), progress=False)
+
+
 # The index
+
+
+def test_shards_without_samples_stay_in_an_index_and_a_table(tmp_path):
+    for number, name in enumerate(["plain", "a.txt", "plain", "b.txt", "plain"]):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo(name))
+    urls, path = str(tmp_path / "s-{0..4}.tar"), tmp_path / "index.parquet"
+    index = ShardIndex.of(urls, progress=False)
+    index.save(path)
+    table = LossTable.from_losses([1.0, 2.0], index=index)
+    table.save(tmp_path / "losses.parquet")
+    for again in (ShardIndex.load(path), LossTable.load(tmp_path / "losses.parquet").index):
+        assert again.shards == tuple(f"s-{number}.tar" for number in range(5))
+        assert again.shard.tolist() == [1, 3]
+        assert len(list(FlowShards(urls, again, [1.0, 1.0]))) == 2
+
+
+def test_names_of_shards_may_be_plain_strings(tmp_path):
+    index = ShardIndex.of(write_shards(tmp_path, (3, 4)), progress=False)
+    path = tmp_path / "index.parquet"
+    index.save(path)
+    saved = pq.read_table(path)
+    for names in (saved["shard"].cast(pa.string()), pa.array(["x.tar"] * 7), pa.nulls(7)):
+        pq.write_table(saved.set_column(0, "shard", names), path)
+        if names[0].as_py() == "s-0.tar":
+            assert ShardIndex.load(path).shard.tolist() == index.shard.tolist()
+        else:
+            with pytest.raises(TableFileError, match=f"the shard {names[0].as_py()!r}"):
+                ShardIndex.load(path)
 
 
 def test_an_index_is_saved_and_loaded(tmp_path):
@@ -234,8 +258,6 @@ def test_an_index_is_saved_and_loaded(tmp_path):
 
 
 def test_what_is_no_index_is_refused(tmp_path):
-    from flowdata import LossTable
-
     path = tmp_path / "table.parquet"
     LossTable.from_losses([1.0]).save(path)
     with pytest.raises(TableFileError, match="is no index of shards"):

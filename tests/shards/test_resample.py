@@ -1,4 +1,6 @@
+import io
 import itertools
+import tarfile
 import time
 from collections import Counter
 
@@ -10,7 +12,7 @@ from shard_files import make_table, name_of, names, planned, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
-from flowdata import LossTable, MismatchError, resample
+from flowdata import LossTable, MismatchError, ShardIndex, resample
 from flowdata.shards import resample as resample_module
 
 OPTIONS = {"epoch_size": 400, "seed": 3}
@@ -163,3 +165,20 @@ def test_it_is_found_in_the_package_without_importing_webdataset_first():
     assert flowdata.resample is resample
     with pytest.raises(AttributeError, match="no_such_name"):
         flowdata.no_such_name  # noqa: B018
+
+
+def test_names_that_are_not_utf8_are_found_too(tmp_path):
+    with tarfile.open(tmp_path / "s-0.tar", "w", encoding="latin-1") as tar:
+        for name in ("café.txt", "tea.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"0/0"))
+    url = str(tmp_path / "s-0.tar")
+    stage = resample(ShardIndex.of(url, progress=False), [2.0, 1.0], epoch_size=3)
+    assert sum(names_of(pipeline(url, stage)).values()) == 3
+
+
+def test_the_file_of_an_index_does_with_weights(urls, table, tmp_path):
+    table.index.save(tmp_path / "index.parquet")
+    stage = resample(tmp_path / "index.parquet", table.weights(), **OPTIONS)
+    assert names_of(pipeline(urls, stage)) == planned(table, **OPTIONS)

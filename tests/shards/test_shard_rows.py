@@ -125,7 +125,7 @@ def test_a_shard_that_cannot_be_indexed_is_named_with_the_reason(tmp_path, make,
 def test_a_shard_cut_off_in_a_member_is_refused(tmp_path):
     path = write(tmp_path / "cut.tar", [("a.bin", b"x" * 2000), ("b.bin", b"y" * 20_000)])
     path.write_bytes(path.read_bytes()[:9000])
-    with pytest.raises(ShardError, match=r"cut\.tar is cut off .* b\.bin"):
+    with pytest.raises(ShardError, match=r"cut\.tar is cut off .* 'b\.bin'"):
         ShardRows(path, progress=False)
 
 
@@ -142,3 +142,10 @@ def test_a_shard_that_changed_after_indexing_is_noticed(tmp_path):
 def test_pickled_members_stay_bytes(tmp_path):
     path = write(tmp_path / "a.tar", [("a.pickle", b"cos\nsystem\n(S'false'\ntR.")])
     assert ShardRows(path, progress=False)[0]["pickle"].startswith(b"cos")
+
+
+def test_rows_may_be_given_the_file_of_an_index(shards, tmp_path):
+    whole = ShardRows(shards, progress=False)
+    whole.index.save(tmp_path / "index.parquet")
+    rows = ShardRows(shards, index=tmp_path / "index.parquet")
+    assert [rows[row] for row in (0, 50, 110)] == [whole[row] for row in (0, 50, 110)]

@@ -1,8 +1,10 @@
 """FlowShards over a real HTTP server and over fsspec."""
 
+import tracemalloc
 from collections import Counter
 
 import fsspec
+import numpy as np
 import pytest
 from server import ShardServer
 from shard_files import make_table, name_of, planned, write_shards
@@ -193,3 +195,37 @@ def test_a_shard_that_has_no_ranges_is_not_begun_again_for_that(tmp_path):
         stream = FlowShards(server.url("s-{0..2}.tar.gz"), table, window=900, shards_open=3)
         assert sum(1 for _ in stream) == 900
         assert len([request for request in server.requests if "HEAD" not in str(request)]) == 3
+
+
+def test_a_server_without_ranges_sends_every_shard_once(tmp_path):
+    urls = write_shards(tmp_path, (300,) * 3, content=3000)
+    table = make_table(urls)
+    with ShardServer(tmp_path, ranges=False) as server:
+        stream = FlowShards(server.url("s-{0..2}.tar"), table, window=600, shards_open=3)
+        assert sum(1 for _ in stream) == 900
+        assert len(server.requests) == 3
+        whole = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+        assert server.bytes_sent <= whole
+
+
+def test_draws_of_a_sample_in_two_windows_do_not_begin_a_compressed_shard_again(tmp_path):
+    urls = write_shards(tmp_path, (400,) * 2, mode="w:gz", suffix="tar.gz", content=300)
+    index = ShardIndex.of(urls, progress=False)
+    weights = np.random.default_rng(0).gamma(0.3, size=len(index))
+    stream = FlowShards(urls, index, weights, window=20, shards_open=2)
+    assert sum(1 for _ in stream) == 800
+    assert stream._source.bytes_read <= 1.2 * index.sizes.sum()
+
+
+def test_a_window_is_let_go_of_before_the_next_is_read(tmp_path):
+    urls = write_shards(tmp_path, (160,) * 2, content=60_000)
+    index = ShardIndex.of(urls, progress=False)
+    stream = FlowShards(urls, index, np.ones(320), window=80, shards_open=2)
+    next(iter(stream))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in stream) == 320
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.8 * 80 * index.sizes.mean()

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.errors import MismatchError, warn
-from flowdata.frameworks.asking import asker
+from flowdata.frameworks.asking import Asker, asker, fetching
+from flowdata.frameworks.checks import ANY, check_even, named_by_loop
 from flowdata.plan import EpochPlan, EpochSize, Scheme
 from flowdata.strata import Strata
 from flowdata.weights import FlowWeights, HasWeights
@@ -39,10 +40,11 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     Each epoch draws anew. A framework that calls `set_epoch` decides which epoch it is, from
     then on. Where nobody calls it, a batch that asks for an item again is the first of the next
     epoch: the items served in the running one are marked in shared memory (one byte a draw), so
-    DataLoader workers agree, also persistent ones. That takes passes that are whole and one
-    process: on several ranks, after breaking out of a pass, and with ``batch_size=None`` call
-    `set_epoch`. Single items (``dataset[j]``, as a look at the data takes them) are read from
-    the running epoch without being marked.
+    DataLoader workers agree, also persistent ones. That takes passes that are whole, and one
+    process: on several ranks, after breaking out of a pass, and where a transform around it reads
+    an item more than once a pass, call `set_epoch`. So too where such a transform is shuffled
+    with ``drop_last``. Items that no DataLoader fetches (``dataset[j]``, as a look at the data
+    takes them) are read from the running epoch without being marked.
 
     Args:
         dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.
@@ -93,6 +95,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             )
         self.dataset = dataset
         self._served = _ServedDraws(len(self._plan))
+        self._named: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -108,6 +111,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
         self._plan = self._plan.at_epoch(epoch)
+        self._named = named_by_loop(epoch, self._named, begun=ANY)
         self._served.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,6 +158,11 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         }
 
     def __len__(self) -> int:
+        # Samplers ask at each pass, in the process that knows for whom.
+        asked = asker()
+        if asked.passing and not asked.preparing:
+            check_even(asked, len(self._plan))
+            self._served.check_naming(asked)
         return len(self._plan)
 
     def __iter__(self) -> Iterator[T_co]:
@@ -164,20 +173,24 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
                 'TrainingArguments(train_sampling_strategy="sequential"): the draws are shuffled '
                 "already"
             )
-        return (self[draw] for draw in range(len(self)))
+        return (self[draw] for draw in range(len(self._plan)))
 
     def __getitem__(self, draw: int) -> T_co:
-        if not -len(self) <= draw < len(self):
-            raise IndexError(f"draw {draw} is outside an epoch of {len(self):,} draws")
+        size = len(self._plan)
+        if not -size <= draw < size:
+            raise IndexError(f"draw {draw} is outside an epoch of {size:,} draws")
+        if not self._served.named and fetching():
+            # What stands between the DataLoader and this data set reads items one by one.
+            return self.__getitems__([int(draw)])[0]
         return self.dataset[self.plan[int(draw)]]
 
     def __getitems__(self, draws: Sequence[int]) -> Sequence[T_co]:
-        places = np.array(draws, dtype=np.int64)
+        places, size = np.array(draws, dtype=np.int64), len(self._plan)
         # Of a batch, a small list, these are faster than numpy's.
-        if len(draws) and not 0 <= min(draws) <= max(draws) < len(self):
-            places[places < 0] += len(self)
-            if not 0 <= places.min() <= places.max() < len(self):
-                raise IndexError(f"a draw of {draws} is outside an epoch of {len(self):,} draws")
+        if len(draws) and not 0 <= min(draws) <= max(draws) < size:
+            places[places < 0] += size
+            if not 0 <= places.min() <= places.max() < size:
+                raise IndexError(f"a draw of {draws} is outside an epoch of {size:,} draws")
         self._plan = self._plan.at_epoch(self._served.serve(places))
         rows = self._plan.rows(places).tolist()
         fetch_all: Any = getattr(self.dataset, "__getitems__", None)
@@ -197,7 +210,8 @@ class _ServedDraws:
 
     def __init__(self, draws: int) -> None:
         self._marks = torch.zeros(draws, dtype=torch.uint8)
-        self._state = torch.zeros(2, dtype=torch.int64)
+        # The epoch, whether it was named, and whether that it was not is settled.
+        self._state = torch.zeros(3, dtype=torch.int64)
         self._looked = False
         self._share()
 
@@ -224,7 +238,7 @@ class _ServedDraws:
         return bool(self._told[1])
 
     def set_epoch(self, epoch: int) -> None:
-        self._told[:] = epoch, 1
+        self._told[:2] = epoch, 1
 
     def serve(self, draws: NDArray[np.int64]) -> int:
         """The epoch of a batch: the next one if any of it was served in the running one."""
@@ -233,7 +247,7 @@ class _ServedDraws:
             return epoch
         if not self._looked:
             self._looked = True
-            self._check_naming()
+            self.check_naming(asker())
         marks = self._seen
         if (marks[draws] == epoch % 255 + 1).any():
             epoch += 1
@@ -241,27 +255,37 @@ class _ServedDraws:
         marks[draws] = epoch % 255 + 1
         return epoch
 
-    def _check_naming(self) -> None:
-        asked = asker()
+    def check_naming(self, asked: Asker) -> None:
+        """Warn, once in all processes, where the epochs cannot be told apart unnamed."""
+        if self.named or self._told[2]:
+            return
+        if asked.watched:
+            # Nor are workers to warn, which may be ahead of the callback.
+            self._told[2] = 1
+            return
         if asked.lightning:
-            warn(
+            text = (
                 "Lightning names the epoch to samplers only: give its Trainer "
                 "callbacks=[flowdata.frameworks.lightning.FlowCallback(dataset)], where dataset "
                 "is this FlowDataset"
             )
         elif asked.accelerate:
-            warn(
-                "accelerate names the epoch to its sampler and thereby hides it from FlowDataset: "
-                "use shuffle=False, as the draws are shuffled already (under the transformers "
-                'Trainer: train_sampling_strategy="sequential", or add '
-                "flowdata.frameworks.trainer.FlowCallback to the callbacks), or call "
-                "set_epoch(epoch) of the data set before every epoch"
+            text = (
+                "accelerate names the epoch to its sampler, or to a data set around this one, and "
+                "thereby hides it from FlowDataset: use shuffle=False, as the draws are shuffled "
+                'already (under the transformers Trainer: train_sampling_strategy="sequential"), '
+                "and nothing around FlowDataset; or call its set_epoch(epoch) before every epoch "
+                "(the Trainer: add flowdata.frameworks.trainer.FlowCallback to the callbacks)"
             )
         elif _world_size() > 1:
-            warn(
+            text = (
                 "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
-                "each serves a part of it: call its set_epoch(epoch) before every epoch",
+                "each serves a part of it: call its set_epoch(epoch) before every epoch"
             )
+        else:
+            return
+        self._told[2] = 1
+        warn(text)
 
 
 def _world_size() -> int:

@@ -24,7 +24,7 @@ class Draws(Iterator[Iterator[int]]):
         self._plan: EpochPlan | None = None
         self._asked = 0
         self._chunk: Iterator[int] = iter(())
-        self.untold = self.prepared = False
+        self.untold = self.prepared = self.ahead = self.finished = False
         self.iterator: weakref.ref[DrawIterator] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,6 +34,16 @@ class Draws(Iterator[Iterator[int]]):
     def started(self) -> bool:
         """Whether anything was drawn."""
         return self._plan is not None
+
+    @property
+    def restored(self) -> bool:
+        """Whether a loader's saved state says where it begins, and something is left there."""
+        return self._origin is not None and self._sampler._draws_left(self._origin[1]) > 0
+
+    @property
+    def read_ahead(self) -> bool:
+        """Whether accelerate may hold a batch of it that nobody has trained on."""
+        return self.ahead and not (self.finished and self.dropped)
 
     @property
     def dropped(self) -> bool:
@@ -66,6 +76,7 @@ class Draws(Iterator[Iterator[int]]):
         if self._asked == stop:
             # Let go of this epoch's memory before the next one is computed.
             self._plan = self._plan.at_epoch(self.epoch + 1)
+            self.finished = True
             raise StopIteration
         steps = np.arange(self._asked, stop, dtype=np.int64)
         draws = first + sampler.rank + steps * sampler.num_replicas
@@ -77,8 +88,7 @@ class Draws(Iterator[Iterator[int]]):
     def _begin(self) -> EpochPlan:
         sampler = self._sampler
         if self._origin is not None:
-            sampler.set_epoch(self._origin[0])
-            sampler._position = self._origin[1]
+            sampler._go_to(*self._origin)
         epoch, position, plan = sampler._begin(self)
         self._origin = epoch, position
         return plan

@@ -10,7 +10,8 @@ from torch.utils.data import DistributedSampler, Sampler
 
 from flowdata.draws import DrawIterator, Draws
 from flowdata.errors import MismatchError, warn
-from flowdata.frameworks.asking import asker, ranks
+from flowdata.frameworks.asking import Asker, asker, ranks
+from flowdata.frameworks.checks import check_even, named_by_loop
 from flowdata.plan import EpochPlan, EpochSize, Scheme, non_negative
 from flowdata.strata import Strata
 from flowdata.weights import FlowWeights, HasWeights
@@ -95,7 +96,8 @@ class FlowSampler(Sampler[int]):
             )
         self._position = 0
         self._running: Draws | None = None
-        self._told = False
+        self._told = self._warned = False
+        self._named: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -132,9 +134,8 @@ class FlowSampler(Sampler[int]):
         """
         plan = self._plan.at_epoch(epoch)
         self._check_naming(epoch)
-        if plan is not self._plan:
-            self._plan, self._position = plan, 0
-        self._running, self._told = None, True
+        self._go_to(epoch, self._position if plan is self._plan else 0)
+        self._running = None
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """A fresh, JSON-able dict from which `load_state_dict` continues.
@@ -142,13 +143,19 @@ class FlowSampler(Sampler[int]):
         Args:
             position: draws of the current epoch that were trained on, over all ranks
                 (steps x batch size x ranks). By default those that were asked for, which under
-                DataLoader workers includes batches fetched ahead.
+                DataLoader workers, and under accelerate, includes batches fetched ahead.
         """
         epoch, reached = self.epoch, self._position
         if self._running is not None:
             epoch, reached = self._running.epoch, self._running.position
         if position is not None:
             reached = non_negative(position, "position")
+        elif self._running is not None and self._running.read_ahead:
+            warn(
+                "accelerate's loader reads a batch ahead of the one that is trained on, so this "
+                "state would lose it: save sampler.state_dict(position=steps x batch size x "
+                "ranks), with the steps of this epoch"
+            )
         if self._draws_left(reached) == 0:
             epoch, reached = epoch + 1, 0
         return self._state(epoch, reached)
@@ -167,14 +174,20 @@ class FlowSampler(Sampler[int]):
             epoch, position = epoch + 1, 0
         self._check_prepared(epoch, position)
         self._plan = self._plan.at_epoch(epoch, seed=state[_SEED])
-        self._position = position
+        self._position, self._named = position, epoch
         self._running, self._told = None, True
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        """Draw from there next."""
+        self._plan, self._position, self._told = self._plan.at_epoch(epoch), position, True
 
     def _check_splitting(self) -> None:
         """Every draw has to go to one rank: not to all of them, and not to none."""
         if ranks() == 1:
             return
-        splits = asker().splits
+        asked = asker()
+        splits = asked.splits
+        check_even(asked, len(self._plan))
         if splits and self.num_replicas > 1:
             raise RuntimeError(
                 f"{type(self).__name__} gives rank {self.rank} its share of the draws, and "
@@ -189,20 +202,33 @@ class FlowSampler(Sampler[int]):
 
     def _check_naming(self, epoch: int) -> None:
         """Warn where a framework names another epoch than the one that is under way."""
-        if epoch != self.epoch and self._position > 0 and asker().accelerate:
-            warn(
-                f"epoch {self.epoch} was to go on at draw {self._position}, but accelerate's "
-                f"loader starts epoch {epoch}: call set_epoch({self.epoch}) of the prepared loader "
-                "before iterating over it"
-            )
         running = self._running
-        if running is not None and running.untold and running.epoch != epoch and asker().lightning:
-            warn(
+        begun = None if running is None or running.prepared else running.epoch
+        self._named = named_by_loop(epoch, self._named, begun)
+        self._check_prepared(epoch, 0)
+        if running is None or running.dropped or not running.untold or running.epoch == epoch:
+            return
+        asked = asker()
+        if asked.lightning and not asked.renews:
+            self._warn_once(
                 f"the loader's workers were started on epoch {running.epoch} before Lightning "
                 f"named it as epoch {epoch}, and will draw the former: add "
                 "flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
             )
-        self._check_prepared(epoch, 0)
+
+    def _check_resuming(self, draws: Draws, asked: Asker) -> None:
+        """Warn where Lightning resumes, and nobody tells the sampler from where."""
+        if asked.resumes and not draws.restored:
+            self._warn_once(
+                "Lightning resumes from a checkpoint without saying at which draw of its epoch the "
+                "sampler is to go on: add flowdata.frameworks.lightning.FlowCallback to the "
+                "Trainer's callbacks, from the first run on"
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn(message)
 
     def _check_prepared(self, epoch: int, position: int) -> None:
         """Warn where accelerate had workers draw before it was known what."""
@@ -219,7 +245,10 @@ class FlowSampler(Sampler[int]):
     def _begin(self, draws: Draws) -> tuple[int, int, EpochPlan]:
         """Hand the current epoch to an iteration that draws for the first time."""
         started = self.epoch, self._position, self._plan
-        if not self._told and asker().accelerate:
+        asked = asker()
+        self._check_resuming(draws, asked)
+        draws.ahead = asked.accelerate
+        if not self._told and asked.accelerate:
             warn(
                 f"FlowSampler draws epoch {self.epoch} because nobody named another: accelerate's "
                 "skip_first_batches hides the sampler from its loader. Call the sampler's "
@@ -227,7 +256,7 @@ class FlowSampler(Sampler[int]):
                 "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
             )
         if not self._told:
-            draws.untold, draws.prepared = True, asker().preparing
+            draws.untold, draws.prepared = True, asked.preparing
         self._told = False
         self._running = draws
         self._plan, self._position = self._plan.at_epoch(self.epoch + 1), 0
@@ -256,6 +285,8 @@ class FlowSampler(Sampler[int]):
         own = self._state(0, 0)
         if not isinstance(state, dict):
             raise MismatchError(f"not a FlowSampler state: {state!r}")
+        # Older states are of a time without strata.
+        state = dict[str, Any]({_STRATA: ""}) | state
         if missing := own.keys() - state.keys():
             raise MismatchError(f"not a FlowSampler state: {sorted(missing)} missing")
         for key in (_VERSION, _EPOCH_SIZE, _SCHEME, _ALPHA, _WEIGHTS, _STRATA):

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
+    Dataset,
     DistributedSampler,
     RandomSampler,
     SequentialSampler,
@@ -76,6 +78,19 @@ class Batched:
         return list(rows)
 
 
+class Doubled(Dataset):
+    """A transform around a data set, which reads items one by one."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, item):
+        return 2 * self.dataset[item]
+
+
 def test_item_j_is_the_row_of_draw_j():
     letters = "abcdefghijklmnopq"
     items = make(letters)
@@ -101,6 +116,15 @@ def test_each_shuffled_pass_draws_the_next_epoch_until_someone_names_the_epochs(
         assert same_rows(one_epoch(loader), planned(epoch))
         assert items.epoch == epoch
     assert same_rows(one_epoch(loader), planned(8))
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_each_pass_draws_the_next_epoch_through_a_transform_around_it_too(workers):
+    items = make()
+    loader = DataLoader(Doubled(ConcatDataset([items])), batch_size=4, shuffle=True, **workers)
+    for epoch in range(3):
+        assert same_rows(one_epoch(loader), [2 * row for row in planned(epoch)])
+        assert items[0] == planned(epoch)[0]
 
 
 @pytest.mark.parametrize("workers", FORKED_WORKERS)
@@ -176,11 +200,13 @@ def test_ranks_whose_epochs_nobody_names_draw_anew_all_the_same():
         assert same_rows(drawn, planned(epoch))
 
 
-def test_on_several_ranks_a_data_set_that_is_not_told_its_epoch_warns_once(monkeypatch):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_on_several_ranks_a_data_set_that_is_not_told_its_epoch_warns_once(monkeypatch, workers):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    loader = DataLoader(make(), batch_size=4, shuffle=True)
+    loader = DataLoader(make(), batch_size=4, shuffle=True, **workers)
     with pytest.warns(FlowDataWarning, match="set_epoch") as warned:
         one_epoch(loader)
+    one_epoch(loader)
     assert len(warned) == 1
     told = make()
     told.set_epoch(0)
@@ -226,11 +252,13 @@ def test_set_epoch_turns_off_the_automatic_next_epoch_even_for_epoch_0():
     assert [one_epoch(loader) for _ in range(3)] == [planned(0)] * 3
 
 
-def test_without_automatic_batching_set_epoch_names_the_epoch():
+@pytest.mark.parametrize("named", [True, False])
+def test_without_automatic_batching_each_pass_draws_the_next_epoch(named):
     items = make()
     loader = DataLoader(items, batch_size=None)
     for epoch in (0, 1):
-        items.set_epoch(epoch)
+        if named:
+            items.set_epoch(epoch)
         assert [int(row) for row in loader] == planned(epoch)
 
 

@@ -152,7 +152,9 @@ def test_a_plan_is_the_same_after_pickling():
             "systematic",
         ),
         (
-            lambda: Strata(range(32), 2, levels=1 << 20).codes(FlowWeights.from_weights([1.0] * 32)),
+            lambda: Strata(range(32), 2, levels=1 << 20).codes(
+                FlowWeights.from_weights([1.0] * 32)
+            ),
             ValueError,
             "too many",
         ),

@@ -1,7 +1,7 @@
-"""The samplers and data sets of flowdata inside a framework's DataLoader."""
+"""The samplers, data sets and streams of flowdata inside a framework's DataLoader."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from flowdata.dataset import FlowDataset
 from flowdata.sampler import FlowSampler
@@ -18,13 +18,44 @@ _WRAPPED = (
 )
 
 
-def doors(*loaders: Any) -> list[FlowSampler | FlowDataset[Any]]:
-    """Every FlowSampler and FlowDataset that the loaders draw from, each once."""
-    found: dict[int, FlowSampler | FlowDataset[Any]] = {}
+class Stream(Protocol):
+    """What a framework needs of FlowShards, which is not imported for it."""
+
+    @property
+    def num_replicas(self) -> int:
+        """Ranks that an epoch is divided between."""
+
+    @property
+    def draws_an_item(self) -> int:
+        """Draws in each item: more than one where the stream makes batches."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make an epoch the next one."""
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """The state at a position of an epoch."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Go on from a state."""
+
+
+Positioned: TypeAlias = FlowSampler | Stream
+"""Those that go on at a position inside an epoch."""
+Door: TypeAlias = Positioned | FlowDataset[Any]
+
+
+def doors(*loaders: Any) -> list[Door]:
+    """Every FlowSampler, FlowDataset and FlowShards that the loaders draw from, each once."""
+    found: dict[int, Door] = {}
     for part in _parts(list(loaders), set()):
-        if isinstance(part, (FlowSampler, FlowDataset)):
+        if isinstance(part, (FlowSampler, FlowDataset)) or is_stream(part):
             found[id(part)] = part
     return list(found.values())
+
+
+def is_stream(part: Any) -> TypeGuard[Stream]:
+    """Whether this is a FlowShards, by its class: views of one pass on what they do not have."""
+    return hasattr(type(part), "draws_an_item")
 
 
 def _parts(thing: Any, seen: set[int]) -> Iterator[Any]:
@@ -32,7 +63,7 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(thing))
     yield thing
-    if isinstance(thing, (FlowSampler, FlowDataset)):
+    if isinstance(thing, (FlowSampler, FlowDataset)) or is_stream(thing):
         return
     if isinstance(thing, dict):
         inner = list(thing.values())

@@ -4,7 +4,8 @@ from collections import Counter
 from itertools import chain
 
 import launching
-from frameworks_common import SEED, WEIGHTS
+import torch
+from frameworks_common import RATE, SEED, WEIGHTS, Regression, table
 
 from flowdata import EpochPlan
 
@@ -14,8 +15,9 @@ def torchrun(program, runs, folder, *, fails=False):
     return launching.torchrun(program, {"runs": runs}, folder, fails=fails)
 
 
-def planned(epoch, draws, weights=WEIGHTS, seed=SEED):
-    return EpochPlan(weights, seed=seed, epoch=epoch, epoch_size=draws)[:].tolist()
+def planned(epoch, draws, weights=WEIGHTS, seed=SEED, **options):
+    plan = EpochPlan(weights, seed=seed, epoch=epoch, epoch_size=draws, **options)
+    return plan[:].tolist()
 
 
 def flat(batches):
@@ -35,3 +37,20 @@ def dealt(rows, batch_size, ranks):
 def by_step(by_rank):
     """Batches of each rank, turned into steps that have the batch of each rank."""
     return [list(step) for step in zip(*by_rank, strict=True)]
+
+
+def by_hand(steps, weights):
+    """Losses of a loop without framework; a step has the rows of each rank."""
+    model, (features, targets) = Regression(), table()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
+    for by_rank in steps:
+        parts = [
+            (weights[rows, None] * (model.layers(features[rows]) - targets[rows]).square()).mean()
+            for rows in by_rank
+        ]
+        optimizer.zero_grad()
+        sum(parts).div(len(parts)).backward()
+        optimizer.step()
+        losses.append([part.item() for part in parts])
+    return losses

@@ -1,6 +1,7 @@
 """Loaders that accelerate prepared, on one process and on two under torchrun."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ CONFIGS = {
     "workers": {"num_workers": 2},
     "stateful with workers": {"config": {"use_stateful_dataloader": True}, "num_workers": 2},
 }
+RAGGED_CONFIGS = ["split_batches", "dispatch_batches", "dispatch and split", "stateful"]
 SHUFFLED = {"door": "dataset", "shuffle": True}
 # Longer than what workers fetch ahead.
 LONG = CONFIGS["stateful with workers"] | {"draws": 120}
@@ -56,6 +58,16 @@ RUNS = {
     | LONG
     | {"epochs": [1, 2], "resume": {"epoch": 1, "position": 8}},
     "epoch, too late": DOORS["sampler"] | LONG | {"epochs": [1, 2]},
+    "broken off": DOORS["sampler"] | {"name_epochs": False, "epochs": [0, 0], "leave": 2},
+    **{
+        f"ragged {door}, {config}": DOORS[door] | CONFIGS[config] | {"draws": RAGGED}
+        for door in ("sampler", "dataset")
+        for config in RAGGED_CONFIGS
+    },
+    **{
+        f"uneven {door}": DOORS[door] | CONFIGS["even_batches off"] | {"draws": 18, "only": "warn"}
+        for door in ("sampler", "dataset")
+    },
 }
 STATEFUL = {
     f"{door}, {workers} workers": {
@@ -90,12 +102,15 @@ def two_processes(tmp_path_factory):
     }
     outcomes = torchrun("frameworks_accelerate.py", RUNS | stopped, folder)
     resumed = {
-        f"resumed {name}": settings
+        f"{life} {name}": settings
+        | named
         | {
             "epochs": [1, 2],
             "resume": {"loader": [rank["state"] for rank in outcomes[f"stopped {name}"]]},
         }
         for name, settings in STATEFUL.items()
+        for life, named in (("resumed", {}), ("unnamed", {"name_epochs": False}))
+        if life == "resumed" or name == "sampler, 0 workers"
     }
     outcomes |= torchrun("frameworks_accelerate.py", resumed, folder)
     return lambda name: outcomes[name]
@@ -151,6 +166,30 @@ def test_the_losses_are_those_of_a_plain_loop_over_the_same_batches(outcome, doo
     ]
     losses = by_step([rank["losses"] for rank in by_rank])
     np.testing.assert_allclose(losses, plain_loop(steps), rtol=1e-9)
+
+
+@pytest.mark.parametrize("config", RAGGED_CONFIGS)
+@pytest.mark.parametrize("door", ["sampler", "dataset"])
+def test_a_ragged_epoch_is_filled_up_with_draws_of_its_own(two_processes, door, config):
+    by_rank = sound(two_processes(f"ragged {door}, {config}"))
+    for epoch in (0, 1):
+        plan, rows = planned(epoch, RAGGED), Counter(drawn(by_rank, epoch))
+        assert Counter(plan) <= rows
+        assert rows.total() - RAGGED == (0 if "dispatch" in config else 2)
+        assert set(rows - Counter(plan)) <= set(plan)
+
+
+@pytest.mark.parametrize("door", ["sampler", "dataset"])
+def test_ranks_with_other_numbers_of_batches_warn(two_processes, door):
+    for rank in two_processes(f"uneven {door}"):
+        assert len(set(rank["warnings"])) == 1
+        assert "with even_batches=False" in rank["warnings"][0]
+
+
+def test_an_epoch_that_accelerate_draws_again_after_it_was_left_early_warns(outcome):
+    for rank in outcome("broken off"):
+        (warning,) = rank["warnings"]
+        assert "draws epoch 0 a second time" in warning
 
 
 @pytest.mark.parametrize("door", ["sampler", "dataset"])
@@ -211,10 +250,11 @@ def test_skip_first_batches_leads_to_the_rest_of_the_epoch_that_was_named(outcom
     assert same_rows(drawn(by_rank, 1), planned(2, WHOLE))
 
 
-def test_a_sampler_hidden_by_skip_first_batches_warns(two_processes):
-    for rank in two_processes("skip, sampler not told"):
-        assert len(rank["warnings"]) == 1
-        assert "skip_first_batches" in rank["warnings"][0]
+def test_a_restart_whose_epoch_nobody_names_warns(outcome):
+    for rank in outcome("skip, sampler not told"):
+        first, second = rank["warnings"]
+        assert "skip_first_batches" in first
+        assert "draws epoch 0 a second time" in second
 
 
 def test_a_loaded_state_leads_to_the_rest_without_skipping(outcome):
@@ -242,6 +282,12 @@ def test_a_stateful_loader_goes_on_with_the_draws_left(two_processes, name):
     both = sound(stopped), sound(resumed)
     assert same_rows(drawn(both[0], 1) + drawn(both[1], 0), planned(1, WHOLE))
     assert same_rows(drawn(both[1], 1), planned(2, WHOLE))
+
+
+def test_a_stateful_loader_that_goes_on_in_an_epoch_nobody_named_warns(two_processes):
+    for rank in two_processes("unnamed sampler, 0 workers"):
+        (warning,) = rank["warnings"]
+        assert "goes on in epoch 0" in warning
 
 
 @pytest.mark.parametrize("name", STATEFUL)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from flowdata import DistributedFlowSampler, EpochPlan, FlowDataset, FlowSampler, MismatchError
 from flowdata.errors import FlowDataWarning
 from flowdata.frameworks.doors import doors
+from flowdata.reweight import reweight
 
 ROWS, DRAWS, SEED = 11, 18, 2
 WEIGHTS = np.random.default_rng(5).random(ROWS)
@@ -82,6 +84,32 @@ def test_the_rows_of_a_stream_are_drawn_from_once_they_are_stored(tmp_path):
         assert Counter(drawn) == Counter(planned(epoch))
 
 
+def weighed_stream():
+    """A stream, of which `reweight` is told by a column."""
+    rows = datasets.Dataset.from_dict({"row": range(ROWS), "labels": np.ones(ROWS)})
+    return rows.to_iterable_dataset(num_shards=2).map(
+        lambda row, number: row | {"__weight__": float(WEIGHTS[number])}, with_indices=True
+    )
+
+
+def test_a_stream_is_reweighted_by_a_column_and_goes_on_from_its_own_state():
+    batches, state = [], None
+    for _ in range(2):
+        data, collate = reweight(weighed_stream(), None, target="labels")
+        if state is not None:
+            data.load_state_dict(state)
+        # Its samples come one by one, as a loader without workers asks for them.
+        loader = iter(DataLoader(data, 2, collate_fn=collate))
+        batches += list(islice(loader, 2)) if state is None else list(loader)
+        state = data.state_dict()
+    rows = torch.cat([batch["row"] for batch in batches])
+    assert rows.tolist() == list(range(ROWS))
+    weights = torch.cat([batch["labels"].weights for batch in batches])
+    np.testing.assert_array_equal(weights, np.float32(WEIGHTS)[rows])
+    with pytest.raises(ValueError, match="got sampler="):
+        DataLoader(weighed_stream(), sampler=make(FlowSampler))
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_stateful_loader_carries_the_epoch_that_was_named(workers):
     items = make()
@@ -125,6 +153,23 @@ def test_what_is_no_state_is_refused():
     for state in ({}, None, {"epoch": 1}):
         with pytest.raises(MismatchError, match="not a FlowDataset state"):
             make().load_state_dict(state)
+
+
+def test_a_state_of_a_loader_that_reads_ahead_warns(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    from accelerate import Accelerator
+
+    sampler = make(FlowSampler)
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(ROWS), 4, sampler=sampler))
+    for batch in loader:
+        with pytest.warns(FlowDataWarning, match="position=steps x batch size x ranks"):
+            sampler.state_dict()
+        state = sampler.state_dict(position=len(batch))
+        break
+    assert (state["epoch"], state["position"]) == (0, 4)
+    loader.set_epoch(0)
+    one_epoch(loader)
+    assert sampler.state_dict()["epoch"] == 1
 
 
 def test_doors_are_found_in_loaders_and_collections_of_them():

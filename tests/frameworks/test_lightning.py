@@ -16,7 +16,6 @@ RANK_SAMPLERS = {
     "rank sampler, not split": {"split": False},
     "rank sampler, workers": WORKERS,
     "rank sampler, persistent workers": WORKERS | {"persistent_workers": True},
-    "rank sampler, datasets": {"rows": "hugging face"},
     "rank sampler, stateful": {"stateful": True},
     "rank sampler, stateful, workers": {"stateful": True} | WORKERS,
     "rank sampler, stateful, no callback": {"stateful": True, "callback": False},
@@ -27,7 +26,11 @@ OTHER_DOORS = {
     "wrapped sampler, workers": {"door": "sampler"} | WORKERS,
     "dataset": {"door": "dataset"},
     "dataset, workers": {"door": "dataset"} | WORKERS,
-    "dataset, datasets": {"door": "dataset", "rows": "hugging face"},
+    "dataset, not told of, workers": {"door": "dataset", "told": False} | WORKERS,
+    "dataset, loaded anew": {"door": "dataset", "reload": 1},
+    "dataset, loaded anew, workers": {"door": "dataset", "reload": 1} | WORKERS,
+    "rank sampler, loaded anew, workers": {"reload": 1} | WORKERS,
+    "rank sampler, loaded anew, workers, no callback": {"reload": 1, "callback": False} | WORKERS,
 }
 DOORS = RANK_SAMPLERS | OTHER_DOORS
 MISUSED = {
@@ -38,8 +41,16 @@ RAGGED_DOORS = {
     "ragged rank sampler": {"draws": RAGGED},
     "ragged dataset": {"draws": RAGGED, "door": "dataset"},
 }
+PAIR = {"second": DRAWS // 2} | WORKERS
+SINGLE = {
+    "shorter": {"second": 2},
+    "unknown batch size": {"bare": True},
+    "unsaved": {"callback": False},
+}
 BETWEEN = ["rank sampler, workers", "rank sampler, stateful, workers", "wrapped sampler, workers"]
 BETWEEN += ["dataset, workers", "rank sampler"]
+# What several processes do not change.
+ALONE = ("last", "late", "rank sampler at", "dataset, loaded", *SINGLE)
 LATE = WORKERS | {"callback": False}
 
 
@@ -53,7 +64,8 @@ def lives(folder, steps):
         f"{name}.whole": life(name, "whole", options)
         for name, options in (DOORS | MISUSED | RAGGED_DOORS).items()
     }
-    inside = RANK_SAMPLERS | {name: OTHER_DOORS[name] for name in ("dataset", "wrapped sampler")}
+    inside = RANK_SAMPLERS | SINGLE | {"pair": PAIR}
+    inside |= {name: OTHER_DOORS[name] for name in ("dataset", "wrapped sampler")}
     for name, options in inside.items():
         stopped = options | {"stop": steps + 2, "save_steps": steps + 1}
         runs[f"{name}.stopped"] = life(name, "stopped", stopped)
@@ -67,6 +79,11 @@ def lives(folder, steps):
             runs[f"{where}.resumed"] = life(where, "resumed", options | {"resume": steps})
     runs["late.stopped"] = life("late", "stopped", LATE | epochs)
     runs["late.resumed"] = life("late", "resumed", LATE | {"resume": steps})
+    for name, workers in (("last", {}), ("last, workers", WORKERS)):
+        options = {"stateful": True, "callback": False} | workers
+        runs[f"{name}.stopped"] = life(name, "stopped", options | last)
+        runs[f"{name}.resumed"] = life(name, "resumed", options | {"resume": steps})
+    runs["unsaved.resumed"] |= {"callback": True}
     smaller = {"resume": steps + 1, "batch_size": 2}
     runs["smaller.resumed"] = life("rank sampler", "smaller", smaller)
     return runs
@@ -78,6 +95,8 @@ class Outcomes:
         self.steps = DRAWS // BATCH // ranks
 
     def __getitem__(self, name):
+        if self.ranks > 1 and name.startswith(ALONE):
+            pytest.skip("one process is enough")
         return self._outcomes(name)
 
     def sound(self, name):
@@ -121,7 +140,9 @@ def one_process(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    outcomes = torchrun("frameworks_lightning.py", lives(folder, DRAWS // BATCH // 2), folder)
+    runs = lives(folder, DRAWS // BATCH // 2)
+    runs = {name: run for name, run in runs.items() if not name.startswith(ALONE)}
+    outcomes = torchrun("frameworks_lightning.py", runs, folder)
     return Outcomes(folder, 2, outcomes.__getitem__)
 
 
@@ -172,6 +193,33 @@ def test_a_run_resumed_inside_an_epoch_repeats_and_misses_nothing(outcomes, door
     np.testing.assert_allclose(losses, expected, rtol=1e-9)
 
 
+def test_each_of_two_loaders_goes_on_at_its_own_draw(outcomes):
+    kept = 2 * (outcomes.steps + 1)
+    by_rank = outcomes.life("pair", kept)
+    assert are_the_plans(outcomes.epochs([batches[::2] for batches in by_rank]))
+    for epoch, rows in enumerate(outcomes.epochs([batches[1::2] for batches in by_rank])):
+        assert same_rows(rows, planned(epoch, DRAWS // 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shorter", "one of the loaders has 1 only"),
+        ("unknown batch size", "how many draws a batch takes is not known"),
+        ("unsaved", "by a run without FlowCallback"),
+    ],
+)
+def test_an_unknown_place_inside_an_epoch_is_refused(one_process, name, reason):
+    assert one_process[f"{name}.stopped"][0]["error"] is None
+    assert reason in one_process[f"{name}.resumed"][0]["error"]
+
+
+@pytest.mark.parametrize("name", ["last", "last, workers", "late"])
+def test_resuming_without_the_callback_warns_where_draws_would_be_lost(one_process, name):
+    (warning,) = one_process[f"{name}.resumed"][0]["warnings"]
+    assert "flowdata.frameworks.lightning.FlowCallback" in warning
+
+
 @pytest.mark.parametrize("moment", ["last batch", "epoch end"])
 @pytest.mark.parametrize("door", BETWEEN)
 def test_a_run_resumed_between_two_epochs_begins_the_next_one(outcomes, door, moment):
@@ -199,12 +247,6 @@ def test_a_data_set_whose_epochs_nobody_names_warns(outcomes):
     for rank in outcomes["dataset, nobody names.whole"]:
         (warning,) = rank["warnings"]
         assert "flowdata.frameworks.lightning.FlowCallback(dataset)" in warning
-
-
-def test_workers_started_on_the_wrong_epoch_warn(outcomes):
-    for rank in outcomes["late.resumed"]:
-        (warning,) = rank["warnings"]
-        assert "flowdata.frameworks.lightning.FlowCallback" in warning
 
 
 def test_a_data_set_does_not_go_on_inside_an_epoch(outcomes):

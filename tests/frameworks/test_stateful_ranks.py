@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from framework_runs import by_step, flat, planned, same_rows, torchrun
-from frameworks_common import logged, plain_loop
+import torch
+from framework_runs import by_hand, by_step, flat, planned, same_rows, torchrun
+from frameworks_common import WEIGHTS, logged
+
+from flowdata import FlowWeights
 
 pytestmark = pytest.mark.slow
 
@@ -19,16 +22,18 @@ def killed_and_resumed(folder, step, **options):
     return logged(folder / "log", 2)
 
 
-def test_a_killed_loop_goes_on_as_if_it_had_never_stopped(tmp_path):
-    by_rank = killed_and_resumed(tmp_path, STEPS + 1, workers=2)
+def test_a_killed_weighted_loop_goes_on_as_if_it_had_never_stopped(tmp_path):
+    by_rank = killed_and_resumed(tmp_path, STEPS + 1, workers=2, alpha=0.5)
     steps = [
         [plan[rank::2][start : start + BATCH] for rank in (0, 1)]
-        for plan in PLANS
+        for plan in (planned(epoch, DRAWS, alpha=0.5) for epoch in range(EPOCHS))
         for start in range(0, DRAWS // 2, BATCH)
     ]
     assert by_step([rank["rows"] for rank in by_rank]) == steps
     losses = by_step([rank["losses"] for rank in by_rank])
-    np.testing.assert_allclose(losses, plain_loop(steps), rtol=1e-9)
+    weights = FlowWeights.from_weights(WEIGHTS)
+    rest = torch.from_numpy((weights.residual(0.5)).astype(np.float32))
+    np.testing.assert_allclose(losses, by_hand(steps, rest), rtol=1e-9)
 
 
 def test_a_data_set_whose_epochs_are_named_goes_on_too(tmp_path):

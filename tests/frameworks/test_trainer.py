@@ -16,7 +16,7 @@ SAMPLER = {"door": "sampler", "strategy": "random", "callback": True}
 SHUFFLED = {"strategy": "random", "callback": True}
 DOORS = {
     "sequential": {},
-    "sequential with the callback": {"callback": True},
+    "sequential, inside a transform": {"callback": True, "transform": True},
     "sequential, datasets": {"rows": "hugging face"},
     "sequential, workers": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
     "sequential, split_batches": {
@@ -24,11 +24,9 @@ DOORS = {
         "per_device_train_batch_size": 4,
     },
     "random": SHUFFLED,
-    "random, datasets": SHUFFLED | {"rows": "hugging face"},
     "random, workers": SHUFFLED | {"dataloader_num_workers": 2},
     "random, not seedable": SHUFFLED | {"accelerator": {"use_seedable_sampler": False}},
     "sampler": SAMPLER,
-    "sampler, datasets": SAMPLER | {"rows": "hugging face"},
     "sampler, workers": SAMPLER | {"dataloader_num_workers": 2},
 }
 # Without a seedable sampler, transformers itself does not resume in the order it had shuffled.
@@ -63,6 +61,8 @@ def lives(folder, steps_in_epoch):
         for life, ends in (("stopped", {"stop": stop}), ("resumed", {"resume": True})):
             where = {"folder": str(folder / name), "log": str(folder / f"{name}.{life}")}
             runs[f"{name}.{life}"] = checkpoint | options | where | ends
+    where = {"folder": str(folder / "random"), "log": str(folder / "larger.resumed")}
+    runs["larger.resumed"] = SHUFFLED | where | {"resume": True, "gradient_accumulation_steps": 2}
     for life, ends in (("stopped", {"stop": stop}), ("resumed", {"resume": True})):
         where = {"folder": str(folder / "between"), "log": str(folder / f"between.{life}")}
         runs[f"between.{life}"] = where | SHUFFLED | ends | {"save_steps": steps_in_epoch}
@@ -109,7 +109,7 @@ def one_process(tmp_path_factory):
     def outcome(name):
         if name not in done:
             if name.endswith("resumed"):
-                outcome(name.replace("resumed", "stopped"))
+                outcome(name.replace("larger", "random").replace("resumed", "stopped"))
             done[name] = [frameworks_trainer.run(**runs[name])]
         return done[name]
 
@@ -173,6 +173,12 @@ def test_a_run_resumed_between_two_epochs_begins_the_next_one(outcomes):
     life = outcomes.life("between", DRAWS // BATCH // outcomes.ranks)
     drawn = outcomes.epochs(life)
     assert all(same_rows(*pair) for pair in zip(drawn, PLANS, strict=True))
+
+
+def test_a_run_with_another_number_of_draws_a_step_does_not_go_on(outcomes):
+    draws = BATCH * outcomes.ranks
+    for rank in outcomes["larger.resumed"]:
+        assert f"{draws} draws a step, this one has {2 * draws}" in rank["error"]
 
 
 def test_gradient_accumulation_changes_no_draw_and_resumes(outcomes):

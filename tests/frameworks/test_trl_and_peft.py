@@ -19,6 +19,7 @@ RUNS = {
     "SFTTrainer, random": {"train_sampling_strategy": "random", "callback": True},
     "Trainer, LoRA": {"kind": "transformers", "lora": True},
 }
+WEIGHTED = {"weighted": {"weighted": True}, "weighted, LoRA": {"weighted": True, "lora": True}}
 
 
 def lives(folder, steps):
@@ -31,6 +32,9 @@ def lives(folder, steps):
             ("resumed", {"resume": True}),
         ):
             runs[f"{name}.{life}"] = options | where | ends | {"log": f"{folder}/{name}.{life}"}
+    for name, options in WEIGHTED.items():
+        where = {"folder": f"{folder}/{name}", "log": f"{folder}/{name}.whole"}
+        runs[f"{name}.whole"] = options | where | {"save_strategy": "no", "num_train_epochs": 1}
     return runs
 
 
@@ -84,6 +88,19 @@ def test_the_losses_are_those_of_a_plain_loop_over_the_plan(outcomes):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weighted_losses_are_those_of_a_hand_written_loop(outcomes, name):
+    by_rank = outcomes.batches(f"{name}.whole")
+    # The model runs twice a step: for the loss and for what TRL logs.
+    steps = by_step([batches[::2] for batches in by_rank])
+    expected = frameworks_language.plain_loop(
+        map(flat, steps), weights=WEIGHTS, lora="LoRA" in name
+    )
+    losses = outcomes.outcomes[f"{name}.whole"][0]["losses"]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_a_run_whose_data_set_is_not_set_says_how(tmp_path):
     where = {"folder": str(tmp_path / "run"), "log": str(tmp_path / "log")}
     outcome = frameworks_language.run(**where, door=False, callback=True)
@@ -101,17 +118,14 @@ def test_trl_refuses_a_data_set_of_another_kind_itself(tmp_path):
         SFTTrainer("none", args, train_dataset=FlowDataset(rows, WEIGHTS))
 
 
-def test_rows_that_were_packed_are_not_those_that_were_scored(tmp_path):
-    from trl import SFTConfig, SFTTrainer
-
-    from flowdata import FlowDataset, MismatchError
-
-    tokenizer = frameworks_language.make_tokenizer()
-    trainer = SFTTrainer(
-        frameworks_language.make_model(len(tokenizer)),
-        SFTConfig(str(tmp_path), use_cpu=True, bf16=False, packing=True, max_length=32),
-        train_dataset=datasets.Dataset.from_dict({"text": frameworks_language.sentences()}),
-        processing_class=tokenizer,
-    )
-    with pytest.raises(MismatchError, match="13 weights"):
-        FlowDataset(trainer.train_dataset, WEIGHTS)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"packing": True, "max_length": 32}, "packing=True makes other rows"),
+        ({"shuffle_dataset": True}, "shuffle_dataset=True puts the rows into another order"),
+    ],
+)
+def test_rows_that_are_not_those_that_were_scored_are_refused(tmp_path, options, reason):
+    where = {"folder": str(tmp_path / "run"), "log": str(tmp_path / "log")}
+    outcome = frameworks_language.run(**where, **options)
+    assert reason in outcome["error"]

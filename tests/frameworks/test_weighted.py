@@ -1,10 +1,12 @@
 """Weighted losses, and streams of shards, in each framework, on one process and on two."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from framework_runs import by_step, flat, same_rows, torchrun
-from frameworks_common import RATE, WEIGHTS, Regression, logged, table
+from framework_runs import by_hand, by_step, flat, same_rows, torchrun
+from frameworks_common import WEIGHTS, logged
 from launching import OUTPUT
 from shard_files import make_table, write_shards
 
@@ -27,6 +29,11 @@ STREAMS = {
     "lightning, weighted stream": {"weighted": True},
     "trainer, weighted stream read by all": {"alone": True, "weighted": True},
 }
+LIVES = {
+    "lightning, stream": {},
+    "lightning, stream, workers": {"workers": 2},
+    "lightning, stream, stateful": {"saves": "loader"},
+}
 LOST = {"framework": "trainer", "alone": True, "weighted": True, "send": True}
 
 
@@ -38,9 +45,18 @@ def runs(request, tmp_path_factory):
     shards, losses = written(folder)
     asked = {name: dict(options) for name, options in MAPPED.items()}
     asked |= {name: options | shards for name, options in STREAMS.items()}
+    steps = 8 // processes
+    for (name, options), (moment, save) in itertools.product(
+        LIVES.items(), {"inside": steps + 2, "last batch": steps}.items()
+    ):
+        for life, ends in (("stopped", {"save": save}), ("resumed", {"resume": save})):
+            asked[f"{name} at {moment}.{life}"] = options | shards | ends
     for name, options in asked.items():
         options["framework"] = name.partition(",")[0]
-        options |= {"log": f"{folder}/{name}", "folder": f"{folder}/{name}.out"}
+        options |= {
+            "log": f"{folder}/{name}",
+            "folder": f"{folder}/{name.rpartition('.')[0] or name}.out",
+        }
     if processes == 1:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ACCELERATE_USE_CPU", "true")
@@ -58,23 +74,6 @@ def written(folder):
     losses = make_table(urls)
     losses.save(folder / "losses.parquet")
     return {"shards": urls, "losses": str(folder / "losses.parquet")}, losses
-
-
-def by_hand(steps, weights):
-    """Losses of a loop without framework; a step has the rows of each rank."""
-    model, (features, targets) = Regression(), table()
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    losses = []
-    for by_rank in steps:
-        parts = [
-            (weights[rows, None] * (model.layers(features[rows]) - targets[rows]).square()).mean()
-            for rows in by_rank
-        ]
-        optimizer.zero_grad()
-        sum(parts).div(len(parts)).backward()
-        optimizer.step()
-        losses.append([part.item() for part in parts])
-    return losses
 
 
 def check_losses(outcomes, weights):
@@ -106,6 +105,26 @@ def test_all_ranks_together_draw_the_epochs_of_a_stream(runs, name):
         assert same_rows(drawn, plan[:].tolist())
     weights = losses.weights(normalize="mean").values
     check_losses(outcomes, weights if STREAMS[name].get("weighted") else np.ones(len(losses)))
+
+
+@pytest.mark.parametrize("moment", ["inside", "last batch"])
+@pytest.mark.parametrize("name", LIVES)
+def test_a_stream_goes_on_where_the_checkpoint_was_taken(runs, name, moment):
+    losses, found = runs
+    stopped, resumed = (found[f"{name} at {moment}.{life}"] for life in ("stopped", "resumed"))
+    steps = 8 // len(stopped)
+    kept = steps + 2 if moment == "inside" else steps
+    lives = [
+        before["rows"][:kept] + after["rows"]
+        for before, after in zip(stopped, resumed, strict=True)
+    ]
+    assert {len(batches) for batches in lives} == {2 * steps}
+    for epoch in range(2):
+        part = slice(epoch * steps, (epoch + 1) * steps)
+        drawn = [row for batches in lives for row in flat(batches[part])]
+        alpha = 0.0 if LIVES[name].get("weighted") else 1.0
+        plan = EpochPlan(losses, epoch=epoch, seed=5, epoch_size=16, alpha=alpha)
+        assert same_rows(drawn, plan[:].tolist())
 
 
 def test_weights_that_would_be_lost_on_the_way_are_refused(tmp_path):

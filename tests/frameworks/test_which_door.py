@@ -19,6 +19,17 @@ pytestmark = pytest.mark.slow
 README = Path(__file__).parents[2] / "README.md"
 SECTION = r"^## Which door\?\n(.*?)(?=^## |\Z)"
 EXAMPLE = r"^\*\*(\w+)\.\*\*.*?^```py\n(.*?)^```"
+ROW = r"^\| (?!who owns|---)([^|]+) \|"
+# What tests each row of the table, besides the examples here.
+TESTED = {
+    "you, one process": "test_sampler_resume.py",
+    "you, under torchrun": "test_distributed.py",
+    "torchdata": "frameworks/test_stateful_ranks.py",
+    "accelerate": "frameworks/test_accelerate.py",
+    "transformers Trainer": "frameworks/test_trainer.py",
+    "TRL SFTTrainer": "frameworks/test_trl_and_peft.py",
+    "Lightning": "frameworks/test_lightning.py",
+}
 FRAMEWORKS = ["accelerate", "transformers", "TRL", "Lightning", "torchdata"]
 
 
@@ -37,6 +48,18 @@ class Seen(TensorDataset):
     def __getitem__(self, row):
         self.reads[row] += 1
         return super().__getitem__(row)
+
+
+def test_each_row_of_the_table_has_a_test_that_resumes_a_run():
+    section = re.search(SECTION, README.read_text(encoding="utf-8"), re.M | re.S)[1]
+    rows = [row.strip() for row in re.findall(ROW, section, re.M)]
+    assert rows
+    tests = Path(__file__).parents[1]
+    for row in rows:
+        (file,) = (file for owner, file in TESTED.items() if row.startswith(owner))
+        text = (tests / file).read_text()
+        assert "pytest.mark.skip(" not in text
+        assert re.search(r"def test_\w*(resum|goes_on|started_again)", text), file
 
 
 def test_the_readme_has_an_example_for_each_framework():

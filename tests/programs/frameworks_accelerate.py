@@ -36,12 +36,16 @@ def run(
     skip=0,
     resume=None,
     stop=None,
+    leave=None,
+    only=None,
     **options,
 ):
     """Rows and losses by batch, epoch by epoch, with errors and warnings of ours.
 
     skip: batches of the first epoch that skip_first_batches leaves out.
     stop: batches of the last epoch after which the run ends and the loader's state is returned.
+    leave: batches of each epoch after which the loop leaves it.
+    only: "warn" for no training, which would hang where ranks have other numbers of batches.
     resume: a state of the sampler, or with "loader" one of the loader, to start from.
     """
     accelerator = Accelerator(
@@ -74,12 +78,16 @@ def run(
                     active.set_epoch(epoch)
                 model.batches, model.losses = [], []
                 for batch in active:
+                    if only == "warn":
+                        continue
                     loss = trained(**batch)["loss"]
                     optimizer.zero_grad()
                     accelerator.backward(loss)
                     optimizer.step()
                     if epoch == epochs[-1] and len(model.batches) == stop:
                         outcome["state"] = loader.state_dict()
+                        break
+                    if len(model.batches) == leave:
                         break
                 outcome["epochs"].append(model.batches)
                 outcome["losses"] += model.losses

@@ -27,6 +27,7 @@ from transformers import (
 
 from flowdata import FlowDataset, FlowDataWarning
 from flowdata.frameworks.trainer import FlowCallback
+from flowdata.reweight import reweight
 
 LEARNING_RATE = 0.1
 LORA = {
@@ -86,6 +87,7 @@ def run(
     draws=24,
     callback=False,
     door=True,
+    weighted=False,
     stop=None,
     resume=False,
     **options,
@@ -97,6 +99,9 @@ def run(
     firsts = {tokenizer(text)["input_ids"][0]: row for row, text in enumerate(texts)}
     model = make_model(len(tokenizer))
     log_rows(model.get_input_embeddings(), log, firsts)
+    if weighted and lora:
+        # The first adapter is random: this one is that of the loop without framework.
+        model = get_peft_model(model, LoraConfig(**LORA))
     common = {
         "output_dir": folder,
         "use_cpu": True,
@@ -121,16 +126,27 @@ def run(
             if kind == "trl":
                 from trl import SFTConfig, SFTTrainer
 
+                from flowdata.frameworks.trl import draw_from, weighted_loss
+
                 trainer = SFTTrainer(
                     model,
                     SFTConfig(**{"gradient_checkpointing": False} | common),
                     train_dataset=datasets.Dataset.from_dict({"text": texts}),
                     processing_class=tokenizer,
                     callbacks=callbacks,
-                    peft_config=LoraConfig(**LORA) if lora else None,
+                    peft_config=LoraConfig(**LORA) if lora and not weighted else None,
+                    compute_loss_func=weighted_loss if weighted else None,
                 )
-                if door:
-                    trainer.train_dataset = FlowDataset(trainer.train_dataset, WEIGHTS, **given)
+                if weighted:
+                    trainer.train_dataset, trainer.data_collator = reweight(
+                        trainer.train_dataset,
+                        WEIGHTS,
+                        target="labels",
+                        collate_fn=trainer.data_collator,
+                        normalize=None,
+                    )
+                elif door:
+                    draw_from(trainer, WEIGHTS, **given)
             else:
                 rows = [tokenizer(text + tokenizer.eos_token) for text in texts]
                 rows = [{**row, "labels": row["input_ids"]} for row in rows]
@@ -152,11 +168,12 @@ def run(
     return outcome
 
 
-def plain_loop(batches):
+def plain_loop(batches, weights=None, lora=False):
     """Losses of a loop without framework over batches of rows: the mean over their tokens."""
     tokenizer = make_tokenizer()
     rows = [tokenizer(text + tokenizer.eos_token)["input_ids"] for text in sentences()]
     model = make_model(len(tokenizer))
+    model = get_peft_model(model, LoraConfig(**LORA)) if lora else model
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     losses = []
     for batch in batches:
@@ -164,7 +181,8 @@ def plain_loop(batches):
         for row in batch:
             ids = torch.tensor([rows[row]])
             logits = model(input_ids=ids).logits[0, :-1]
-            summed += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+            summed += loss if weights is None else weights[row] * loss
             counted += ids.shape[1] - 1
         optimizer.zero_grad()
         (summed / counted).backward()

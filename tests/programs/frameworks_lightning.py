@@ -20,7 +20,7 @@ from frameworks_common import (
     worker_context,
 )
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from flowdata import DistributedFlowSampler, FlowDataset, FlowDataWarning, FlowSampler
@@ -43,6 +43,19 @@ class Stop(Callback):
         trainer.should_stop |= trainer.global_step == self.stop
 
 
+class Batches:
+    """A batch sampler that does not tell its batch size."""
+
+    def __init__(self, sampler, size):
+        self.sampler, self.size = sampler, size
+
+    def __iter__(self):
+        return iter(BatchSampler(self.sampler, self.size, drop_last=False))
+
+    def __len__(self):
+        return -(-len(self.sampler) // self.size)
+
+
 class Module(lightning.LightningModule):
     def __init__(self, log, make_loader):
         super().__init__()
@@ -52,7 +65,8 @@ class Module(lightning.LightningModule):
         return self.make_loader()
 
     def training_step(self, batch, batch_idx):
-        return self.model(**batch)["loss"]
+        parts = [batch] if "row" in batch else [part for part in batch.values() if part]
+        return sum(self.model(**part)["loss"] for part in parts)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=RATE)
@@ -72,22 +86,40 @@ def run(
     split=True,
     stateful=False,
     batch_size=4,
+    told=True,
+    reload=0,
+    second=None,
+    bare=False,
     **options,
 ):
-    """Errors and warnings of ours; the model logs what it was trained on."""
+    """Errors and warnings of ours; the model logs what it was trained on.
+
+    told: whether the callback is told of the data set.
+    reload: epochs after which there are new loaders, data set and all.
+    second: draws of a second loader, in batches of two, that is trained on at the same time.
+    bare: a batch sampler that does not tell its batch size.
+    """
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     given, data = {"seed": SEED, "epoch_size": draws}, source(rows)
     items = FlowDataset(data, WEIGHTS, **given) if door == "dataset" else data
 
-    def make_loader():
+    def make_loader(size=batch_size, given=given):
         kind = StatefulDataLoader if stateful else DataLoader
         if door == "dataset":
-            return kind(items, batch_size, shuffle=True, **options)
+            drawn = FlowDataset(data, WEIGHTS, **given) if reload else items
+            return kind(drawn, size, shuffle=True, **options)
         if door == "rank sampler" and ranks > 1:
             sampler = DistributedFlowSampler(WEIGHTS, **given)
         else:
             sampler = FlowSampler(WEIGHTS, **given)
-        return kind(data, batch_size, sampler=sampler, **options)
+        if bare:
+            return kind(data, batch_sampler=Batches(sampler, size), **options)
+        return kind(data, size, sampler=sampler, **options)
+
+    def make_loaders():
+        if second is None:
+            return make_loader()
+        return {"a": make_loader(), "b": make_loader(2, given | {"epoch_size": second})}
 
     if options.get("num_workers"):
         options["multiprocessing_context"] = worker_context()
@@ -95,7 +127,8 @@ def run(
         saving = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
     else:
         saving = {"every_n_train_steps": save_steps or 1000}
-    ours = [FlowCallback(*([items] if door == "dataset" else []))] if callback else []
+    tell = door == "dataset" and told and not reload
+    ours = [FlowCallback(*([items] if tell else []))] if callback else []
     outcome = {"error": None, "warnings": []}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FlowDataWarning)
@@ -115,10 +148,11 @@ def run(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=reload,
         )
         try:
             trainer.fit(
-                Module(log, make_loader),
+                Module(log, make_loaders),
                 ckpt_path=f"{folder}/step={resume}.ckpt" if resume else None,
             )
         except (RuntimeError, ValueError) as error:

@@ -22,22 +22,26 @@ from torch.utils.data import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from flowdata import DistributedFlowSampler, FlowDataset
+from flowdata.reweight import reweight
 
 
-def run(log, saved, door="rank sampler", draws=24, epochs=3, kill=None, workers=0):
-    """The model logs what it was trained on; model and loader are saved after each step."""
+def run(log, saved, door="rank sampler", draws=24, epochs=3, kill=None, workers=0, alpha=1.0):
+    """The model logs what it was trained on; model and loader are saved after each step.
+
+    alpha: draw by weights to this power, and have the losses make up for the rest.
+    """
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    given, data = {"seed": SEED, "epoch_size": draws}, source("plain")
+    given, data = {"seed": SEED, "epoch_size": draws, "alpha": alpha}, source("plain")
+    options = {"num_workers": workers}
+    if alpha < 1:
+        data, options["collate_fn"] = reweight(data, WEIGHTS, target="labels", alpha=alpha)
     if door == "dataset":
         data = FlowDataset(data, WEIGHTS, **given)
         sampler = DistributedSampler(data)
     else:
         sampler = DistributedFlowSampler(WEIGHTS, **given)
-    options = {
-        "num_workers": workers,
-        "multiprocessing_context": worker_context() if workers else None,
-    }
+    options["multiprocessing_context"] = worker_context() if workers else None
     loader = StatefulDataLoader(data, 4, sampler=sampler, **options)
     model = Regression(log)
     ddp = DistributedDataParallel(model)

@@ -17,6 +17,7 @@ from frameworks_common import (
     source,
     worker_context,
 )
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flowdata import DistributedFlowSampler, FlowDataset, FlowDataWarning, FlowSampler
@@ -30,6 +31,19 @@ class WithSampler(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return self.sampler
+
+
+class Transformed(Dataset):
+    """What users put around a data set: it reads items one by one, and tells it no epoch."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, item):
+        return dict(self.dataset[item])
 
 
 class Stop(TrainerCallback):
@@ -63,6 +77,7 @@ def run(
     epoch_stop=None,
     resume=False,
     accelerator=None,
+    transform=False,
     **options,
 ):
     """Errors and warnings of ours; the model logs what it was trained on."""
@@ -90,12 +105,16 @@ def run(
             | options,
         )
         given, data = {"seed": SEED, "epoch_size": draws}, source(rows)
+        if door == "dataset":
+            data = FlowDataset(data, WEIGHTS, **given)
+        if transform:
+            data = Transformed(data)
         model = Regression(log)
         optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
         trainer = (WithSampler if "sampler" in door else Trainer)(
             model,
             args,
-            train_dataset=FlowDataset(data, WEIGHTS, **given) if door == "dataset" else data,
+            train_dataset=data,
             callbacks=[Stop(stop, kill, epoch_stop), *([FlowCallback()] if callback else [])],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)),
         )

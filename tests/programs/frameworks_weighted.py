@@ -9,15 +9,29 @@ import os
 import lightning
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from frameworks_common import RATE, SEED, WEIGHTS, Regression, Rows, run_all, table
+from frameworks_common import (
+    RATE,
+    SEED,
+    WEIGHTS,
+    Regression,
+    Rows,
+    run_all,
+    table,
+    worker_context,
+)
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from flowdata import FlowShards
+from flowdata.frameworks.lightning import FlowCallback
+from flowdata.frameworks.trainer import FlowCallback as NamingCallback
 from flowdata.reweight import reweight
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 SIZES, STREAM = (1, 9, 3), {"epoch_size": 16, "seed": SEED, "window": 5, "shards_open": 2}
+STREAM["batch_size"] = 2
 
 
 def item(sample):
@@ -34,9 +48,20 @@ def bare(samples):
         yield {name: part for name, part in sample.items() if name != "__key__"}
 
 
-def run(framework, log, folder, shards=None, losses=None, weighted=False, alone=False, send=False):
+def run(
+    framework,
+    log,
+    folder,
+    shards=None,
+    losses=None,
+    weighted=False,
+    alone=False,
+    send=False,
+    **lives,
+):
     """Train on two epochs of batches of two, which the model logs.
 
+    lives: for Lightning, the step to save and stop at, the one to resume from, workers.
     alone: every rank is to read the whole stream, and the framework to divide it.
     send: rank 0 is to read the stream, and to send batches to the others.
     """
@@ -50,8 +75,10 @@ def run(framework, log, folder, shards=None, losses=None, weighted=False, alone=
         options = {} if shards else {"normalize": None}
         data, collate = reweight(data, weights, target="labels", **options)
     prepared = shards is None or alone
+    if lives:
+        return lit(Regression(log), data, collate, folder, prepared, send, **lives)
     train = {"accelerate": accelerated, "trainer": trained, "lightning": lit}[framework]
-    train(Regression(log), data, collate, folder, prepared, send)
+    return train(Regression(log), data, collate, folder, prepared, send)
 
 
 def accelerated(model, data, collate, folder, prepared, send):
@@ -90,6 +117,8 @@ def trained(model, data, collate, folder, prepared, send):
         train_dataset=data,
         data_collator=collate or default_data_collator,
         optimizers=(optimizer, schedule),
+        # The epochs of a stream are named, as those of a data set.
+        callbacks=[NamingCallback()] if isinstance(data, FlowShards) else [],
     ).train()
 
 
@@ -108,8 +137,26 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=RATE)
 
 
-def lit(model, data, collate, folder, prepared, send):
+class Stop(lightning.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == self.step
+
+
+def lit(
+    model, data, collate, folder, prepared, send, save=None, resume=None, workers=0, saves="none"
+):
+    """saves: "loader" for a loader that has a state of its own."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    kind = StatefulDataLoader if saves == "loader" else DataLoader
+    context = worker_context() if workers else None
+    options = {"num_workers": workers, "multiprocessing_context": context}
+    callbacks = [FlowCallback()] if save or resume else []
+    if save:
+        saving = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=save)
+        callbacks += [saving, Stop(save + 1)]
     lightning.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -117,10 +164,14 @@ def lit(model, data, collate, folder, prepared, send):
         max_epochs=2,
         default_root_dir=folder,
         logger=False,
-        enable_checkpointing=False,
+        callbacks=callbacks,
+        enable_checkpointing=bool(save),
         enable_progress_bar=False,
         enable_model_summary=False,
-    ).fit(Module(model, DataLoader(data, 2, collate_fn=collate)))
+    ).fit(
+        Module(model, kind(data, 2, collate_fn=collate, **options)),
+        ckpt_path=f"{folder}/step={resume}.ckpt" if resume else None,
+    )
 
 
 if __name__ == "__main__":

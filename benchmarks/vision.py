@@ -196,7 +196,6 @@ def scored(task: Task, tuned: Tuned) -> dict[str, float]:
         "new": new,
         "mean": (old + new) / 2,
         "hardest": hits[task.hardest].mean().item(),
-        "held_out": accuracy(tuned.model, task.held_out).mean().item(),
         "samples": tuned.samples,
         "seconds": tuned.seconds,
     }
@@ -240,7 +239,7 @@ def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:
     task = make_task(name, seed)
     tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
     return {
-        method: [scored(task, tuned(method, rate))["held_out"] for rate in GRID]
+        method: [accuracy(tuned(method, rate).model, task.held_out).mean().item() for rate in GRID]
         for method in METHODS
         if method not in CONTROLS
     }

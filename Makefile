@@ -46,4 +46,5 @@ bench: assets
 	$(BIN)/python benchmarks/frameworks.py
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/modes.py
+	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/language.py --preset cpu

@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Modes: resampling against reweighting, at equal steps and at equal compute, and their noise."""
+"""Modes: resampling against reweighting, at equal steps and at equal compute."""
 
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,24 +28,22 @@ from methods import (
     seeds_of,
 )
 from publishing import publish
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
-from vision import TURNED, WRONG_CLOTHES, Task, make_task
-
-from flowdata import EpochPlan, FlowWeights, Strata
+from vision import TEST, TURNED, WRONG_CLOTHES, Task, make_task
 
 TASKS = (TURNED, WRONG_CLOTHES)
 MODES = (FLOW, MULTINOMIAL, STRATIFIED, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
 RATES = {"SGD": 0.01, "AdamW": 0.0005}
-# Those of the noise table: w^alpha by drawing, the rest by weighting.
-ALPHAS = {NORMALIZED: 0.0, "FLOW, alpha 0.25": 0.25, HALF: 0.5, "FLOW, alpha 0.75": 0.75, FLOW: 1.0}
 BATCH = 50
+LOOKED_AT = 500
+"""Samples of each task by which a model is measured while it is trained."""
 
 HELP = """\
-Fine-tune with one loop and six loaders that draw by weight, weight the loss, or do half of each;
-look at what is kept and learned after every epoch, and at the noise of a batch's gradient.
+Fine-tune with one loop and seven loaders that draw by weight, weight the loss, or do half of each;
+look at what is kept and learned after every epoch.
 """
 
 ABOUT = """\
@@ -69,20 +66,26 @@ def main() -> None:
     for fetched in (mnist_digits, fashion_mnist, mnist_network):
         fetched()
     jobs = [(task, seed, options.epochs) for seed in seeds_of(options.seeds) for task in TASKS]
-    noise_jobs = [(task, seed, options.batches) for seed in seeds_of(3) for task in TASKS]
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
         curves = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
-        noises = list(tqdm(pool.map(noise, noise_jobs), desc="noise", total=len(noise_jobs)))
     by_task = {
         task: [found for job, found in zip(jobs, curves, strict=True) if job[0] == task]
         for task in TASKS
     }
-    noise_by_task = {
-        task: [found for job, found in zip(noise_jobs, noises, strict=True) if job[0] == task]
-        for task in TASKS
-    }
-    write(options, machine, by_task, noise_by_task)
+    tables = []
+    for task, runs in by_task.items():
+        tables += [last_points(task, runs), equal_compute(task, runs)]
+    publish(
+        options.output,
+        "modes",
+        ABOUT,
+        tables,
+        {"curves": by_task},
+        partial(draw, by_task),
+        machine=machine,
+        goals=[goal for task in TASKS for goal in targets(task, by_task[task])],
+    )
 
 
 # What is measured.
@@ -114,8 +117,8 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
     )
     loader = loader_of(mode, Tuning(task.data, task.weights, epochs, BATCH), seed)
     steps, samples, seconds = 0, 0, 0.0
-    points = [(steps, samples, *known(task, model), seconds)]
-    for _ in range(epochs):
+    points = [(steps, samples, *known(task, model, LOOKED_AT), seconds)]
+    for epoch in range(1, epochs + 1):
         model.train()
         began = time.perf_counter()
         for inputs, targets in loader:
@@ -124,89 +127,24 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
             stepping.step()
             steps, samples = steps + 1, samples + len(inputs)
         seconds += time.perf_counter() - began
-        points.append((steps, samples, *known(task, model), seconds))
+        found = known(task, model, TEST if epoch == epochs else LOOKED_AT)
+        points.append((steps, samples, *found, seconds))
     return points
 
 
-def known(task: Task, model: nn.Module) -> tuple[float, float]:
-    """What a model kept, with the old head, and what it learned."""
-    learned = accuracy(model, task.new).mean().item()
-    old = copy.deepcopy(model)
+def known(task: Task, model: nn.Module, samples: int) -> tuple[float, float]:
+    """What a model kept, with the old head, and what it learned, by so many samples of each."""
+    old, new = (
+        TensorDataset(*(part[:samples] for part in d.tensors)) for d in (task.old, task.new)
+    )
+    learned = accuracy(model, new).mean().item()
+    before = copy.deepcopy(model)
     if task.old_head is not None:
-        old.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
-    return accuracy(old, task.old).mean().item(), learned
-
-
-def noise(job: tuple[str, int, int]) -> dict[str, float]:
-    """Mean squared error of a batch's gradient at theta*, over the squared full gradient."""
-    name, seed, batches = job
-    task = make_task(name, seed)
-    model, data, weights = task.start.eval(), task.data, task.weights
-    probabilities = torch.from_numpy(weights.values / weights.values.sum())
-    full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
-    found = {}
-    for mode in (*ALPHAS, MULTINOMIAL, STRATIFIED):
-        errors = [
-            (gradient(model, data, rows, scale) - full).square().sum()
-            for rows, scale in batches_of(mode, task, weights, seed, batches)
-        ]
-        found[mode] = float(torch.stack(errors).mean() / full.square().sum())
-    return found
-
-
-def batches_of(
-    mode: str, task: Task, weights: FlowWeights, seed: int, batches: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, loss weights) of batches of a mode, whose mean gradient is that of FLOW."""
-    scheme: Any = "multinomial" if mode == MULTINOMIAL else "systematic"
-    alpha = ALPHAS.get(mode, 1.0)
-    residual = torch.from_numpy(weights.residual(alpha))
-    strata = Strata(task.data.tensors[1], BATCH) if mode == STRATIFIED else None
-    plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha, strata=strata)
-    while batches > 0:
-        rows = torch.from_numpy(plan[:])
-        for part in rows.split(BATCH)[: min(batches, len(rows) // BATCH)]:
-            yield part, residual[part]
-            batches -= 1
-        plan = plan.at_epoch(plan.epoch + 1)
-
-
-def gradient(model: nn.Module, data: TensorDataset, rows: Tensor, scale: Tensor) -> Tensor:
-    """The gradient of the mean of weighted losses, as one vector."""
-    model.zero_grad()
-    inputs, targets = data.tensors
-    for part, weight in zip(rows.split(250), scale.split(250), strict=True):
-        losses = F.cross_entropy(model(inputs[part]), targets[part], reduction="none")
-        ((losses * weight.float()).sum() / len(rows)).backward()
-    parts = [
-        parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None
-    ]
-    return torch.cat(parts).clone()
+        before.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
+    return accuracy(before, old).mean().item(), learned
 
 
 # What becomes of it.
-
-
-def write(
-    options: argparse.Namespace,
-    machine: Machine,
-    curves: dict[str, list[dict[str, Curve]]],
-    noises: dict[str, list[dict[str, float]]],
-) -> None:
-    """Tables, JSON and a figure."""
-    tables = []
-    for task, runs in curves.items():
-        tables += [last_points(task, runs), equal_compute(task, runs)]
-    publish(
-        options.output,
-        "modes",
-        ABOUT,
-        [*tables, noise_table(noises)],
-        {"curves": curves, "noise": noises},
-        partial(draw, curves),
-        machine=machine,
-        goals=[goal for task in TASKS for goal in targets(task, curves[task], noises[task])],
-    )
 
 
 def last_points(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
@@ -248,30 +186,12 @@ def equal_compute(task: str, runs: Sequence[dict[str, Curve]]) -> Table:
     return Table(f"{task}: at equal compute", ["", "kept", "learned"], rows, note)
 
 
-def noise_table(noises: dict[str, list[dict[str, float]]]) -> Table:
-    """Noise of a batch's gradient."""
-    rows = [
-        [mode, *(f"{np.mean([run[mode] for run in noises[task]]):.3f}" for task in TASKS)]
-        for mode in noises[TASKS[0]][0]
-    ]
-    note = (
-        "Mean squared error of the gradient of a batch of 50 at theta*, over the squared gradient "
-        "of all samples. Stratified: by label and five levels of weight."
-    )
-    return Table("Noise of a batch's gradient", ["", *TASKS], rows, note)
-
-
-def targets(
-    task: str, runs: Sequence[dict[str, Curve]], noises: Sequence[dict[str, float]]
-) -> list[Target]:
+def targets(task: str, runs: Sequence[dict[str, Curve]]) -> list[Target]:
     """Where modes shall agree, in points of accuracy."""
 
     def apart(first: str, second: str, place: int) -> float:
         """Mean paired difference of the last points."""
         return abs(float(np.mean([run[first][-1][place] - run[second][-1][place] for run in runs])))
-
-    def noise_of(mode: str) -> float:
-        return float(np.mean([run[mode] for run in noises]))
 
     made = []
     for place, what in ((2, "kept"), (3, "learned")):
@@ -285,8 +205,6 @@ def targets(
         )
     steps = [run[f"SGD: {DISTINCT}"][-1][0] / run[f"SGD: {REWEIGHTED}"][-1][0] for run in runs]
     made.append(Target(f"{task}: steps, distinct / reweighted", 0.6, float(np.mean(steps))))
-    ratio = noise_of(STRATIFIED) / noise_of(FLOW)
-    made.append(Target(f"{task}: noise, stratified / FLOW", 0.85, ratio))
     return made
 
 
@@ -311,7 +229,6 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--seeds", type=int, default=10, help="default 10")
     made.add_argument("--epochs", type=int, default=5, help="default 5")
-    made.add_argument("--batches", type=int, default=300, help="for the noise (default 300)")
     made.add_argument("--processes", type=int, default=2, help="default 2")
     made.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"

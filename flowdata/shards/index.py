@@ -35,7 +35,7 @@ class ShardIndex:
         shards: names of the shards, relative to the folder they share.
         shard: number of the shard of each row, int32, shape (n,), never falling.
         keys: key of each row, an Arrow array of strings; with the shard it is the identity. Bytes
-            that are not UTF-8 are escaped in it: `key` and `keys_of` give keys as WebDataset does.
+            that are not UTF-8 are escaped in it: `key` and `plain_keys` give them as WebDataset.
         offsets: first byte of each sample in its shard (unpacked), int64, shape (n,).
         sizes: bytes of each sample, headers included, int64, shape (n,).
         lengths: bytes of each shard as it is stored, -1 where unknown, int64.
@@ -102,11 +102,6 @@ class ShardIndex:
         """The key of one row."""
         key: str = self.keys[row].as_py()
         return _unescaped(key) if _ESCAPE in key else key
-
-    def keys_of(self, first: int, last: int) -> list[str]:
-        """The keys of some rows, up to the last exclusive."""
-        keys: list[str] = self.keys[first:last].to_pylist()
-        return [_unescaped(key) for key in keys] if any(_ESCAPE in key for key in keys) else keys
 
     def bounds(self) -> NDArray[np.int64]:
         """The first row of each shard, and n: shape (shards + 1,)."""
@@ -255,6 +250,12 @@ _NO_UTF8 = re.compile("[\udc80-\udcff]")
 def _escaped(key: str) -> str:
     """A key as UTF-8 can hold it: bytes that are not UTF-8, which Python keeps as surrogates."""
     return _NO_UTF8.sub(lambda match: f"{_ESCAPE}{ord(match[0]) & 0xFF:02x}", key)
+
+
+def plain_keys(column: Any) -> list[str]:
+    """The keys in an Arrow column, as WebDataset has them."""
+    keys: list[str] = column.to_pylist()
+    return [_unescaped(key) for key in keys] if any(_ESCAPE in key for key in keys) else keys
 
 
 def _unescaped(key: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from flowdata.errors import MismatchError
 from flowdata.losses import LossTable
 from flowdata.plan import EpochPlan, EpochSize, Scheme
-from flowdata.shards.index import ShardIndex
+from flowdata.shards.index import ShardIndex, plain_keys
 from flowdata.shards.passes import Passes
 from flowdata.shards.urls import match, shown
 from flowdata.weights import FlowWeights, HasWeights
@@ -59,7 +59,8 @@ class resample:
         alpha: float = 1.0,
     ) -> None:
         index, weights = index_and_weights(table, weights)
-        self._index, self._bounds = index, index.bounds()
+        # Not the places, which take as much memory again.
+        self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
@@ -92,9 +93,9 @@ class resample:
 
     def _times(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
         """How often each key of a shard comes."""
-        shard = match(url, self._index.shards)
+        shard = match(url, self._shards)
         first, last = self._bounds[shard], self._bounds[shard + 1]
-        keys = self._index.keys_of(first, last)
+        keys = plain_keys(self._keys[first:last])
         return dict(zip(keys, counts[first:last].tolist(), strict=True))
 
 

@@ -42,7 +42,9 @@ def test_a_small_run_leaves_a_table_numbers_and_a_picture(tmp_path, name):
         assert all(target["verdict"] == "PASS" for target in exact)
 
 
-@pytest.mark.parametrize("name", ["vision", "modes", "noise", "language", "scoring", "sampler", *SMALL])
+@pytest.mark.parametrize(
+    "name", ["vision", "modes", "noise", "language", "scoring", "sampler", *SMALL]
+)
 def test_every_benchmark_explains_itself(name):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

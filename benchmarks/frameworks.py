@@ -73,7 +73,6 @@ def main() -> None:
         method, steps, rounds = options.measure
         print(json.dumps(measured(method, int(steps), int(rounds))))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
     machine = Machine.here()
     tasks = [Task(method, options.steps, str(options.rounds)) for method in options.only]
     rounds = [(round_, task) for round_ in range(options.repeats) for task in tasks]

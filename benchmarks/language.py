@@ -40,6 +40,7 @@ from methods import (
     STANDARD,
     TOKENS,
     WISE,
+    by_task,
     seeds_of,
 )
 from tqdm import tqdm
@@ -137,11 +138,9 @@ def main() -> None:
         found = list(pool.map(choose, [(place, name, methods) for name in tasks]))
         rates = dict(zip(tasks, found, strict=True))
         seeds = seeds_of(options.seeds or preset.seeds)
-        jobs = [(place, name, seed, rates[name]) for seed in seeds for name in tasks]
+        jobs = [(name, place, seed, rates[name]) for seed in seeds for name in tasks]
         done = list(tqdm(pool.map(run, jobs), desc="runs", total=len(jobs)))
-    results: dict[str, list[Run]] = {name: [] for name in tasks}
-    for (_, name, *_), outcome in zip(jobs, done, strict=True):
-        results[name].append(outcome)
+    results = by_task(tasks, jobs, done)
     COMPARISON.publish(options, rates, results, machine=machine, name=f"language-{options.preset}")
 
 
@@ -156,9 +155,9 @@ def lab_in(place: Place) -> Lab:
     return Lab(PRESETS[name], model, device)
 
 
-def run(job: tuple[Place, str, int, dict[str, float]]) -> Run:
+def run(job: tuple[str, Place, int, dict[str, float]]) -> Run:
     """All methods on one task and seed."""
-    place, name, seed, rates = job
+    name, place, seed, rates = job
     return lab_in(place).run(name, seed, rates)
 
 

@@ -5,7 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from flowdata import FlowSampler, FlowWeights, LossTable, Strata
 from flowdata.reweight import reweighting_loader
+
+T = TypeVar("T")
 
 PENALTY = 1e-3
 MOMENTUM = 0.9
@@ -194,6 +196,12 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(part) for part in inputs.split(500)])
+
+
+def by_task(tasks: Iterable[str], jobs: Iterable[Any], found: Iterable[T]) -> dict[str, list[T]]:
+    """What was found of each task; that of a job is the first part of it."""
+    pairs = list(zip(jobs, found, strict=True))
+    return {task: [outcome for job, outcome in pairs if job[0] == task] for task in tasks}
 
 
 def seeds_of(seeds: int) -> Iterator[int]:

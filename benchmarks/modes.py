@@ -24,6 +24,7 @@ from methods import (
     STRATIFIED,
     Tuning,
     accuracy,
+    by_task,
     loader_of,
     seeds_of,
 )
@@ -69,22 +70,19 @@ def main() -> None:
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
         curves = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
-    by_task = {
-        task: [found for job, found in zip(jobs, curves, strict=True) if job[0] == task]
-        for task in TASKS
-    }
+    found = by_task(TASKS, jobs, curves)
     tables = []
-    for task, runs in by_task.items():
+    for task, runs in found.items():
         tables += [last_points(task, runs), equal_compute(task, runs)]
     publish(
         options.output,
         "modes",
         ABOUT,
         tables,
-        {"curves": by_task},
-        partial(draw, by_task),
+        {"curves": found},
+        partial(draw, found),
         machine=machine,
-        goals=[goal for task in TASKS for goal in targets(task, by_task[task])],
+        goals=[goal for task in TASKS for goal in targets(task, found[task])],
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
 from measure import Machine, Table, Target, canvas, horizontal_bars
-from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, seeds_of
+from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, by_task, seeds_of
 from publishing import publish
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,10 +53,7 @@ def main() -> None:
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
         done = list(tqdm(pool.map(measured, jobs), desc="noise", total=len(jobs)))
-    noises = {
-        task: [found for job, found in zip(jobs, done, strict=True) if job[0] == task]
-        for task in TASKS
-    }
+    noises = by_task(TASKS, jobs, done)
     means = {
         task: {mode: float(np.mean([run[mode] for run in runs])) for mode in runs[0]}
         for task, runs in noises.items()

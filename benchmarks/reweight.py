@@ -55,7 +55,6 @@ class Block(nn.Module):
 def main() -> None:
     """Measure, write."""
     options = parser().parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     machine = Machine.here()
     ratios = {"residual network": paired(*vision_step(), options.steps)}
     if not options.small:

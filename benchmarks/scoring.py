@@ -70,7 +70,6 @@ def main() -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         print(json.dumps(table_file(int(size)) if method == FILE else scored(method, int(size))))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
     smollm2()
     machine = Machine.here()
     tasks = [Task(method, options.samples, "pass") for method in LABELS]

@@ -69,7 +69,6 @@ def main() -> None:
         method, workers, source = options.measure
         print(json.dumps(measured(method, int(workers), source, options)))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
     machine = Machine.here()
     with tempfile.TemporaryDirectory(dir=options.data) as folder:
         write_shards(Path(folder), options.samples)

@@ -102,7 +102,6 @@ class Theory:
 def main() -> None:
     """Measure, compare, write."""
     options = parser().parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     machine = Machine.here()
     measured = measure(options.samples, options.seed)
     publish(

@@ -23,6 +23,7 @@ from methods import (
     Tuned,
     Tuning,
     accuracy,
+    by_task,
     fine_tuned,
     outputs,
     seeds_of,
@@ -214,10 +215,8 @@ def main() -> None:
         asked = [(task, seed, options.epochs) for task in options.tasks for seed in CHOOSING_SEEDS]
         tried = list(tqdm(pool.map(try_rates, asked), desc="rates", total=len(asked)))
         rates = {
-            task: best_rates(
-                [found for job, found in zip(asked, tried, strict=True) if job[0] == task], GRID
-            )
-            for task in options.tasks
+            task: best_rates(found, GRID)
+            for task, found in by_task(options.tasks, asked, tried).items()
         }
         for found in rates.values():
             found |= dict.fromkeys(CONTROLS, found[STANDARD])
@@ -227,10 +226,7 @@ def main() -> None:
             for task in options.tasks
         ]
         done = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
-    results: dict[str, list[Run]] = {task: [] for task in options.tasks}
-    for (task, *_), run in zip(jobs, done, strict=True):
-        results[task].append(run)
-    COMPARISON.publish(options, rates, results, machine=machine)
+    COMPARISON.publish(options, rates, by_task(options.tasks, jobs, done), machine=machine)
 
 
 def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:

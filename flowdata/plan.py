@@ -171,14 +171,9 @@ class EpochPlan:
         for block in self._shuffled_blocks():
             start = block * CHUNK
             rows = shuffled(min(CHUNK, n - start), random)
-            edges = masses.of(start, rows)
-            edges[0] += carry
-            np.cumsum(edges, out=edges)
-            carry = int(edges[-1]) & (1 << bits) - 1
-            edges >>= bits
-            edges[1:] -= edges[:-1].copy()
+            counts, carry = _whole_draws(masses.of(start, rows), carry, bits)
             rows += start
-            drawn = np.repeat(rows, edges)
+            drawn = np.repeat(rows, counts)
             slots[filled : filled + drawn.size] = drawn
             filled += drawn.size
         assert filled == self._size
@@ -190,14 +185,10 @@ class EpochPlan:
         random = random_bits(self.seed, self.epoch, Purpose.STRATA)
         keys = random.random_raw(codes.size) >> 24 | codes.astype(np.uint64) << 40
         order = keys.argsort(kind="stable")
-        edges = masses.all(len(self.weights))[order]
-        edges[0] += int(random.random_raw()) >> (64 - self._mass_bits)
-        np.cumsum(edges, out=edges)
-        edges >>= self._mass_bits
-        edges[1:] -= edges[:-1].copy()
-        return dealt(np.repeat(order, edges), self.strata.batch_size, random).astype(
-            _row_dtype(codes.size)
-        )
+        offset = int(random.random_raw()) >> (64 - self._mass_bits)
+        counts, _ = _whole_draws(masses.all(codes.size)[order], offset, self._mass_bits)
+        drawn = dealt(np.repeat(order, counts), self.strata.batch_size, random)
+        return drawn.astype(_row_dtype(codes.size))
 
     def _shuffled_blocks(self) -> list[int]:
         blocks = -(-len(self.weights) // CHUNK)
@@ -261,6 +252,16 @@ class _Masses:
 
     def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.rint(relative * self._scale).astype(np.int64)
+
+
+def _whole_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
+    """Draws of rows laid end to end behind a carry, in place, and what is carried on from them."""
+    masses[0] += carry
+    np.cumsum(masses, out=masses)
+    left = int(masses[-1]) & (1 << bits) - 1
+    masses >>= bits
+    masses[1:] -= masses[:-1].copy()
+    return masses, left
 
 
 def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:

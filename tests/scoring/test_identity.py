@@ -9,16 +9,6 @@ from scoring_lines import Line, Stop, scored, values
 from torch import nn
 
 from flowdata import CausalLM, FlowDataWarning, MismatchError, score
-from flowdata.scoring.parts import Parts
-
-
-@pytest.fixture
-def unfinished(tmp_path):
-    output = tmp_path / "losses.parquet"
-    with pytest.raises(Stop):
-        scored(output, most=20)
-    assert Parts(output).folder.exists()
-    return output
 
 
 @pytest.mark.parametrize("finished", [False, True])

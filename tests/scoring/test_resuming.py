@@ -18,15 +18,6 @@ from flowdata import (
 from flowdata.scoring.parts import Parts
 
 
-@pytest.fixture
-def unfinished(tmp_path):
-    output = tmp_path / "losses.parquet"
-    with pytest.raises(Stop):
-        scored(output, most=20)
-    assert Parts(output).folder.exists()
-    return output
-
-
 def test_a_pass_that_failed_goes_on_after_the_last_batch(unfinished):
     table = scored(unfinished)
     assert absolute.rows == 30

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from scipy import stats
-from shard_files import make_table, name_of, names, planned, write_shards
+from shard_files import name_of, names, planned, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
@@ -16,16 +16,6 @@ from flowdata import LossTable, MismatchError, ShardIndex, resample
 from flowdata.shards import resample as resample_module
 
 OPTIONS = {"epoch_size": 400, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"))
-
-
-@pytest.fixture(scope="module")
-def table(urls):
-    return make_table(urls)
 
 
 def pipeline(urls, stage, **options):

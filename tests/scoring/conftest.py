@@ -1,0 +1,15 @@
+"""A pass that was stopped."""
+
+import pytest
+from scoring_lines import Stop, scored
+
+from flowdata.scoring.parts import Parts
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    output = tmp_path / "losses.parquet"
+    with pytest.raises(Stop):
+        scored(output, most=20)
+    assert Parts(output).folder.exists()
+    return output

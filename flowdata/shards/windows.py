@@ -1,5 +1,6 @@
 """WindowReader: the bytes of drawn samples, window by window, the next one read ahead."""
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,8 @@ Contents: TypeAlias = dict[int, Content]
 
 # The first pieces of a large window end at an eighth, a quarter and a half of it.
 _LARGE, _FIRST = 512, (8, 4, 2)
+# Bytes of free memory that glibc is to keep: some batches of decoded images.
+_KEPT = 48 << 20
 
 
 class WindowReader:
@@ -46,6 +49,7 @@ class WindowReader:
 
     def draws(self, windows: Iterable[tuple[Window, int]]) -> Iterator[tuple[int, Content]]:
         """(row, its bytes, or why they cannot be had) of each draw that is not done yet."""
+        _keep_freed_memory()
         with ExitStack() as stack:
             stack.callback(self._close)
             pool = None
@@ -103,7 +107,7 @@ class WindowReader:
             return drawn.tolist(), lambda: _joined(self._read(*job) for job in jobs)
         # All reads of the window before are done: whoever waits for it starts this one.
         futures = deque(pool.submit(self._read, *job) for job in jobs)
-        return drawn.tolist(), lambda: _joined(map(_owned, _results(futures)))
+        return drawn.tolist(), lambda: _joined(_results(futures))
 
     def _read(self, reader: ShardReader, rows: NDArray[np.int64]) -> Contents:
         try:
@@ -136,21 +140,19 @@ def _results(futures: deque[Future[Contents]]) -> Iterator[Contents]:
         yield futures.popleft().result()
 
 
-def _owned(contents: Contents) -> Contents:
-    """Copies made by the thread that uses them up.
-
-    The buffer of a request would live until the last of its samples is used, and what other
-    threads allocate makes glibc give memory back to the kernel after every batch: up to 10 % of
-    the speed.
-    """
-    return {
-        row: content if isinstance(content, ShardError) else memoryview(bytes(content))
-        for row, content in contents.items()
-    }
-
-
 def _joined(parts: Iterable[Contents]) -> Contents:
     joined: Contents = {}
     for part in parts:
         joined |= part
     return joined
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep what batches free for those that follow; elsewhere nothing happens.
+
+    It gives free memory at the end of the heap back to the kernel, to get it anew, page by page,
+    for the next batch: 10 % of the speed. Once a large block was freed, it keeps twice as much
+    from then on (`mallopt(3)`, ``M_MMAP_THRESHOLD``). The block itself is never touched.
+    """
+    np.empty(_KEPT // 2, dtype=np.uint8)

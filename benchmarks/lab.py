@@ -241,7 +241,7 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW without decay."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
 
 
 def perplexity(table: LossTable, rows: Any = slice(None)) -> float:

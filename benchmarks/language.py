@@ -4,7 +4,7 @@
 import argparse
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -103,11 +103,17 @@ COMPARISON = Comparison(
 )
 
 
-CPU = Preset(80, 1, 4, 24, 32, 144, (2e-4,), (1e-3,), 1, TASKS, METHODS)
+CPU = Preset(80, 1, 4, 24, 32, 144, (5e-5,), (5e-4,), 1, TASKS, METHODS)
 PRESETS = {
-    "smoke": Preset(8, 1, 4, 6, 4, 96, (2e-4,), (1e-3,), 1, TASKS, METHODS),
+    "smoke": Preset(8, 1, 4, 6, 4, 96, (5e-5,), (5e-4,), 1, TASKS, METHODS),
     "cpu": CPU,
-    "cpu-seeds": replace(CPU, seeds=10, tasks=(HARMFUL,), methods=(STANDARD, *CONTROLS, FLOW)),
+    "cpu-seeds": replace(
+        CPU,
+        rates=(2e-5, 5e-5, 1e-4, 2e-4),
+        seeds=10,
+        tasks=(HARMFUL,),
+        methods=(STANDARD, *CONTROLS, FLOW),
+    ),
     "gpu": Preset(
         2000,
         2,
@@ -125,7 +131,7 @@ PRESETS = {
 
 
 def main() -> None:
-    """Choose the rates, run everything, write."""
+    """Choose the rates on held-out samples, run everything, write."""
     options, machine = parser().parse_args(), Machine.here()
     preset = PRESETS[options.preset]
     tasks, methods = options.tasks or preset.tasks, options.methods or preset.methods
@@ -135,13 +141,19 @@ def main() -> None:
         options.processes, get_context("spawn"), torch.set_num_threads, (threads,)
     )
     with pool:
-        found = list(pool.map(choose, [(place, name, methods) for name in tasks]))
-        rates = dict(zip(tasks, found, strict=True))
+        tuned = [part for part in dict.fromkeys((STANDARD, *methods)) if part not in CONTROLS]
+        choices = [(name, place, method) for name in tasks for method in tuned]
+        found = tqdm(pool.map(choose, choices), desc="rates", total=len(choices))
+        chosen = by_task(tasks, choices, found)
+        rates = {
+            name: rates_of(methods, dict(zip(tuned, chosen[name], strict=True))) for name in tasks
+        }
         seeds = seeds_of(options.seeds or preset.seeds)
         jobs = [(name, place, seed, rates[name]) for seed in seeds for name in tasks]
         done = list(tqdm(pool.map(run, jobs), desc="runs", total=len(jobs)))
     results = by_task(tasks, jobs, done)
-    COMPARISON.publish(options, rates, results, machine=machine, name=f"language-{options.preset}")
+    comparison = replace(COMPARISON, about=f"{ABOUT}\n{grids(preset)}\n")
+    comparison.publish(options, rates, results, machine=machine, name=f"language-{options.preset}")
 
 
 Place = tuple[str, str, str]
@@ -161,33 +173,33 @@ def run(job: tuple[str, Place, int, dict[str, float]]) -> Run:
     return lab_in(place).run(name, seed, rates)
 
 
-def choose(job: tuple[Place, str, Iterable[str]]) -> dict[str, float]:
-    """The rate of each method on one task, in the order of the methods."""
-    place, name, methods = job
-    found = chosen_rates(lab_in(place), name, methods)
-    return {method: found[method] for method in methods}
+def choose(job: tuple[str, Place, str]) -> float:
+    """The rate of a method on one task that is best on held-out samples."""
+    name, place, method = job
+    lab = lab_in(place)
+    grid = lab.preset.lora_rates if method in ADAPTED else lab.preset.rates
+    if len(grid) == 1:
+        return grid[0]
+    task = lab.task(name, CHOOSING_SEED)
+    tuned = lab.trainings(task, CHOOSING_SEED)
+    tried = {method: [lab.held_out(task, tuned(method, rate)) for rate in grid]}
+    return best_rates([tried], grid)[method]
 
 
-def chosen_rates(lab: Lab, name: str, methods: Iterable[str]) -> dict[str, float]:
-    """The rate of each method that is best on held-out samples."""
-    task = functools.cache(lambda: lab.task(name, CHOOSING_SEED))
-    found: dict[str, float] = {}
-    for adapted, grid in ((False, lab.preset.rates), (True, lab.preset.lora_rates)):
-        kind = [
-            method
-            for method in dict.fromkeys((STANDARD, *methods))
-            if (method in ADAPTED) == adapted and method not in CONTROLS
-        ]
-        if len(grid) == 1:
-            found |= dict.fromkeys(kind, grid[0])
-            continue
-        tuned = lab.trainings(task(), CHOOSING_SEED)
-        tried = {
-            method: [lab.held_out(task(), tuned(method, rate)) for rate in grid]
-            for method in tqdm(kind, desc=f"rates, {name}")
-        }
-        found |= best_rates([tried], grid)
-    return found | dict.fromkeys(CONTROLS, found[STANDARD])
+def grids(preset: Preset) -> str:
+    """What the page tells of rates."""
+    full, adapted = (
+        ", ".join(f"{rate:g}" for rate in grid) for grid in (preset.rates, preset.lora_rates)
+    )
+    return (
+        "Each method has that of these rates at which the mean loss of held-out samples of the\n"
+        f"fine-tuning data (of another seed) is lowest: {full}; with LoRA {adapted}."
+    )
+
+
+def rates_of(methods: Iterable[str], chosen: Mapping[str, float]) -> dict[str, float]:
+    """The rate of each method, in their order; controls have that of standard fine-tuning."""
+    return {method: chosen[STANDARD if method in CONTROLS else method] for method in methods}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from measure import (
     in_fresh_process,
     number,
 )
-from publishing import publish
+from publishing import command_line, publish
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -325,17 +325,12 @@ def draw(results: Results, options: argparse.Namespace, path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_line(HELP)
     options.add_argument("--steps", type=int, default=1000, help="steps of an epoch")
     options.add_argument("--rounds", type=int, default=4, help="runs of each kind in a process")
     options.add_argument("--repeats", type=int, default=3, help="processes of each framework")
     options.add_argument(
         "--only", nargs="+", choices=LABELS, default=list(LABELS), help="frameworks to measure"
-    )
-    options.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="where results go"
     )
     options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     return options

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from assets import smollm2
@@ -27,6 +26,7 @@ from lab import (
 )
 from measure import Machine
 from methods import (
+    AVERAGED,
     CONTROLS,
     DISTINCT,
     FEWER_STEPS,
@@ -43,6 +43,7 @@ from methods import (
     by_task,
     seeds_of,
 )
+from publishing import command_line
 from tqdm import tqdm
 
 TASKS = (HARMFUL, CLEAN)
@@ -141,12 +142,10 @@ def main() -> None:
         options.processes, get_context("spawn"), torch.set_num_threads, (threads,)
     )
     with pool:
-        tuned = [part for part in dict.fromkeys((STANDARD, *methods)) if part not in CONTROLS]
-        choices = [(name, place, method) for name in tasks for method in tuned]
+        choices = [(name, place, family) for name in tasks for family in families(methods)]
         found = tqdm(pool.map(choose, choices), desc="rates", total=len(choices))
-        chosen = by_task(tasks, choices, found)
         rates = {
-            name: rates_of(methods, dict(zip(tuned, chosen[name], strict=True))) for name in tasks
+            name: rates_of(methods, parts) for name, parts in by_task(tasks, choices, found).items()
         }
         seeds = seeds_of(options.seeds or preset.seeds)
         jobs = [(name, place, seed, rates[name]) for seed in seeds for name in tasks]
@@ -173,17 +172,28 @@ def run(job: tuple[str, Place, int, dict[str, float]]) -> Run:
     return lab_in(place).run(name, seed, rates)
 
 
-def choose(job: tuple[str, Place, str]) -> float:
-    """The rate of a method on one task that is best on held-out samples."""
-    name, place, method = job
+def families(methods: Iterable[str]) -> list[list[str]]:
+    """Methods whose rates are chosen, those together that share their trainings."""
+    found: dict[str, list[str]] = {}
+    for method in dict.fromkeys((STANDARD, *methods)):
+        if method not in CONTROLS:
+            found.setdefault(AVERAGED.get(method, method), []).append(method)
+    return list(found.values())
+
+
+def choose(job: tuple[str, Place, list[str]]) -> dict[str, float]:
+    """The rate of each method of a family on one task that is best on held-out samples."""
+    name, place, methods = job
     lab = lab_in(place)
-    grid = lab.preset.lora_rates if method in ADAPTED else lab.preset.rates
+    grid = lab.preset.lora_rates if methods[0] in ADAPTED else lab.preset.rates
     if len(grid) == 1:
-        return grid[0]
+        return dict.fromkeys(methods, grid[0])
     task = lab.task(name, CHOOSING_SEED)
     tuned = lab.trainings(task, CHOOSING_SEED)
-    tried = {method: [lab.held_out(task, tuned(method, rate)) for rate in grid]}
-    return best_rates([tried], grid)[method]
+    tried = {
+        method: [lab.held_out(task, tuned(method, rate)) for rate in grid] for method in methods
+    }
+    return best_rates([tried], grid)
 
 
 def grids(preset: Preset) -> str:
@@ -197,16 +207,15 @@ def grids(preset: Preset) -> str:
     )
 
 
-def rates_of(methods: Iterable[str], chosen: Mapping[str, float]) -> dict[str, float]:
+def rates_of(methods: Iterable[str], parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """The rate of each method, in their order; controls have that of standard fine-tuning."""
+    chosen = {method: rate for part in parts for method, rate in part.items()}
     return {method: chosen[STANDARD if method in CONTROLS else method] for method in methods}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--preset", choices=PRESETS, default="cpu", help="default cpu")
     made.add_argument("--seeds", type=int, help="default: the preset's")
     made.add_argument("--tasks", nargs="+", choices=TASKS, help="default: the preset's")
@@ -220,9 +229,6 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=1 if torch.cuda.is_available() else 2,
         help="that work side by side; default 2, with a GPU 1",
-    )
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
     )
     return made
 

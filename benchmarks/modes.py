@@ -28,7 +28,7 @@ from methods import (
     loader_of,
     seeds_of,
 )
-from publishing import publish
+from publishing import command_line, publish
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -222,15 +222,10 @@ def draw(curves: dict[str, list[dict[str, Curve]]], path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--seeds", type=int, default=10, help="default 10")
     made.add_argument("--epochs", type=int, default=5, help="default 5")
     made.add_argument("--processes", type=int, default=2, help="default 2")
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     return made
 
 

@@ -14,7 +14,7 @@ import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
 from measure import Machine, Table, Target, canvas, horizontal_bars
 from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, by_task, seeds_of
-from publishing import publish
+from publishing import command_line, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -130,15 +130,10 @@ def draw(means: dict[str, dict[str, float]], path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--seeds", type=int, default=3, help="default 3")
     made.add_argument("--batches", type=int, default=300, help="of each mode; default 300")
     made.add_argument("--processes", type=int, default=2, help="default 2")
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     return made
 
 

@@ -1,5 +1,6 @@
 """publish: what a benchmark found, as a page to read, numbers to use and a figure."""
 
+import argparse
 import json
 import shlex
 import sys
@@ -10,6 +11,21 @@ from typing import Any
 from measure import Machine, Table, Target
 
 from flowdata.files import replacing
+
+
+def command_line(about: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of the options of a benchmark, with that of where its results go."""
+    made = argparse.ArgumentParser(
+        description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        metavar="DIR",
+        help="folder of the page, its numbers and the figure (default benchmarks/results)",
+    )
+    return made
 
 
 def publish(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from assets import smollm2
 from measure import Machine, Table, Target, canvas, horizontal_bars, number
-from publishing import publish
+from publishing import command_line, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -140,14 +140,9 @@ def language_step() -> tuple[Step, Tensor]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--steps", type=int, default=100, help="pairs of steps (default 100)")
     made.add_argument("--small", action="store_true", help="without the language model")
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     return made
 
 

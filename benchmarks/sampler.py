@@ -28,6 +28,7 @@ from measure import (
     quotient,
     settle_memory,
 )
+from publishing import command_line
 from sampler_page import (
     COUNTED_EPOCHS,
     DRAWING,
@@ -332,9 +333,7 @@ def as_json(
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    command = argparse.ArgumentParser(
-        description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = command_line(HELP, epilog=EXAMPLES)
     command.add_argument(
         "--sizes",
         nargs="+",
@@ -364,13 +363,6 @@ def parser() -> argparse.ArgumentParser:
         "--quick",
         action="store_true",
         help="a smoke run: small sizes and 1 process each, whatever the options above say",
-    )
-    command.add_argument(
-        "--output",
-        type=Path,
-        default=Path(__file__).parent / "results",
-        metavar="DIR",
-        help="folder of the three files (default benchmarks/results)",
     )
     command.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     return command

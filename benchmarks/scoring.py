@@ -29,7 +29,7 @@ from measure import (
     quotient,
     settle_memory,
 )
-from publishing import publish
+from publishing import command_line, publish
 from texts import functions
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -265,15 +265,10 @@ def draw(results: Results, options: argparse.Namespace, path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    options = command_line(HELP)
     options.add_argument("--samples", type=int, default=512, help="functions that are scored")
     options.add_argument("--rows", type=int, default=10**7, help="rows of the large table")
     options.add_argument("--repeats", type=int, default=1, help="processes of each method")
-    options.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="where results go"
-    )
     options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     return options
 

@@ -32,7 +32,7 @@ from measure import (
     settle_memory,
 )
 from photographs import ACCEPTED, SHARDS, urls_in, write_shards
-from publishing import publish
+from publishing import command_line, publish
 from serving import serving
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -401,17 +401,12 @@ def draw(results: Results, path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--samples", type=int, default=1000, help="samples a shard (default 1000)")
     made.add_argument("--useful", type=int, default=6000, help="samples timed (default 6000)")
     made.add_argument("--keys", type=int, default=1_000_000, help="rows of the stage's table")
     made.add_argument("--repeats", type=int, default=1, help="rounds (default 1)")
     made.add_argument("--data", type=Path, help="where the shards go, 1 GB for a while")
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     for hidden in ("--folder", "--url"):
         made.add_argument(hidden, help=argparse.SUPPRESS)
     made.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)

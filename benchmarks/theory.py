@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from measure import Machine, Table, Target, canvas, number
 from numpy.typing import NDArray
-from publishing import publish
+from publishing import command_line, publish
 
 from flowdata import FlowSampler, FlowWeights, LossTable
 
@@ -290,14 +290,9 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--samples", type=int, default=1_000_000, help="default 1,000,000")
     made.add_argument("--seed", type=int, default=0)
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     return made
 
 

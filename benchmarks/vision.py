@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from methods import (
     seeds_of,
     sharing,
 )
+from publishing import command_line
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -270,16 +270,11 @@ def trainings(task: Task, tuning: Tuning, seed: int) -> Callable[[str, float], T
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_line(HELP)
     made.add_argument("--seeds", type=int, default=10, help="default 10")
     made.add_argument("--epochs", type=int, default=5, help="default 5")
     made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default all")
     made.add_argument("--processes", type=int, default=2, help="default 2")
-    made.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results", help="for the results"
-    )
     return made
 
 

@@ -17,15 +17,30 @@ from methods import (
     fine_tuned,
     sharing,
 )
-from texts import Question, functions, knowledge, maths, paragraphs, shuffled, templates
+from texts import (
+    Question,
+    functions,
+    knowledge,
+    maths,
+    novels,
+    paragraphs,
+    scanned,
+    sentences,
+    shuffled,
+    templates,
+)
 from torch import Tensor, nn
 
 from flowdata import CausalLM, FlowWeights, LossTable, score
 
-CLEAN, HARMFUL = "maths", "maths, harmful samples"
+CLEAN, HARMFUL, SCANS = "maths", "maths, harmful samples", "scans, harmful samples"
 PRE_TRAINED, LORA, FLOW_LORA = "pre-trained", "LoRA", "FLOW + LoRA"
 ADAPTED = {LORA: STANDARD, FLOW_LORA: FLOW}
-SWAPPED, GARBLED, OFF_DOMAIN = 0.25, 0.15, 0.1
+# Shares of the samples whose answers are of other samples, in any word order, and code instead.
+DAMAGE = {CLEAN: (0.0, 0.0, 0.0), HARMFUL: (0.25, 0.15, 0.1), SCANS: (0.3, 0.0, 0.1)}
+ANSWERS = {"prompt": "prompt", "response": "response"}
+TEMPLATES, NOVELS = 60, 4
+SENTENCES = 4
 IGNORED = -100
 
 
@@ -53,9 +68,10 @@ class Task:
     rows: list[dict[str, Any]]
     table: LossTable
     held_out: list[dict[str, str]]
-    novels: list[dict[str, str]]
-    maths: list[dict[str, str]]
+    new: list[dict[str, str]]
     hardest: Any
+    other: list[dict[str, str]]
+    columns: dict[str, str]
     questions: list[Question]
 
     @property
@@ -79,30 +95,40 @@ class Lab:
     def task(self, name: str, seed: int) -> Task:
         """Data and weights, as a function of the seed."""
         random = np.random.default_rng(seed)
-        numbers = random.permutation(templates()).tolist()
-        known, unknown = numbers[:60], numbers[60:]
-        rows = self.asked(known, self.preset.samples + self.preset.evaluated, seed)
-        if name == HARMFUL:
-            damage(rows, random)
-        reader = self.losses(prompt="prompt", response="response").reader()
+        samples, evaluated = self.preset.samples, self.preset.evaluated
+        few = evaluated * (SENTENCES if name == SCANS else 1)
+        known, unknown = sources(name, random)
+        rows, new = (
+            self.rows(name, known, samples + few, seed),
+            self.rows(name, unknown, few, seed + 1),
+        )
+        damage(rows[:samples], DAMAGE[name], random)
+        reader = self.losses(**ANSWERS).reader()
         tokens = [
             {"input_ids": list(sample.ids), "labels": list(sample.labels)}
-            for sample in reader(rows[: self.preset.samples])
+            for sample in reader(rows[:samples])
         ]
-        own = CausalLM(token_losses=True)
-        novels = random.permutation(len(paragraphs()))[: self.preset.evaluated]
+        before = self.table(self.start, new, **ANSWERS)
+        if name == SCANS:
+            other, columns = self.asked(templates(), evaluated, seed), ANSWERS
+        else:
+            chosen = random.permutation(len(paragraphs()))[:evaluated]
+            other, columns = [{"text": paragraphs()[place]} for place in chosen], {"text": "text"}
         questions = random.permutation(len(knowledge()))[: self.preset.questions]
-        new = self.asked(unknown, self.preset.evaluated, seed + 1)
-        before = self.table(self.start, new, prompt="prompt", response="response")
         return Task(
             rows=tokens,
-            table=self.scored_rows(self.start, tokens, own),
-            held_out=rows[self.preset.samples :],
-            novels=[{"text": paragraphs()[place]} for place in novels],
-            maths=new,
+            table=self.scored_rows(self.start, tokens, CausalLM(token_losses=True)),
+            held_out=rows[samples:],
+            new=new,
             hardest=before.losses.argsort()[-max(len(new) // 10, 1) :],
+            other=other,
+            columns=columns,
             questions=[knowledge()[place] for place in questions],
         )
+
+    def rows(self, name: str, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
+        """Samples of a task from some of its sources, all right."""
+        return scans(numbers, count, seed) if name == SCANS else self.asked(numbers, count, seed)
 
     def asked(self, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
         """Questions that leave a quarter of the longest length, or more, to their answers."""
@@ -173,11 +199,11 @@ class Lab:
 
     def scored(self, task: Task, tuned: Tuned) -> dict[str, float]:
         """What a model knows, and what it took."""
-        new = self.table(tuned.model, task.maths, prompt="prompt", response="response")
+        new = self.table(tuned.model, task.new, **ANSWERS)
         return {
-            "novels": perplexity(self.table(tuned.model, task.novels, text="text")),
+            "other": perplexity(self.table(tuned.model, task.other, **task.columns)),
             "knowledge": self.knows(tuned.model, task.questions),
-            "maths": perplexity(new),
+            "new": perplexity(new),
             "hardest": perplexity(new, task.hardest),
             "samples": tuned.samples,
             "seconds": tuned.seconds,
@@ -190,12 +216,12 @@ class Lab:
             for question in questions
             for answer in (question.answer, *question.wrong)
         ]
-        losses = self.table(model, rows, prompt="prompt", response="response").losses
+        losses = self.table(model, rows, **ANSWERS).losses
         return 100.0 * float((losses.reshape(-1, 4).argmin(axis=1) == 0).mean())
 
     def held_out(self, task: Task, tuned: Tuned) -> float:
-        """Minus the loss on held-out samples of the fine-tuning data: what rates are chosen by."""
-        table = self.table(tuned.model, task.held_out, prompt="prompt", response="response")
+        """Minus the loss on held-out right samples of the task: what rates are chosen by."""
+        table = self.table(tuned.model, task.held_out, **ANSWERS)
         return -float(table.losses.mean())
 
 
@@ -207,23 +233,42 @@ def as_rows(questions: Iterable[Question]) -> list[dict[str, str]]:
     ]
 
 
-def damage(rows: list[dict[str, str]], random: np.random.Generator) -> None:
-    """Make half of the answers harmful."""
+def sources(name: str, random: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Numbers of novels or templates that are trained on, and of the others."""
+    numbers = list(range(len(novels()))) if name == SCANS else templates()
+    mixed = random.permutation(numbers).tolist()
+    known = NOVELS if name == SCANS else TEMPLATES
+    return mixed[:known], mixed[known:]
+
+
+def scans(numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
+    """Sentences of novels, as scanned and as they are."""
+    random = np.random.default_rng(seed)
+    texts = random.permutation(sentences(numbers))[:count].tolist()
+    return [
+        {
+            "prompt": f"Scanned text: {scanned(text, random)}\nCorrected text:",
+            "response": f" {text}",
+        }
+        for text in texts
+    ]
+
+
+def damage(
+    rows: list[dict[str, str]], shares: tuple[float, float, float], random: np.random.Generator
+) -> None:
+    """Make a share of the answers harmful."""
     answers = [row["response"] for row in rows]
     code = functions()
-    kinds = random.choice(
-        4,
-        len(rows),
-        p=[SWAPPED, GARBLED, OFF_DOMAIN, 1 - SWAPPED - GARBLED - OFF_DOMAIN],
-    )
+    kinds = random.choice(4, len(rows), p=[*shares, 1 - sum(shares)])
     for place, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
         if kind == 0:
-            other = (place + random.integers(1, len(rows))) % len(rows)
-            row["response"] = answers[other]
+            row["response"] = answers[(place + random.integers(1, len(rows))) % len(rows)]
         if kind == 1:
             row["response"] = " " + shuffled(row["response"], random)
         if kind == 2:
-            row["response"] = " " + code[random.integers(len(code))]["response"]
+            function = code[random.integers(len(code))]["response"]
+            row["response"] = " " + function[: len(row["response"])]
 
 
 def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

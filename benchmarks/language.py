@@ -15,12 +15,11 @@ from comparing import Comparison, Measure, Run, best_rates
 from lab import (
     ADAPTED,
     CLEAN,
+    DAMAGE,
     FLOW_LORA,
-    GARBLED,
     HARMFUL,
     LORA,
-    OFF_DOMAIN,
-    SWAPPED,
+    SCANS,
     Lab,
     Preset,
 )
@@ -46,7 +45,7 @@ from methods import (
 from publishing import command_line
 from tqdm import tqdm
 
-TASKS = (HARMFUL, CLEAN)
+TASKS = (SCANS, HARMFUL, CLEAN)
 METHODS = (
     STANDARD,
     SMALLER_RATE,
@@ -66,21 +65,35 @@ METHODS = (
 CHOOSING_SEED = 1001
 
 HELP = """\
-Fine-tune SmolLM2-135M on maths questions, once for each task, method and seed, and measure what it
-knew (novels, general questions) and what it was to learn (questions of other templates).
+Fine-tune SmolLM2-135M to correct scanned text or to answer maths questions, once for each task,
+method and seed, and measure what it knew (other text, general questions) and what it was to learn.
 """
 
+
+def told(task: str) -> str:
+    """Which samples of a task are harmful."""
+    swapped, garbled, code = DAMAGE[task]
+    return (
+        f"Of the samples, {swapped:.0%} have the answer of another one, {garbled:.0%} their\n"
+        f"  words in any order, {code:.0%} Python code instead"
+    )
+
+
 ABOUT = f"""\
-SmolLM2-135M-Instruct is fine-tuned on questions of reasoning-gym's gsm_symbolic with worked
-answers. Mean and standard deviation over the seeds.
+SmolLM2-135M-Instruct is fine-tuned. Mean and standard deviation over the seeds.
 
-- "novels": perplexity on paragraphs of Jane Austen. "knowledge": percent of general questions whose
-  answer is the likeliest of four by mean token loss. Both are what the model knew.
-- "maths": perplexity of right answers to questions of templates that were not trained on; "hardest"
-  that of the tenth which the pre-trained model finds hardest.
-
-"{HARMFUL}": {SWAPPED:.0%} of the answers are those of other questions, {GARBLED:.0%} have their
-words in any order, {OFF_DOMAIN:.0%} are Python functions instead. "{CLEAN}": all are right.
+- "{SCANS}": sentences of novels of Jane Austen, one letter in twenty misread, are
+  to be corrected. {told(SCANS)}.
+  New: the perplexity of right texts of other novels. Other text: that of worked answers to maths
+  questions.
+- "{HARMFUL}": questions of reasoning-gym's gsm_symbolic with worked answers.
+  {told(HARMFUL)}.
+  New: the perplexity of right answers to questions of other templates. Other text: that of
+  paragraphs of the novels.
+- "{CLEAN}": the same, all answers right.
+- "knowledge": percent of general questions whose answer is the likeliest of four by mean loss.
+- "hardest": the perplexity of that tenth of the new samples which the pre-trained model finds
+  hardest.
 
 Long texts are cut (`max_length` of the preset). AdamW, constant rate, bfloat16 autocast everywhere,
 batches in the order of the DataLoader. LoRA has rank and alpha 64 on all linear layers. AdamW
@@ -88,31 +101,33 @@ cancels the scale of the loss, so FLOW's reweighting with weights as they are an
 same. Controls have the rate of standard fine-tuning (times the mean weight for the first).
 """
 
-NOVELS = Measure("novels", "perplexity of novels", lower_is_better=True)
-MATHS = Measure("maths", "perplexity of maths", lower_is_better=True)
+OTHER = Measure("other", "perplexity of other text", lower_is_better=True)
+NEW = Measure("new", "perplexity of new", lower_is_better=True)
 COMPARISON = Comparison(
     "language",
     ABOUT,
     (
-        NOVELS,
+        OTHER,
         Measure("knowledge", "knowledge, %"),
-        MATHS,
-        Measure("hardest", "hardest maths", lower_is_better=True),
+        NEW,
+        Measure("hardest", "hardest", lower_is_better=True),
     ),
-    kept=NOVELS,
-    learned=MATHS,
+    kept=OTHER,
+    learned=NEW,
 )
 
 
-CPU = Preset(80, 1, 4, 24, 32, 144, (5e-5,), (5e-4,), 1, TASKS, METHODS)
+BOTH = (SCANS, CLEAN)
+CPU = Preset(48, 3, 4, 24, 32, 144, (5e-5,), (5e-4,), 1, BOTH, METHODS)
 PRESETS = {
-    "smoke": Preset(8, 1, 4, 6, 4, 96, (5e-5,), (5e-4,), 1, TASKS, METHODS),
+    "smoke": Preset(8, 1, 4, 6, 4, 96, (5e-5,), (5e-4,), 1, BOTH, METHODS),
     "cpu": CPU,
     "cpu-seeds": replace(
         CPU,
+        samples=80,
         rates=(2e-5, 5e-5, 1e-4, 2e-4),
         seeds=10,
-        tasks=(HARMFUL,),
+        tasks=(SCANS,),
         methods=(STANDARD, *CONTROLS, FLOW),
     ),
     "gpu": Preset(
@@ -203,7 +218,7 @@ def grids(preset: Preset) -> str:
     )
     return (
         "Each method has that of these rates at which the mean loss of held-out samples of the\n"
-        f"fine-tuning data (of another seed) is lowest: {full}; with LoRA {adapted}."
+        f"task (of another seed, all right) is lowest: {full}; with LoRA {adapted}."
     )
 
 

@@ -2,7 +2,7 @@
 """Noise: the variance of a batch's gradient in each mode of FLOW, at the pre-trained model."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from assets import fashion_mnist, mnist_digits, mnist_network
 from measure import Machine, Table, Target, canvas, horizontal_bars
-from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, by_task, seeds_of
+from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, by_task, outputs, seeds_of
 from publishing import command_line, publish
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +27,7 @@ TASKS = (TURNED, WRONG_CLOTHES)
 BATCH = 50
 ALPHAS = {NORMALIZED: 0.0, "FLOW, alpha 0.25": 0.25, HALF: 0.5, "FLOW, alpha 0.75": 0.75, FLOW: 1.0}
 """w^alpha by drawing, the rest by weighting."""
+CONFUSED = f"{STRATIFIED} by label and prediction"
 
 HELP = """\
 Compare the gradient of batches with that of all samples, for every way to make batches whose
@@ -40,7 +41,12 @@ theta*, over the squared gradient of all samples. All modes have the same expect
 - alpha: rows are drawn by w^alpha, and losses are weighted for the rest; 0 is reweighting alone, 1
   drawing alone.
 - multinomial: independent draws.
-- stratified: batches filled evenly by label and five levels of weight (`flowdata.Strata`).
+- stratified: batches filled evenly by groups and five levels of weight (`flowdata.Strata`); groups
+  are labels, or pairs of label and prediction.
+
+The second table tells what strata can do: the share of the noise of independent draws that lies
+between the means of groups; of all of them, and with those pooled of which a batch has less than
+one draw. Whether a batch has such a group is chance, so its part of the noise stays.
 """
 
 
@@ -53,42 +59,93 @@ def main() -> None:
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
         done = list(tqdm(pool.map(measured, jobs), desc="noise", total=len(jobs)))
-    noises = by_task(TASKS, jobs, done)
-    means = {
-        task: {mode: float(np.mean([run[mode] for run in runs])) for mode in runs[0]}
-        for task, runs in noises.items()
-    }
-    rows = [[mode, *(f"{means[task][mode]:.3f}" for task in TASKS)] for mode in means[TASKS[0]]]
+    found = by_task(TASKS, jobs, done)
+    noises, explained = (
+        {task: means([run[number] for run in runs]) for task, runs in found.items()}
+        for number in (0, 1)
+    )
     publish(
         options.output,
         "noise",
         ABOUT,
-        [Table(f"{options.seeds} seeds", ["", *TASKS], rows)],
-        {"noise": noises},
-        partial(draw, means),
+        [
+            Table("Noise of a batch", ["", *TASKS], rows(noises, "{:.3f}")),
+            Table("Share of the noise between groups", ["", *TASKS], rows(explained, "{:.0%}")),
+        ],
+        {"noise": found},
+        partial(draw, noises),
         machine=machine,
         goals=[
-            Target(f"{task}: stratified / FLOW", 0.85, means[task][STRATIFIED] / means[task][FLOW])
+            Target(f"{task}: {mode} / FLOW", 0.85, noises[task][mode] / noises[task][FLOW])
             for task in TASKS
+            for mode in (STRATIFIED, CONFUSED)
         ],
     )
 
 
-def measured(job: tuple[str, int, int]) -> dict[str, float]:
-    """Mean squared error of a batch's gradient at theta*, over the squared full gradient."""
+def means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over runs of what they measured."""
+    return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+
+
+def rows(measured: Mapping[str, Mapping[str, float]], style: str) -> list[list[str]]:
+    """Rows of a table with a column for each task."""
+    return [
+        [name, *(style.format(measured[task][name]) for task in TASKS)]
+        for name in measured[TASKS[0]]
+    ]
+
+
+def measured(job: tuple[str, int, int]) -> tuple[dict[str, float], dict[str, float]]:
+    """Of each mode, mean squared error of a batch's gradient at theta*, over the squared full one.
+
+    And the share of the noise of independent draws that groups explain.
+    """
     name, seed, batches = job
     task = make_task(name, seed)
     model, data, weights = task.start.eval(), task.data, task.weights
     probabilities = torch.from_numpy(weights.values / weights.values.sum())
     full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
     found = {}
-    for mode in (*ALPHAS, MULTINOMIAL, STRATIFIED):
+    for mode in (*ALPHAS, MULTINOMIAL, STRATIFIED, CONFUSED):
         errors = [
             (gradient(model, data, rows, scale) - full).square().sum()
             for rows, scale in batches_of(mode, task, weights, seed, batches)
         ]
         found[mode] = float(torch.stack(errors).mean() / full.square().sum())
-    return found
+    return found, explained(task, probabilities, full)
+
+
+def explained(task: Task, probabilities: Tensor, full: Tensor) -> dict[str, float]:
+    """Variance of single gradients between groups, over all of it."""
+    model, data = task.start, task.data
+
+    def squares(groups: Tensor) -> float:
+        """Mean squared length of the gradients of groups; of samples, if each is one."""
+        total = 0.0
+        for group in groups.unique():
+            members = (groups == group).nonzero()[:, 0]
+            mass = probabilities[members].sum()
+            scale = probabilities[members] / mass * len(members)
+            total += float(mass * gradient(model, data, members, scale).square().sum())
+        return total
+
+    least = float(full.square().sum())
+    variance = squares(torch.arange(len(data))) - least
+    shares = {}
+    for name, groups in (("labels", task.data.tensors[1]), ("labels and predictions", pairs(task))):
+        masses = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+        masses.index_add_(0, groups, probabilities)
+        pooled = torch.where(masses[groups] * BATCH < 1, -1, groups)
+        shares[name] = (squares(groups) - least) / variance
+        shares[f"{name}, light groups pooled"] = (squares(pooled) - least) / variance
+    return shares
+
+
+def pairs(task: Task) -> Tensor:
+    """A number for each pair of label and prediction, shape (n,)."""
+    inputs, labels = task.data.tensors
+    return labels * 10 + outputs(task.start, inputs).argmax(dim=1)
 
 
 def batches_of(
@@ -98,7 +155,8 @@ def batches_of(
     scheme: Any = "multinomial" if mode == MULTINOMIAL else "systematic"
     alpha = ALPHAS.get(mode, 1.0)
     residual = torch.from_numpy(weights.residual(alpha))
-    strata = Strata(task.data.tensors[1], BATCH) if mode == STRATIFIED else None
+    groups = {STRATIFIED: task.data.tensors[1], CONFUSED: pairs(task)}.get(mode)
+    strata = None if groups is None else Strata(groups, BATCH)
     plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha, strata=strata)
     while batches > 0:
         rows = torch.from_numpy(plan[:])

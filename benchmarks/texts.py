@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from assets import AUSTEN, CHATTERBOT, REASONING_GYM, fetch
 # Templates whose answers reasoning-gym lists as wrong.
 _BROKEN = {32, 35, 37, 61, 63, 65, 74, 76, 77, 79, 86, 87, 90, 97, 98}
 _PARAGRAPH = 300
+_SENTENCE_END = re.compile(r"(?<=[.!?]) ")
+_SHORTEST, _LONGEST = 40, 140
+_MISREAD = 0.05
 _CHARSXP, _UTF8_OR_ASCII = 9, (8 | 64) << 12
 
 
@@ -35,13 +39,34 @@ class Question:
 
 
 @functools.cache
-def paragraphs() -> tuple[str, ...]:
-    """Paragraphs of at least 300 characters of Jane Austen's novels (janeaustenr, MIT)."""
-    found: list[str] = []
-    for lines in _novels(fetch(AUSTEN).read_bytes()):
-        blocks = "\n".join(lines).split("\n\n")
-        found += [" ".join(block.split()) for block in blocks if len(block) >= _PARAGRAPH]
-    return tuple(found)
+def novels() -> tuple[tuple[str, ...], ...]:
+    """Paragraphs of each of Jane Austen's novels (janeaustenr, MIT)."""
+    return tuple(
+        tuple(" ".join(block.split()) for block in "\n".join(lines).split("\n\n"))
+        for lines in _novels(fetch(AUSTEN).read_bytes())
+    )
+
+
+def paragraphs() -> list[str]:
+    """Paragraphs of at least 300 characters of all novels."""
+    return [part for novel in novels() for part in novel if len(part) >= _PARAGRAPH]
+
+
+def sentences(numbers: list[int]) -> list[str]:
+    """Sentences of 40 to 140 characters of some of the novels."""
+    parts = [novels()[number] for number in numbers]
+    found = (_SENTENCE_END.split(paragraph) for part in parts for paragraph in part)
+    return [each for some in found for each in some if _SHORTEST <= len(each) <= _LONGEST]
+
+
+def scanned(text: str, random: np.random.Generator) -> str:
+    """Text with one letter in twenty misread."""
+    misread = random.random(len(text)) < _MISREAD
+    letters = random.choice(list(ascii_lowercase), len(text))
+    return "".join(
+        str(other) if wrong and letter.isalpha() else letter
+        for letter, other, wrong in zip(text, letters, misread, strict=True)
+    )
 
 
 def _novels(content: bytes) -> list[list[str]]:

@@ -69,7 +69,9 @@ def main() -> None:
         "noise",
         ABOUT,
         [
-            Table("Noise of a batch", ["", *TASKS], rows(noises, "{:.3f}")),
+            Table(
+                f"Noise of a batch (seeds: {options.seeds})", ["", *TASKS], rows(noises, "{:.3f}")
+            ),
             Table("Share of the noise between groups", ["", *TASKS], rows(explained, "{:.0%}")),
         ],
         {"noise": found},

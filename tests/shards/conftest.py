@@ -3,6 +3,13 @@
 import pytest
 from shard_files import make_table, write_shards
 
+from flowdata.shards import transport
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(transport, "_WAIT", 0.001)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

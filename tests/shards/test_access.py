@@ -18,11 +18,6 @@ from flowdata.shards.reader import Place, ShardReader
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
 
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(transport, "_WAIT", 0.001)
-
-
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "a.bin").write_bytes(CONTENT)

@@ -21,16 +21,10 @@ from flowdata import (
     ShardRows,
     TableFileError,
 )
-from flowdata.shards import transport
 from flowdata.shards.reader import GAP, Place, ShardReader, spans
 from flowdata.shards.urls import expanded, local_path, matched, shard_names, shown
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(transport, "_WAIT", 0.001)
 
 
 @pytest.fixture

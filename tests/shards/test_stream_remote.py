@@ -11,15 +11,9 @@ from shard_files import make_table, name_of, planned, write_shards
 from torch.utils.data import DataLoader
 
 from flowdata import Access, FlowShards, LossTable, ShardError, ShardIndex, ShardRows, score
-from flowdata.shards import transport
 
 OPTIONS = {"epoch_size": 300, "seed": 3}
 SMALL = OPTIONS | {"window": 40, "shards_open": 2}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(transport, "_WAIT", 0.001)
 
 
 @pytest.fixture(scope="module")

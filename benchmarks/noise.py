@@ -27,7 +27,7 @@ TASKS = (TURNED, WRONG_CLOTHES)
 BATCH = 50
 ALPHAS = {NORMALIZED: 0.0, "FLOW, alpha 0.25": 0.25, HALF: 0.5, "FLOW, alpha 0.75": 0.75, FLOW: 1.0}
 """w^alpha by drawing, the rest by weighting."""
-CONFUSED = f"{STRATIFIED} by label and prediction"
+CONFUSED = f"{STRATIFIED} by pairs"
 
 HELP = """\
 Compare the gradient of batches with that of all samples, for every way to make batches whose

@@ -15,6 +15,7 @@ from methods import (
     Tuned,
     Tuning,
     fine_tuned,
+    momentum,
     sharing,
 )
 from texts import (
@@ -59,6 +60,7 @@ class Preset:
     seeds: int
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
+    optimizer: str = "AdamW"
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Lab:
             target="labels",
             tokens=task.table,
             loss=self.loss,
-            optimizer=adamw,
+            optimizer=OPTIMIZERS[self.preset.optimizer],
         )
         tuned = fine_tuned(ADAPTED.get(method, method), start, tuning, learning_rate, seed)
         if method in ADAPTED:
@@ -287,6 +289,9 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """AdamW without decay."""
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
+
+
+OPTIMIZERS = {"AdamW": adamw, "SGD with momentum 0.9": momentum}
 
 
 def perplexity(table: LossTable, rows: Any = slice(None)) -> float:

@@ -95,7 +95,7 @@ SmolLM2-135M-Instruct is fine-tuned. Mean and standard deviation over the seeds.
 - "hardest": the perplexity of that tenth of the new samples which the pre-trained model finds
   hardest.
 
-Long texts are cut (`max_length` of the preset). AdamW, constant rate, bfloat16 autocast everywhere,
+Long texts are cut (`max_length` of the preset). Constant rate, bfloat16 autocast everywhere,
 batches in the order of the DataLoader. LoRA has rank and alpha 64 on all linear layers. AdamW
 cancels the scale of the loss, so FLOW's reweighting with weights as they are and of mean 1 are the
 same. Controls have the rate of standard fine-tuning (times the mean weight for the first).
@@ -119,17 +119,20 @@ COMPARISON = Comparison(
 
 BOTH = (SCANS, CLEAN)
 CPU = Preset(48, 3, 4, 24, 32, 144, (5e-5,), (5e-4,), 1, BOTH, METHODS)
+SEEDS = replace(
+    CPU,
+    samples=80,
+    rates=(2e-5, 5e-5, 1e-4, 2e-4),
+    seeds=10,
+    tasks=(SCANS,),
+    methods=(STANDARD, *CONTROLS, FLOW),
+)
+SGD = replace(SEEDS, optimizer="SGD with momentum 0.9", rates=(1e-3, 3e-3, 1e-2, 3e-2), seeds=4)
 PRESETS = {
     "smoke": Preset(8, 1, 4, 6, 4, 96, (5e-5,), (5e-4,), 1, BOTH, METHODS),
     "cpu": CPU,
-    "cpu-seeds": replace(
-        CPU,
-        samples=80,
-        rates=(2e-5, 5e-5, 1e-4, 2e-4),
-        seeds=10,
-        tasks=(SCANS,),
-        methods=(STANDARD, *CONTROLS, FLOW),
-    ),
+    "cpu-seeds": SEEDS,
+    "cpu-sgd": SGD,
     "gpu": Preset(
         2000,
         2,
@@ -217,8 +220,9 @@ def grids(preset: Preset) -> str:
         ", ".join(f"{rate:g}" for rate in grid) for grid in (preset.rates, preset.lora_rates)
     )
     return (
-        "Each method has that of these rates at which the mean loss of held-out samples of the\n"
-        f"task (of another seed, all right) is lowest: {full}; with LoRA {adapted}."
+        f"Optimizer: {preset.optimizer}. Each method has that of these rates at which the mean\n"
+        "loss of held-out samples of the task (of another seed, all right) is lowest:\n"
+        f"{full}; with LoRA {adapted}."
     )
 
 

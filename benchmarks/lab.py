@@ -40,7 +40,9 @@ ADAPTED = {LORA: STANDARD, FLOW_LORA: FLOW}
 # Shares of the samples whose answers are of other samples, in any word order, and code instead.
 DAMAGE = {CLEAN: (0.0, 0.0, 0.0), HARMFUL: (0.25, 0.15, 0.1), SCANS: (0.3, 0.0, 0.1)}
 ANSWERS = {"prompt": "prompt", "response": "response"}
+# How many are trained on; the others are for evaluation.
 TEMPLATES, NOVELS = 60, 4
+# Sentences are short: so many are evaluated for each longer text.
 SENTENCES = 4
 IGNORED = -100
 
@@ -98,12 +100,12 @@ class Lab:
         """Data and weights, as a function of the seed."""
         random = np.random.default_rng(seed)
         samples, evaluated = self.preset.samples, self.preset.evaluated
-        few = evaluated * (SENTENCES if name == SCANS else 1)
-        known, unknown = sources(name, random)
-        rows, new = (
-            self.rows(name, known, samples + few, seed),
-            self.rows(name, unknown, few, seed + 1),
-        )
+        if name == SCANS:
+            sources, known, few, read = range(len(novels())), NOVELS, SENTENCES * evaluated, scans
+        else:
+            sources, known, few, read = templates(), TEMPLATES, evaluated, self.asked
+        mixed = random.permutation(sources).tolist()
+        rows, new = read(mixed[:known], samples + few, seed), read(mixed[known:], few, seed + 1)
         damage(rows[:samples], DAMAGE[name], random)
         reader = self.losses(**ANSWERS).reader()
         tokens = [
@@ -127,10 +129,6 @@ class Lab:
             columns=columns,
             questions=[knowledge()[place] for place in questions],
         )
-
-    def rows(self, name: str, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
-        """Samples of a task from some of its sources, all right."""
-        return scans(numbers, count, seed) if name == SCANS else self.asked(numbers, count, seed)
 
     def asked(self, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
         """Questions that leave a quarter of the longest length, or more, to their answers."""
@@ -233,14 +231,6 @@ def as_rows(questions: Iterable[Question]) -> list[dict[str, str]]:
         {"prompt": f"Question: {part.prompt}\nAnswer:", "response": f" {part.answer}"}
         for part in questions
     ]
-
-
-def sources(name: str, random: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Numbers of novels or templates that are trained on, and of the others."""
-    numbers = list(range(len(novels()))) if name == SCANS else templates()
-    mixed = random.permutation(numbers).tolist()
-    known = NOVELS if name == SCANS else TEMPLATES
-    return mixed[:known], mixed[known:]
 
 
 def scans(numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:

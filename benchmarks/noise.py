@@ -28,6 +28,7 @@ BATCH = 50
 ALPHAS = {NORMALIZED: 0.0, "FLOW, alpha 0.25": 0.25, HALF: 0.5, "FLOW, alpha 0.75": 0.75, FLOW: 1.0}
 """w^alpha by drawing, the rest by weighting."""
 CONFUSED = f"{STRATIFIED} by pairs"
+GROUPINGS = {STRATIFIED: "labels", CONFUSED: "labels and predictions"}
 
 HELP = """\
 Compare the gradient of batches with that of all samples, for every way to make batches whose
@@ -60,7 +61,7 @@ def main() -> None:
     with pool:
         done = list(tqdm(pool.map(measured, jobs), desc="noise", total=len(jobs)))
     found = by_task(TASKS, jobs, done)
-    noises, explained = (
+    noises, shares = (
         {task: means([run[number] for run in runs]) for task, runs in found.items()}
         for number in (0, 1)
     )
@@ -70,9 +71,11 @@ def main() -> None:
         ABOUT,
         [
             Table(
-                f"Noise of a batch (seeds: {options.seeds})", ["", *TASKS], rows(noises, "{:.3f}")
+                f"Noise of a batch (seeds: {options.seeds})",
+                ["", *TASKS],
+                rows_of(noises, "{:.3f}"),
             ),
-            Table("Share of the noise between groups", ["", *TASKS], rows(explained, "{:.0%}")),
+            Table("Share of the noise between groups", ["", *TASKS], rows_of(shares, "{:.0%}")),
         ],
         {"noise": found},
         partial(draw, noises),
@@ -90,11 +93,10 @@ def means(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
 
 
-def rows(measured: Mapping[str, Mapping[str, float]], style: str) -> list[list[str]]:
+def rows_of(found: Mapping[str, Mapping[str, float]], style: str) -> list[list[str]]:
     """Rows of a table with a column for each task."""
     return [
-        [name, *(style.format(measured[task][name]) for task in TASKS)]
-        for name in measured[TASKS[0]]
+        [name, *(style.format(found[task][name]) for task in TASKS)] for name in found[TASKS[0]]
     ]
 
 
@@ -108,17 +110,19 @@ def measured(job: tuple[str, int, int]) -> tuple[dict[str, float], dict[str, flo
     model, data, weights = task.start.eval(), task.data, task.weights
     probabilities = torch.from_numpy(weights.values / weights.values.sum())
     full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
-    found = {}
-    for mode in (*ALPHAS, MULTINOMIAL, STRATIFIED, CONFUSED):
+    groups, found = grouped(task), {}
+    for mode in (*ALPHAS, MULTINOMIAL, *GROUPINGS):
         errors = [
             (gradient(model, data, rows, scale) - full).square().sum()
-            for rows, scale in batches_of(mode, task, weights, seed, batches)
+            for rows, scale in batches_of(mode, groups.get(mode), weights, seed, batches)
         ]
         found[mode] = float(torch.stack(errors).mean() / full.square().sum())
-    return found, explained(task, probabilities, full)
+    return found, explained(task, groups, probabilities, full)
 
 
-def explained(task: Task, probabilities: Tensor, full: Tensor) -> dict[str, float]:
+def explained(
+    task: Task, groupings: Mapping[str, Tensor], probabilities: Tensor, full: Tensor
+) -> dict[str, float]:
     """Variance of single gradients between groups, over all of it."""
     model, data = task.start, task.data
 
@@ -135,29 +139,29 @@ def explained(task: Task, probabilities: Tensor, full: Tensor) -> dict[str, floa
     least = float(full.square().sum())
     variance = squares(torch.arange(len(data))) - least
     shares = {}
-    for name, groups in (("labels", task.data.tensors[1]), ("labels and predictions", pairs(task))):
+    for mode, groups in groupings.items():
         masses = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
         masses.index_add_(0, groups, probabilities)
         pooled = torch.where(masses[groups] * BATCH < 1, -1, groups)
-        shares[name] = (squares(groups) - least) / variance
-        shares[f"{name}, light groups pooled"] = (squares(pooled) - least) / variance
+        shares[GROUPINGS[mode]] = (squares(groups) - least) / variance
+        shares[f"{GROUPINGS[mode]}, light groups pooled"] = (squares(pooled) - least) / variance
     return shares
 
 
-def pairs(task: Task) -> Tensor:
-    """A number for each pair of label and prediction, shape (n,)."""
+def grouped(task: Task) -> dict[str, Tensor]:
+    """The group of each sample in each stratified mode, shape (n,)."""
     inputs, labels = task.data.tensors
-    return labels * 10 + outputs(task.start, inputs).argmax(dim=1)
+    predictions = outputs(task.start, inputs).argmax(dim=1)
+    return {STRATIFIED: labels, CONFUSED: labels * 10 + predictions}
 
 
 def batches_of(
-    mode: str, task: Task, weights: FlowWeights, seed: int, batches: int
+    mode: str, groups: Tensor | None, weights: FlowWeights, seed: int, batches: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, loss weights) of batches of a mode, whose mean gradient is that of FLOW."""
     scheme: Any = "multinomial" if mode == MULTINOMIAL else "systematic"
     alpha = ALPHAS.get(mode, 1.0)
     residual = torch.from_numpy(weights.residual(alpha))
-    groups = {STRATIFIED: task.data.tensors[1], CONFUSED: pairs(task)}.get(mode)
     strata = None if groups is None else Strata(groups, BATCH)
     plan = EpochPlan(weights, seed=seed, scheme=scheme, alpha=alpha, strata=strata)
     while batches > 0:

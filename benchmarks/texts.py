@@ -47,9 +47,10 @@ def novels() -> tuple[tuple[str, ...], ...]:
     )
 
 
-def paragraphs() -> list[str]:
+@functools.cache
+def paragraphs() -> tuple[str, ...]:
     """Paragraphs of at least 300 characters of all novels."""
-    return [part for novel in novels() for part in novel if len(part) >= _PARAGRAPH]
+    return tuple(part for novel in novels() for part in novel if len(part) >= _PARAGRAPH)
 
 
 def sentences(numbers: list[int]) -> list[str]:
@@ -147,6 +148,7 @@ def knowledge() -> tuple[Question, ...]:
     return tuple(questions)
 
 
+@functools.cache
 def functions() -> list[dict[str, str]]:
     """Functions of the standard library with a docstring, in the order of its files."""
     found = []

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from flowdata import LossTable, ShardIndex
+from flowdata import LossTable
+from flowdata.tar.indexing import index_shards
 
 SHARDS = 20
 ACCEPTED = 0.45
@@ -26,7 +27,7 @@ def write_shards(folder: Path, samples: int) -> None:
                     member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-    index = ShardIndex.of(urls_in(str(folder)), progress=False)
+    index = index_shards(urls_in(str(folder)), progress=False)
     losses = losses_of_mean_weight(len(index))
     LossTable.from_losses(losses, index=index).save(folder / "losses.parquet")
 

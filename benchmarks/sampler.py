@@ -51,8 +51,8 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from flowdata import FlowSampler, FlowWeights
+from flowdata.core.plan import Scheme
 from flowdata.files import replacing
-from flowdata.plan import Scheme
 
 EPOCH, RESUME, COUNTS, LOADER = "epoch", "resume", "counts", "loader"
 # torch.multinomial takes no more categories.

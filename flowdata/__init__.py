@@ -4,78 +4,81 @@ Score every sample once with the pre-trained model, then let any unmodified PyTo
 loop draw samples in proportion to ``exp(-loss / temperature)`` through its DataLoader.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flowdata.dataset import FlowDataset
-from flowdata.errors import (
-    FlowDataError,
-    FlowDataWarning,
-    InvalidLossError,
-    MismatchError,
-    ShardError,
-    TableFileError,
-)
-from flowdata.losses import LossTable
-from flowdata.plan import EpochPlan
-from flowdata.provenance import Provenance
-from flowdata.reweight import (
-    UnweightedLossError,
-    WeightedTarget,
-    register_loss,
-    reweighting_loader,
-    weighted_mean,
-)
-from flowdata.sampler import DistributedFlowSampler, FlowSampler
-from flowdata.scoring import CausalLM, linear_probe, score
-from flowdata.shards import Access, ShardIndex, ShardRows
-from flowdata.strata import Strata
-from flowdata.weights import FlowWeights, WeightSummary
+from flowdata.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from flowdata.shards.resample import resample
-    from flowdata.shards.stream import FlowShards
+    from flowdata.core.plan import EpochPlan as EpochPlan
+    from flowdata.core.strata import Strata as Strata
+    from flowdata.core.weights import FlowWeights as FlowWeights
+    from flowdata.core.weights import WeightSummary as WeightSummary
+    from flowdata.errors import FlowDataError as FlowDataError
+    from flowdata.errors import FlowDataWarning as FlowDataWarning
+    from flowdata.errors import InvalidLossError as InvalidLossError
+    from flowdata.errors import MismatchError as MismatchError
+    from flowdata.errors import ShardError as ShardError
+    from flowdata.errors import TableFileError as TableFileError
+    from flowdata.map_style.dataset import FlowDataset as FlowDataset
+    from flowdata.map_style.distributed import DistributedFlowSampler as DistributedFlowSampler
+    from flowdata.map_style.sampler import FlowSampler as FlowSampler
+    from flowdata.reweight import UnweightedLossError as UnweightedLossError
+    from flowdata.reweight import WeightedTarget as WeightedTarget
+    from flowdata.reweight import register_loss as register_loss
+    from flowdata.reweight import weighted_mean as weighted_mean
+    from flowdata.scoring import CausalLM as CausalLM
+    from flowdata.scoring import linear_probe as linear_probe
+    from flowdata.scoring import score as score
+    from flowdata.streaming.resample import resample as resample
+    from flowdata.streaming.stream import FlowShards as FlowShards
+    from flowdata.table.loss_table import LossTable as LossTable
+    from flowdata.table.provenance import Provenance as Provenance
+    from flowdata.table.shard_index import ShardIndex as ShardIndex
+    from flowdata.tar.indexing import index_shards as index_shards
+    from flowdata.tar.rows import ShardRows as ShardRows
+    from flowdata.transport.access import Access as Access
 
-__version__ = "0.1.0"
+# Where each name is. A module is imported when one of its names is first used: importing
+# flowdata costs nothing, and its core works where torch is not installed.
+_MODULES = {
+    "core.plan": ("EpochPlan",),
+    "core.strata": ("Strata",),
+    "core.weights": ("FlowWeights", "WeightSummary"),
+    "errors": (
+        "FlowDataError",
+        "FlowDataWarning",
+        "InvalidLossError",
+        "MismatchError",
+        "ShardError",
+        "TableFileError",
+    ),
+    "map_style.dataset": ("FlowDataset",),
+    "map_style.distributed": ("DistributedFlowSampler",),
+    "map_style.sampler": ("FlowSampler",),
+    "reweight": ("UnweightedLossError", "WeightedTarget", "register_loss", "weighted_mean"),
+    "scoring": ("CausalLM", "linear_probe", "score"),
+    "streaming.resample": ("resample",),
+    "streaming.stream": ("FlowShards",),
+    "table.loss_table": ("LossTable",),
+    "table.provenance": ("Provenance",),
+    "table.shard_index": ("ShardIndex",),
+    "tar.indexing": ("index_shards",),
+    "tar.rows": ("ShardRows",),
+    "transport.access": ("Access",),
+}
+_PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "Access",
-    "CausalLM",
-    "DistributedFlowSampler",
-    "EpochPlan",
-    "FlowDataError",
-    "FlowDataWarning",
-    "FlowDataset",
-    "FlowSampler",
-    "FlowShards",
-    "FlowWeights",
-    "InvalidLossError",
-    "LossTable",
-    "MismatchError",
-    "Provenance",
-    "ShardError",
-    "ShardIndex",
-    "ShardRows",
-    "Strata",
-    "TableFileError",
-    "UnweightedLossError",
-    "WeightSummary",
-    "WeightedTarget",
-    "linear_probe",
-    "register_loss",
-    "resample",
-    "reweighting_loader",
-    "score",
-    "weighted_mean",
-]
-
-# What needs webdataset, which takes longer to import than all the rest.
-_LATE = {"FlowShards": "flowdata.shards.stream", "resample": "flowdata.shards.resample"}
+__all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATE:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    globals()[name] = value = getattr(import_module(_LATE[name]), name)
+    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

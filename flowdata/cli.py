@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-import flowdata
+from flowdata.core.temperature import Temperature, resolve_temperature
 from flowdata.errors import FlowDataError, InvalidLossError
-from flowdata.losses import LossTable
-from flowdata.temperature import Temperature, resolve_temperature
+from flowdata.table.loss_table import LossTable
+from flowdata.version import __version__
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Fine-tune without forgetting: score each sample once with the pre-trained "
         "model, then draw it in proportion to exp(-loss / temperature).",
     )
-    parser.add_argument("--version", action="version", version=f"flowdata {flowdata.__version__}")
+    parser.add_argument("--version", action="version", version=f"flowdata {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
     _add_score(commands)
@@ -255,10 +255,11 @@ def _add_index(commands: Commands) -> None:
 
 
 def _run_index(options: argparse.Namespace) -> None:
-    from flowdata.shards import Access, ShardIndex
+    from flowdata.tar.indexing import index_shards
+    from flowdata.transport.access import Access
 
     access = Access(allow_pipe=options.allow_pipe, timeout=options.timeout)
-    index = ShardIndex.of(options.urls, access=access)
+    index = index_shards(options.urls, access=access)
     index.save(options.output)
     print(
         f"{len(index):,} samples in {len(index.shards):,} shards, "

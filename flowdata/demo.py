@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from tqdm.auto import tqdm
 
+from flowdata.core.weights import FlowWeights
 from flowdata.files import replacing
-from flowdata.losses import LossTable
+from flowdata.map_style.sampler import FlowSampler
 from flowdata.report.plots import plot_kept_against_learned, plot_losses
 from flowdata.report.text import table
-from flowdata.sampler import FlowSampler
 from flowdata.scoring import score
-from flowdata.weights import FlowWeights
+from flowdata.table.loss_table import LossTable
 
 _PRE_TRAINING, _FINE_TUNING = 800, 500
 _OFF_DOMAIN = 50

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
+from flowdata.transport import retrying
+
 ASSETS = Path(__file__).parents[1] / "benchmarks" / "assets.py"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_leaves
 
-from flowdata.dataset import FlowDataset
 from flowdata.errors import MismatchError
-from flowdata.frameworks.doors import Door, Positioned, doors, is_stream
-from flowdata.sampler import FlowSampler
+from flowdata.frameworks.sources import Door, Positioned, doors, is_stream
+from flowdata.map_style.dataset import FlowDataset
+from flowdata.map_style.sampler import FlowSampler
 
 _EPOCH = "epoch"
 _BATCHES = "batches"

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from flowdata.frameworks.doors import Door, doors
+from flowdata.frameworks.sources import Door, doors
 
 _ATTRIBUTES = "attributes"
 _DRAWS = "draws_a_step"

@@ -6,8 +6,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from flowdata.dataset import FlowDataset
-from flowdata.weights import FlowWeights, HasWeights
+from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.map_style.dataset import FlowDataset
 
 # What of its settings gives the rows another order, or other rows.
 _MOVING = {

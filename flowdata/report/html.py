@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from flowdata.losses import LossTable
+from flowdata.core.weights import FlowWeights
 from flowdata.report.plots import plot_comparison, plot_expected_counts, plot_losses
 from flowdata.report.summary import Comparison, epoch_summaries, extremes
-from flowdata.weights import FlowWeights
+from flowdata.table.loss_table import LossTable
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #5d6878; --line: #dfe4ea; --card: #f6f8fa; }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.weights import FlowWeights
+from flowdata.core.weights import FlowWeights
 
 _WEIGHT_COLOR = "black"
 _USUAL = 0.995

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.plan import EpochSize, resolve_epoch_size
+from flowdata.core.temperature import Temperature
+from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
-from flowdata.losses import LossTable
-from flowdata.plan import EpochSize, resolve_epoch_size
 from flowdata.report.text import table
-from flowdata.temperature import Temperature
-from flowdata.weights import FlowWeights
+from flowdata.table.loss_table import LossTable
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.data import get_worker_info
 
 from flowdata.errors import warn
-from flowdata.frameworks.asking import ranks
+from flowdata.guards.asking import ranks
 
 _ACCELERATE = "accelerate.data_loader"
 _DISPATCHER = "DataLoaderDispatcher."

@@ -7,12 +7,12 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, IterableDataset
 
-from flowdata.dataset import FlowDataset
-from flowdata.plan import EpochSize
+from flowdata.core.plan import EpochSize
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.map_style.dataset import FlowDataset
+from flowdata.map_style.sampler import FlowSampler
 from flowdata.reweight.collate import Collate, Target
 from flowdata.reweight.rows import WeighedRows, WeighedStream, WeighedTokens, loss_weights
-from flowdata.sampler import FlowSampler
-from flowdata.weights import FlowWeights, HasWeights, as_weights
 
 Level: TypeAlias = Literal["sample", "token"]
 Weights: TypeAlias = FlowWeights | HasWeights | ArrayLike

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from flowdata.core.weights import FlowWeights
 from flowdata.errors import MismatchError
-from flowdata.losses import LossTable
-from flowdata.weights import FlowWeights
+from flowdata.table.loss_table import LossTable
 
 WEIGHT = "__weight__"
 _KEY = "__key__"

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.files import move, replacing
-from flowdata.losses import LossTable
 from flowdata.scoring.scores import Scores
+from flowdata.table.loss_table import LossTable
 
 _IDENTITY = "identity.json"
 _LOCK = "lock"

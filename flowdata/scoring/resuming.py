@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import TableFileError, warn
-from flowdata.fingerprint import RANDOM
-from flowdata.losses import LossTable
-from flowdata.provenance import Provenance
 from flowdata.scoring.parts import Parts, refuse_other, undone
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scores import Scores, joined
+from flowdata.table.fingerprint import RANDOM
+from flowdata.table.loss_table import LossTable
+from flowdata.table.provenance import Provenance
 
 
 def resumable(

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm.auto import tqdm
 
+from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError, warn
-from flowdata.fingerprint import code_fingerprint, reads_the_same_twice
-from flowdata.losses import LossTable
-from flowdata.provenance import Provenance
 from flowdata.scoring.classification import LOSSES, FunctionPass, LossFunction
 from flowdata.scoring.inference import (
     bare,
@@ -33,8 +31,10 @@ from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.resuming import resumable
 from flowdata.scoring.scores import Scores, in_order, joined
-from flowdata.shards import ShardRows
-from flowdata.weights import OnInvalid
+from flowdata.table.fingerprint import code_fingerprint, reads_the_same_twice
+from flowdata.table.loss_table import LossTable
+from flowdata.table.provenance import Provenance
+from flowdata.tar.rows import ShardRows
 
 
 class ScoringPass(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.files import replacing
-from flowdata.losses import as_lists, offsets_of
+from flowdata.table.loss_table import as_lists, offsets_of
 
 _BLOCK = 1 << 16
 

@@ -1,12 +1,11 @@
 """Lightning's Trainer, on one process and on two under torchrun."""
 
+import frameworks_lightning
 import numpy as np
 import pytest
 from framework_runs import by_step, flat, planned, same_rows, torchrun
 from frameworks_common import logged, plain_loop
 
-pytest.importorskip("lightning")
-frameworks_lightning = pytest.importorskip("frameworks_lightning")
 pytestmark = pytest.mark.slow
 
 DRAWS, RAGGED, BATCH, EPOCHS = 24, 23, 4, 3

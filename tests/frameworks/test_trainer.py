@@ -1,5 +1,6 @@
 """The transformers Trainer, on one process and on two under torchrun."""
 
+import frameworks_trainer
 import numpy as np
 import pytest
 from framework_runs import by_step, dealt, flat, planned, same_rows, torchrun
@@ -8,7 +9,6 @@ from transformers import Trainer, TrainingArguments
 
 from flowdata import FlowDataset
 
-frameworks_trainer = pytest.importorskip("frameworks_trainer")
 pytestmark = pytest.mark.slow
 
 DRAWS, RAGGED, BATCH, EPOCHS = 24, 22, 4, 3

@@ -1,14 +1,12 @@
 """TRL's SFTTrainer and LoRA models, on one process and on two under torchrun."""
 
 import datasets
+import frameworks_language
 import numpy as np
 import pytest
 from framework_runs import by_step, dealt, flat, planned, same_rows, torchrun
 from frameworks_common import WEIGHTS, logged
 
-pytest.importorskip("trl")
-pytest.importorskip("peft")
-frameworks_language = pytest.importorskip("frameworks_language")
 pytestmark = pytest.mark.slow
 
 DRAWS, BATCH, EPOCHS = 24, 4, 3

@@ -2,6 +2,7 @@
 
 import itertools
 
+import frameworks_weighted
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,6 @@ from shard_files import make_table, write_shards
 
 from flowdata import EpochPlan
 
-pytest.importorskip("lightning")
-frameworks_weighted = pytest.importorskip("frameworks_weighted")
 pytestmark = pytest.mark.slow
 
 FRAMEWORKS = ("accelerate", "trainer", "lightning")

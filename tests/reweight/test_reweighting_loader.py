@@ -304,7 +304,7 @@ def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
     with wds.TarWriter(str(tmp_path / "a.tar")) as tar:
         for row in range(ROWS):
             tar.write({"__key__": f"{row:03d}", "cls": row})
-    index = flowdata.ShardIndex.of(tmp_path / "a.tar", progress=False)
+    index = flowdata.index_shards(tmp_path / "a.tar", progress=False)
     table = LossTable.from_losses(np.random.default_rng(0).gamma(2, size=ROWS), index=index)
     stream = flowdata.FlowShards(tmp_path / "a.tar", table, mode="reweight", alpha=alpha).decode()
     if as_tuple:

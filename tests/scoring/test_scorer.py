@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from flowdata import FlowDataWarning, InvalidLossError, ShardRows, score
-from flowdata.fingerprint import model_fingerprint
 from flowdata.scoring.scorer import _share
+from flowdata.table.fingerprint import model_fingerprint
 
 GENERATOR = torch.Generator().manual_seed(6)
 INPUTS = torch.randn(37, 4, generator=GENERATOR)

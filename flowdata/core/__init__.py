@@ -1,0 +1,1 @@
+"""Weights and draws as pure functions of arrays: numpy only, no torch, no files."""

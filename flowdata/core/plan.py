@@ -1,0 +1,303 @@
+"""EpochPlan: which sample is drawn when, as a pure function of (weights, seed, epoch)."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowdata.core.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
+from flowdata.core.strata import Strata, dealt
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+
+EpochSize: TypeAlias = int | float | Literal["full", "ess", "distinct"]
+Scheme: TypeAlias = Literal["systematic", "multinomial"]
+
+# One draw is worth 2^bits units of mass. At 2^44 and less, the mass of a row whose expected
+# count is a whole number comes out exact in spite of the rounding of float64.
+_DRAW_BITS = 44
+_TOTAL_BITS = 62
+_MULTINOMIAL_BITS = 61
+_SEARCHED = 1 << 20
+
+
+class EpochPlan:
+    """The draws of one epoch: an immutable sequence of M row numbers.
+
+    ``scheme="systematic"``: row i is drawn floor(M p_i) or ceil(M p_i) times in every epoch and
+    M p_i times in expectation, p_i = w_i / sum(w). The probabilities are laid end to end as
+    integers that sum to M 2^b exactly, rows in a random order, and each of M equidistant points
+    with one random offset picks the row it falls on (systematic resampling: Kitagawa 1996;
+    Carpenter, Clifford and Fearnhead 1999). Draws are then put in a keyed random order.
+    Rows are shuffled within blocks of 16,384 neighbours, and the blocks are shuffled: so no
+    period in the file shows, and each part of the file gets its share in every epoch.
+
+    ``scheme="multinomial"``: M independent draws, as ``WeightedRandomSampler`` makes them, but
+    exact for any number of rows.
+
+    The plan computes an epoch on first use, in about 20 ns a row, and then holds 4 bytes a draw.
+    A row whose expected count is below 2^-40 or so is never drawn, nor is one of weight 0.
+
+    Args:
+        weights: FlowWeights, a LossTable, or n non-negative weights.
+        epoch: number of the epoch, >= 0.
+        seed: >= 0.
+        epoch_size: M: an int; a float, as a fraction of n; "full", n draws; "ess", the effective
+            sample size; or "distinct", floor(sum w / max w): no row twice in an epoch, each in
+            it with probability w_i / max w (times floor(s) / s for s = sum w / max w).
+        scheme: "systematic" or "multinomial".
+        alpha: draw by w^alpha; the rest of the weight is ``FlowWeights.residual(alpha)``.
+        strata: fill every batch evenly from groups of rows, see `Strata`. The plan then takes
+            about 300 ns a row and 40 bytes while it is computed.
+
+    Raises:
+        InvalidLossError: for weights that are empty, invalid or all 0.
+        MismatchError: for strata of another number of rows.
+        ValueError: for an unknown option, a negative seed or an epoch without draws.
+
+    >>> plan = EpochPlan([1.0, 3.0], epoch_size=8, seed=1)
+    >>> sorted(plan)
+    [0, 0, 1, 1, 1, 1, 1, 1]
+    >>> plan[2:5].tolist() == [plan[2], plan[3], plan[4]]
+    True
+    """
+
+    def __init__(
+        self,
+        weights: FlowWeights | HasWeights | ArrayLike,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        epoch_size: EpochSize = "full",
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+        strata: Strata | None = None,
+    ) -> None:
+        if scheme not in ("systematic", "multinomial"):
+            raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
+        if strata is not None and scheme != "systematic":
+            raise ValueError('strata need scheme="systematic": independent draws have none')
+        self.weights = as_weights(weights).power(alpha)
+        """The weights that are drawn by, after `alpha`."""
+        self.strata = strata
+        self._codes = None if strata is None else strata.codes(self.weights)
+        self.seed = non_negative(seed, "seed")
+        self.epoch = non_negative(epoch, "epoch")
+        self.scheme = scheme
+        self.alpha = alpha
+        self._size = resolve_epoch_size(self.weights, epoch_size)
+        self._mass_bits = (
+            min(_DRAW_BITS, _TOTAL_BITS - self._size.bit_length())
+            if scheme == "systematic"
+            else _MULTINOMIAL_BITS
+        )
+        self._masses: _Masses | None = None
+        self._slots: NDArray[Any] | None = None
+        self._order: KeyedPermutation | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, draws: int) -> int: ...
+    @overload
+    def __getitem__(self, draws: slice) -> NDArray[np.int64]: ...
+    def __getitem__(self, draws: int | slice) -> Any:
+        """The row of one draw, or an int64 array of the rows of a slice of draws."""
+        if isinstance(draws, slice):
+            return self.rows(np.arange(*draws.indices(self._size)))
+        draw = range(self._size)[draws]
+        return int(self.rows(np.array([draw]))[0])
+
+    def __iter__(self) -> Iterator[int]:
+        for start in range(0, self._size, CHUNK):
+            yield from self[start : start + CHUNK].tolist()
+
+    def __repr__(self) -> str:
+        return (
+            f"EpochPlan(draws={self._size:,}, rows={len(self.weights):,}, epoch={self.epoch}, "
+            f"seed={self.seed}, scheme={self.scheme!r})"
+        )
+
+    def rows(self, draws: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of any draws: int64 in [0, M) -> int64 in [0, n), of the same shape."""
+        slots = self._filled_slots()
+        places = draws if self._order is None else self._order(draws)
+        return slots.take(places).astype(np.int64)
+
+    def counts(self) -> NDArray[np.int64]:
+        """How often each row is drawn in this epoch, shape (n,), sum M."""
+        return np.bincount(self._filled_slots(), minlength=len(self.weights))
+
+    def at_epoch(self, epoch: int, *, seed: int | None = None) -> "EpochPlan":
+        """The plan of another epoch (and seed) of the same weights and options."""
+        epoch = non_negative(epoch, "epoch")
+        seed = self.seed if seed is None else non_negative(seed, "seed")
+        if (epoch, seed) == (self.epoch, self.seed):
+            return self
+        plan = copy.copy(self)
+        plan.epoch, plan.seed = epoch, seed
+        plan._slots = plan._order = None
+        return plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_slots": None, "_order": None}
+
+    def _filled_slots(self) -> NDArray[Any]:
+        if self._slots is None:
+            if self._masses is None:
+                total = (self._size if self.scheme == "systematic" else 1) << self._mass_bits
+                self._masses = _Masses(self.weights, total, self._mass_bits)
+            if self._codes is not None:
+                self._slots = self._stratified(self._masses, self._codes)
+            elif self.scheme == "systematic":
+                self._order = KeyedPermutation(
+                    self._size, seed=self.seed, epoch=self.epoch, purpose=Purpose.DRAW_ORDER
+                )
+                self._slots = self._systematic(self._masses)
+            else:
+                self._slots = self._multinomial(self._masses)
+        return self._slots
+
+    def _systematic(self, masses: "_Masses") -> NDArray[Any]:
+        """Rows by slot: slot k holds the row in which mass (k + 1) 2^b - offset lies."""
+        n, bits = len(self.weights), self._mass_bits
+        random = random_bits(self.seed, self.epoch, Purpose.ROW_ORDER)
+        carry = int(random.random_raw()) >> (64 - bits)
+        slots = np.empty(self._size, dtype=_row_dtype(n))
+        filled = 0
+        for block in self._shuffled_blocks():
+            start = block * CHUNK
+            rows = shuffled(min(CHUNK, n - start), random)
+            counts, carry = _whole_draws(masses.of(start, rows), carry, bits)
+            rows += start
+            drawn = np.repeat(rows, counts)
+            slots[filled : filled + drawn.size] = drawn
+            filled += drawn.size
+        assert filled == self._size
+        return slots
+
+    def _stratified(self, masses: "_Masses", codes: NDArray[np.int64]) -> NDArray[Any]:
+        """Rows by draw: systematic over strata, dealt out to batches."""
+        assert self.strata is not None
+        random = random_bits(self.seed, self.epoch, Purpose.STRATA)
+        keys = random.random_raw(codes.size) >> 24 | codes.astype(np.uint64) << 40
+        order = keys.argsort(kind="stable")
+        offset = int(random.random_raw()) >> (64 - self._mass_bits)
+        counts, _ = _whole_draws(masses.all(codes.size)[order], offset, self._mass_bits)
+        drawn = dealt(np.repeat(order, counts), self.strata.batch_size, random)
+        return drawn.astype(_row_dtype(codes.size))
+
+    def _shuffled_blocks(self) -> list[int]:
+        blocks = -(-len(self.weights) // CHUNK)
+        order = KeyedPermutation(
+            blocks, seed=self.seed, epoch=self.epoch, purpose=Purpose.BLOCK_ORDER
+        )
+        blocks_in_order: list[int] = order(np.arange(blocks)).tolist()
+        return blocks_in_order
+
+    def _multinomial(self, masses: "_Masses") -> NDArray[Any]:
+        """Rows of independent draws, in the order they were drawn."""
+        n = len(self.weights)
+        edges = masses.all(n)
+        np.cumsum(edges, out=edges)
+        random = random_bits(self.seed, self.epoch, Purpose.MULTINOMIAL)
+        slots = np.empty(self._size, dtype=_row_dtype(n))
+        for start in range(0, self._size, _SEARCHED):
+            part = slots[start : start + _SEARCHED]
+            points = (random.random_raw(part.size) >> (64 - self._mass_bits)).view(np.int64)
+            # Searching for sorted points walks through the edges once instead of at random.
+            order = np.argsort(points)
+            part[order] = np.searchsorted(edges, points[order], side="right")
+        return slots
+
+
+class _Masses:
+    """Weights as integers that sum to exactly ``total``, made block by block when asked for.
+
+    Rounding leaves a remainder of some units. It goes to the one row whose mass is furthest
+    from a whole number of draws (2^bits units), so that it cannot change a floor or a ceil.
+    """
+
+    def __init__(self, weights: FlowWeights, total: int, bits: int) -> None:
+        self._relative = weights.relative
+        self._scale = total / weights.total
+        self._row, self._remainder = 0, 0
+        unit = (1 << bits) - 1
+        placed, widest = 0, -1
+        for start in range(0, len(weights), CHUNK):
+            masses = self._rounded(self._relative[start : start + CHUNK])
+            placed += int(masses.sum())
+            slack = np.minimum(masses & unit, -masses & unit)
+            best = int(slack.argmax())
+            if slack[best] > widest:
+                widest, self._row = int(slack[best]), start + best
+        self._remainder = total - placed
+
+    def of(self, start: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Masses of ``rows``, counted from ``start``, all within one block."""
+        masses = self._rounded(self._relative[start : start + CHUNK].take(rows))
+        if self._remainder and start <= self._row < start + rows.size:
+            masses[rows == self._row - start] += self._remainder
+        return masses
+
+    def all(self, n: int) -> NDArray[np.int64]:
+        """Masses of all n rows."""
+        masses = np.empty(n, dtype=np.int64)
+        for start in range(0, n, CHUNK):
+            masses[start : start + CHUNK] = self.of(start, np.arange(min(CHUNK, n - start)))
+        return masses
+
+    def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.rint(relative * self._scale).astype(np.int64)
+
+
+def _whole_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
+    """Draws of rows laid end to end behind a carry, in place, and what is carried on from them."""
+    masses[0] += carry
+    np.cumsum(masses, out=masses)
+    left = int(masses[-1]) & (1 << bits) - 1
+    masses >>= bits
+    masses[1:] -= masses[:-1].copy()
+    return masses, left
+
+
+def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
+    """M as a number of draws >= 1, see `EpochPlan`."""
+    n = len(weights)
+    if isinstance(epoch_size, str):
+        # A sum that is whole may come out a rounding error below; masses round that away again.
+        whole = int(weights.total * (1.0 + 2.0**-46))
+        named = {"full": n, "ess": round(weights.ess), "distinct": whole}
+        if epoch_size not in named:
+            raise ValueError(
+                'epoch_size must be "full", "ess", "distinct", an int or a float, '
+                f"got {epoch_size!r}"
+            )
+        return named[epoch_size]
+    if isinstance(epoch_size, bool) or not isinstance(epoch_size, (int, float, np.number)):
+        raise ValueError(f"epoch_size must be a name, an int or a float, got {epoch_size!r}")
+    is_count = isinstance(epoch_size, (int, np.integer))
+    if not is_count and not math.isfinite(epoch_size):
+        raise ValueError(f"epoch_size must be finite, got {epoch_size!r}")
+    # A float may overflow when it is multiplied; more rows than a plan can have are as bad.
+    size = int(epoch_size) if is_count else round(min(float(epoch_size), 2.0**64) * n)
+    if not 1 <= size < 1 << (_TOTAL_BITS - 12):
+        raise ValueError(
+            f"epoch_size={epoch_size!r} gives an epoch of {size:,} draws over {n:,} rows; "
+            "an int counts draws, a float is a fraction of the rows, and at least 1 draw is needed"
+        )
+    return size
+
+
+def _row_dtype(n: int) -> type[np.int32] | type[np.int64]:
+    return np.int32 if n <= np.iinfo(np.int32).max else np.int64
+
+
+def non_negative(value: int, name: str) -> int:
+    """The value as an int, if it is one and >= 0; a ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"{name} must be an int >= 0, got {value!r}")
+    return int(value)

@@ -1,0 +1,396 @@
+"""FlowWeights: what a loss is worth, ``w = exp(-loss / temperature)``, and what that implies."""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import xxhash
+from numpy.typing import ArrayLike, NDArray
+
+from flowdata.core.exponential import exp
+from flowdata.core.temperature import Temperature, resolve_temperature
+from flowdata.errors import InvalidLossError, warn
+
+Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
+OnInvalid: TypeAlias = Literal["raise", "drop"]
+
+_CHUNK = 1 << 14
+_SHOWN_ROWS = 5
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """Anything that makes FlowWeights, a LossTable above all."""
+
+    def weights(self) -> "FlowWeights":
+        """Weights at the median temperature."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """What the weights of a data set mean for sampling it; ``print`` shows it as a text.
+
+    Attributes:
+        rows: number of rows.
+        dropped: rows of weight exactly 0.
+        temperature: tau, in the unit of the loss; None for weights that were given.
+        mean: mean weight; a standard run at ``lr * mean`` is the fair comparison for the
+            unnormalised weighted loss.
+        max: largest weight.
+        mean_over_max: share of the rows that an epoch of ``epoch_size="distinct"`` draws.
+        ess: effective sample size, ``(sum w)^2 / sum w^2``.
+        largest_expected_count: most often any row is expected in an epoch of ``rows`` draws.
+        rarely_drawn: share of rows expected less than once in 100 such epochs.
+        notes: what a user should know about these weights, one sentence each.
+    """
+
+    rows: int
+    dropped: int
+    temperature: float | None
+    mean: float
+    max: float
+    mean_over_max: float
+    ess: float
+    largest_expected_count: float
+    rarely_drawn: float
+    notes: tuple[str, ...]
+
+    @property
+    def ess_fraction(self) -> float:
+        """Effective sample size over rows, in (0, 1]."""
+        return self.ess / self.rows
+
+    def __str__(self) -> str:
+        temperature = "given weights" if self.temperature is None else f"{self.temperature:.6g}"
+        lines = [
+            f"rows                     {self.rows:,} ({self.dropped:,} of weight 0)",
+            f"temperature              {temperature}",
+            f"mean weight              {self.mean:.4g}",
+            f"mean / max weight        {self.mean_over_max:.4g}",
+            f"effective sample size    {self.ess:,.1f} ({self.ess_fraction:.1%} of the rows)",
+            f"largest expected count   {self.largest_expected_count:.3g} in an epoch",
+            f"rarely drawn             {self.rarely_drawn:.1%} of the rows (< 1 in 100 epochs)",
+        ]
+        return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+class FlowWeights:
+    """Weights of n rows: immutable, float64, made by `from_losses` or `from_weights`.
+
+    They are held relative to the largest one, ``exp(-(loss - min loss) / tau)``, so none
+    overflows, and the largest never underflows. Eight bytes a row, beside the losses. Made from
+    losses they have the same bits on every machine; with ``power(alpha)`` of weights that were
+    given, the last bit depends on the processor.
+
+    >>> weights = FlowWeights.from_losses([0.0, 1.0, 2.0])
+    >>> weights.temperature, weights.values.round(4).tolist()
+    (1.0, [1.0, 0.3679, 0.1353])
+    """
+
+    def __init__(
+        self,
+        relative: NDArray[np.float64],
+        log_max: float,
+        *,
+        source: NDArray[Any],
+        temperature: float | None,
+        normalize: Normalization,
+        exponent: float = 1.0,
+    ) -> None:
+        """Not for callers: use `from_losses` or `from_weights`.
+
+        ``source`` is what ``relative`` was made from: losses if ``temperature`` is set, else
+        weights.
+        """
+        relative.flags.writeable = False
+        self.relative = relative
+        self.temperature = temperature
+        self.normalize = normalize
+        self._log_max = log_max
+        self._source = source
+        self._exponent = exponent
+        self.total = float(relative.sum())
+        """Sum of the relative weights: at least 1."""
+
+    @classmethod
+    def from_losses(
+        cls,
+        losses: ArrayLike,
+        *,
+        temperature: Temperature = "median",
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
+    ) -> "FlowWeights":
+        """Weights ``exp(-loss / tau)`` (FLOW, arXiv 2502.02797, Algorithm 1).
+
+        Args:
+            losses: non-negative per-sample losses of the pre-trained model, shape (n,).
+            temperature: tau: "median" (the paper's), "mean", "quantile:q" with q in (0, 1), or
+                a positive number in the unit of the loss.
+            normalize: scale of `values`: None leaves them as they are, "mean", "max" and "sum"
+                divide by that statistic.
+            on_invalid: "raise" refuses NaN, infinite and negative losses; "drop" gives such
+                rows weight exactly 0 and leaves them out of the temperature.
+
+        Raises:
+            InvalidLossError: for empty data, invalid losses, a temperature that is not positive.
+            ValueError: for a wrong shape or an unknown option.
+        """
+        array = _one_dimensional(losses, "losses")
+        if on_invalid not in ("raise", "drop"):
+            raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
+        invalid = _invalid(array)
+        if invalid.any() and on_invalid == "raise":
+            raise InvalidLossError(
+                _count_rows(invalid, "losses that are NaN, infinite or negative", array)
+                + '; fix the samples or the model, or pass on_invalid="drop" to give these rows '
+                "weight 0"
+            )
+        valid = array[~invalid] if invalid.any() else array
+        if valid.size == 0:
+            raise InvalidLossError(f"none of the {array.size:,} losses is finite and non-negative")
+        tau = resolve_temperature(valid, temperature)
+        lowest = float(valid.min())
+        relative = _relative_weights(array, lowest, tau)
+        relative[invalid] = 0.0
+        weights = cls(
+            relative, -lowest / tau, source=array, temperature=tau, normalize=_check(normalize)
+        )
+        if weights.ess < 0.01 * len(weights):
+            warn(weights._notes()[0])
+        return weights
+
+    @classmethod
+    def from_weights(cls, weights: ArrayLike, *, normalize: Normalization = None) -> "FlowWeights":
+        """Take weights computed elsewhere: non-negative, finite, not all 0, shape (n,).
+
+        Raises:
+            InvalidLossError: for empty data, negative, NaN or infinite weights, or all zeros.
+            ValueError: for a wrong shape.
+        """
+        array = _one_dimensional(weights, "weights")
+        invalid = _invalid(array)
+        if invalid.any():
+            raise InvalidLossError(
+                _count_rows(invalid, "weights that are NaN, infinite or negative", array)
+                + "; a weight must be finite and >= 0"
+            )
+        highest = float(array.max())
+        if highest == 0.0:
+            raise InvalidLossError(f"all {array.size:,} weights are 0: no row can be drawn")
+        relative = array.astype(np.float64) / highest
+        return cls(
+            relative,
+            math.log(highest),
+            source=array,
+            temperature=None,
+            normalize=_check(normalize),
+        )
+
+    def __len__(self) -> int:
+        return self.relative.size
+
+    def __getitem__(self, rows: Any) -> Any:
+        """The weight of a row, or of an array of rows, under `normalize`."""
+        return self.relative[rows] * self._scale
+
+    def __repr__(self) -> str:
+        return (
+            f"FlowWeights(rows={len(self):,}, temperature={self.temperature}, "
+            f"mean={self.mean:.4g}, ess={self.ess:,.1f})"
+        )
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """All weights under `normalize`, float64, shape (n,); a new array."""
+        return self.relative * self._scale
+
+    @property
+    def mean(self) -> float:
+        """Mean weight under `normalize`."""
+        return self.total / len(self) * self._scale
+
+    @property
+    def max(self) -> float:
+        """Largest weight under `normalize`."""
+        return self._scale
+
+    @functools.cached_property
+    def ess(self) -> float:
+        """Effective sample size, ``(sum w)^2 / sum w^2`` (Kish), between 1 and n."""
+        return self.total**2 / float(np.square(self.relative).sum())
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of what the weights were made from, equal on every machine."""
+        digest = xxhash.xxh3_128(
+            f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
+        )
+        digest.update(np.ascontiguousarray(self._source).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """What a relative weight is multiplied by; itself the largest weight."""
+        match self.normalize:
+            case "mean":
+                return len(self) / self.total
+            case "max":
+                return 1.0
+            case "sum":
+                return 1.0 / self.total
+            case _:
+                return math.exp(self._log_max)
+
+    def expected_counts(self, epoch_size: int | None = None) -> NDArray[np.float64]:
+        """How often each row is expected in an epoch of that many draws (default n)."""
+        draws = len(self) if epoch_size is None else epoch_size
+        return self.relative * (draws / self.total)
+
+    def power(self, alpha: float) -> "FlowWeights":
+        """The weights w^alpha, for alpha in [0, 1]; rows of weight 0 keep it.
+
+        ``w^alpha`` is what a draw follows when a part of the weight is left to the loss, see
+        `residual`. It equals FLOW at temperature ``tau / alpha``.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if alpha == 1.0:
+            return self
+        if alpha == 0.0 or self.temperature is None:
+            logarithms = self._log_relative()
+            kept = ~np.isneginf(logarithms)
+            relative = np.zeros(len(self))
+            relative[kept] = exp(alpha * logarithms[kept])
+            return FlowWeights(
+                relative,
+                alpha * self._log_max,
+                source=self._source,
+                temperature=None,
+                normalize=self.normalize,
+                exponent=alpha * self._exponent,
+            )
+        return FlowWeights(
+            exp(alpha * self._log_relative()),
+            alpha * self._log_max,
+            source=self._source,
+            temperature=self.temperature / alpha,
+            normalize=self.normalize,
+        )
+
+    def residual(self, alpha: float) -> NDArray[np.float64]:
+        """The loss weights that remain when rows are drawn by ``w^alpha``, shape (n,).
+
+        ``w^(1 - alpha) * mean(w^alpha) / mean(w)``: with them the expected gradient of a draw is
+        ``sum(w g) / sum(w)`` for every alpha. All 1 at alpha = 1 (pure resampling); weights of
+        mean 1 at alpha = 0 (pure reweighting).
+        """
+        drawn, kept = self.power(alpha), self.power(1.0 - alpha)
+        return kept.relative * (drawn.total / self.total)
+
+    def summary(self) -> WeightSummary:
+        """The figures to look at before training with these weights."""
+        counts_below = float(np.mean(self.relative * (len(self) / self.total) < 0.01))
+        return WeightSummary(
+            rows=len(self),
+            dropped=int(np.count_nonzero(self.relative == 0.0)),
+            temperature=self.temperature,
+            mean=self.mean,
+            max=self.max,
+            mean_over_max=self.total / len(self),
+            ess=self.ess,
+            largest_expected_count=len(self) / self.total,
+            rarely_drawn=counts_below,
+            notes=tuple(self._notes()),
+        )
+
+    def _log_relative(self) -> NDArray[np.float64]:
+        """Logarithms of `relative` that do not underflow; -inf where the weight is exactly 0."""
+        if self.temperature is None:
+            with np.errstate(divide="ignore"):
+                return np.log(self.relative)
+        losses = self._source.astype(np.float64)
+        invalid = _invalid(losses)
+        with np.errstate(invalid="ignore"):
+            logarithms: NDArray[np.float64] = (losses[~invalid].min() - losses) / self.temperature
+        logarithms[invalid] = -np.inf
+        return logarithms
+
+    def _notes(self) -> list[str]:
+        fraction = self.ess / len(self)
+        if fraction < 0.01:
+            return [
+                f"the effective sample size is {self.ess:.1f} of {len(self):,} rows: a few rows "
+                "make up nearly all draws; raise the temperature or check the losses"
+            ]
+        if fraction > 0.9:
+            return [
+                f"the effective sample size is {fraction:.1%} of the rows: the weights are nearly "
+                "equal, and FLOW is then little more than a smaller learning rate"
+            ]
+        return []
+
+
+def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:
+    """FlowWeights from FlowWeights, a LossTable (median temperature) or an array of weights."""
+    if isinstance(weights, FlowWeights):
+        return weights
+    if isinstance(weights, HasWeights):
+        return weights.weights()
+    return FlowWeights.from_weights(weights)
+
+
+def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArray[np.float64]:
+    relative = np.empty(losses.size, dtype=np.float64)
+    for start in range(0, losses.size, _CHUNK):
+        part = relative[start : start + _CHUNK]
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(lowest, losses[start : start + _CHUNK], out=part, dtype=np.float64)
+            part /= tau
+            exp(part)
+    return relative
+
+
+def as_array(values: ArrayLike) -> NDArray[Any]:
+    """A numpy array of anything array-like, tensors with a gradient or in bfloat16 included."""
+    tensor: Any = values
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # numpy has no bfloat16.
+        small = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+        tensor = (tensor.double() if small else tensor).numpy()
+    return np.asarray(tensor)
+
+
+def _one_dimensional(values: ArrayLike, what: str) -> NDArray[Any]:
+    array = as_array(values)
+    if array.ndim != 1:
+        raise ValueError(f"{what} must have shape (n,), got shape {array.shape}")
+    if array.size == 0:
+        raise InvalidLossError(f"{what} are empty: at least one row is needed")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{what} must be numbers, got dtype {array.dtype}")
+    if array.dtype not in (np.float32, np.float64):
+        return array.astype(np.float64)
+    return array.copy() if array.flags.writeable else array
+
+
+def _invalid(values: NDArray[Any]) -> NDArray[np.bool_]:
+    invalid: NDArray[np.bool_] = ~(np.isfinite(values) & (values >= 0))
+    return invalid
+
+
+def _count_rows(mask: NDArray[np.bool_], what: str, values: NDArray[Any]) -> str:
+    rows = np.flatnonzero(mask)
+    shown = ", ".join(f"row {row}: {values[row]}" for row in rows[:_SHOWN_ROWS])
+    more = ", ..." if rows.size > _SHOWN_ROWS else ""
+    return f"{rows.size:,} of {mask.size:,} {what} ({shown}{more})"
+
+
+def _check(normalize: Normalization) -> Normalization:
+    if normalize not in (None, "mean", "max", "sum"):
+        raise ValueError(f'normalize must be None, "mean", "max" or "sum", got {normalize!r}')
+    return normalize

@@ -1,0 +1,1 @@
+"""Advice where a framework uses a sampler, data set or stream wrongly."""

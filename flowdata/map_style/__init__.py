@@ -1,0 +1,1 @@
+"""Draws for map-style data: samplers, and a data set of draws."""

@@ -1,0 +1,1 @@
+"""Weighted streams from WebDataset shards."""

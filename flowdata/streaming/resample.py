@@ -1,0 +1,97 @@
+"""resample: a stage that drops and repeats raw samples in a WebDataset pipeline."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowdata.core.plan import EpochPlan, EpochSize, Scheme
+from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.errors import MismatchError
+from flowdata.streaming.passes import Passes
+from flowdata.streaming.tables import Table, index_and_weights
+from flowdata.table.shard_index import plain_keys
+from flowdata.tar.names import match
+from flowdata.transport.urls import shown
+
+# Shards whose samples come mixed, where the stage is behind a shuffle.
+_SHARDS_KNOWN = 8
+
+
+class resample:
+    """A pipeline stage that lets each raw sample through as often as it is drawn.
+
+    For pipelines that exist already; put it before ``.decode()``, so that nothing is decoded
+    that is not used, and before ``.shuffle()``, which parts the copies of a sample:
+
+        wds.WebDataset(urls, ...).compose(flowdata.resample(table, seed=0)).shuffle(1000).decode()
+
+    How often a sample comes is a pure function of (seed, epoch, weights): it does not depend on
+    the worker or rank that reads its shard. But ranks get different numbers of samples;
+    `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
+    is the next epoch, unless `set_epoch` names one. Memory is 8 bytes a row, and the keys of
+    the 8 shards that came last.
+
+    Args:
+        table: a loss table of the shards, or their index, or the path of a loss table.
+        weights: default those of the table; needed with an index.
+        epoch_size, seed, scheme, alpha: see `EpochPlan`.
+
+    Raises:
+        InvalidLossError: for weights that cannot be sampled.
+        MismatchError: for weights of another length, and, in the pass, for a shard or a key that
+            the table does not know.
+        TypeError: for a table without an index of shards.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        weights: FlowWeights | HasWeights | ArrayLike | None = None,
+        *,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+    ) -> None:
+        index, weights = index_and_weights(table, weights)
+        # Not the places, which take as much memory again.
+        self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
+        self._plan = EpochPlan(
+            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+        )
+        self._passes = Passes(self._plan.seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` that of the next pass, in worker processes too."""
+        self._passes.set_epoch(epoch)
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The samples that are drawn, each copy a dict of its own."""
+        epoch = self._passes.begin()
+        self._plan = self._plan.at_epoch(epoch)
+        counts = self._plan.counts().astype(np.int32)
+        self._plan = self._plan.at_epoch(epoch + 1)
+        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, counts))
+        url, times = "", {}
+        for sample in samples:
+            if sample["__url__"] != url:
+                url = sample["__url__"]
+                times = times_in(url)
+            key = sample["__key__"]
+            if (count := times.get(key)) is None:
+                raise MismatchError(
+                    f"the loss table has no sample {key!r} of {shown(url)}: score these shards, "
+                    "or restore the ones that were scored"
+                )
+            for _ in range(count):
+                yield dict(sample)
+
+    def _times(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
+        """How often each key of a shard comes."""
+        shard = match(url, self._shards)
+        first, last = self._bounds[shard], self._bounds[shard + 1]
+        keys = plain_keys(self._keys[first:last])
+        return dict(zip(keys, counts[first:last].tolist(), strict=True))

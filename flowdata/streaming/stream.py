@@ -1,0 +1,373 @@
+"""FlowShards: an exact, weighted, resumable stream of samples from tar shards."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Literal, Self
+
+import torch.distributed as dist
+import webdataset as wds
+from numpy.typing import ArrayLike
+from torch.utils.data import get_worker_info
+from webdataset.compat import FluidInterface
+
+from flowdata.core.plan import EpochPlan, EpochSize, Scheme
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.streaming.decoding import SampleDecoder
+from flowdata.streaming.progress import Progress
+from flowdata.streaming.source import Source
+from flowdata.streaming.tables import Table, index_and_weights
+from flowdata.transport.access import Access
+from flowdata.transport.urls import Urls
+
+Handler = Callable[[Exception], bool]
+
+_SPLITTERS = ("IterableDatasetShard.", "DataLoaderDispatcher.")
+
+
+class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
+    """Samples of tar shards, drawn in proportion to their weights; an IterableDataset.
+
+    The loss table says which samples an epoch draws, and where they lie, before a byte is read.
+    So ``len()`` is exact, every rank gets the same number of samples, and what is not drawn is
+    not read (from files and servers that know ranges) or at least not parsed. Stages are added
+    as to a WebDataset:
+
+        shards = FlowShards(urls, table, batch_size=64).decode("torchrgb").to_tuple("jpg", "cls")
+        loader = DataLoader(shards, batch_size=64, num_workers=4)
+
+    The order is a pure function of (seed, epoch, weights) and the numbers of ranks and workers:
+    shards come in a random order, ``shards_open`` of them at a time, and the draws of a
+    ``window`` over these come out in a random order. Memory is that of one window of raw samples
+    for each worker, of two with remote shards, and about 12 bytes a row of the table.
+
+    Every pass is the next epoch, unless `set_epoch` names one. A sample that a stage drops (a
+    handler that goes on after an error, ``select``) is replaced by the next draw: lengths are
+    kept, and how many there were is warned of at the end of the pass. Do not shuffle the stream
+    once more, nor let a framework divide it: it has done both.
+
+    Args:
+        urls: shards: paths, ``file:``, HTTP(S), or anything fsspec opens, with braces.
+        table: a loss table of these shards, or their index, or the path of a loss table.
+        weights: default those of the table; needed with an index.
+        epoch_size, seed, scheme: see `EpochPlan`.
+        mode: "resample", or "reweight": draw all samples alike and give each its weight, as
+            ``"__weight__"``, for `flowdata.reweight.reweight`.
+        alpha: draw by ``w ** alpha``: 1 to resample (the default), 0 to reweight (the default of
+            that mode); between, do one in part and the other for the rest.
+        window: draws that are mixed with one another.
+        shards_open: shards that each worker reads at once, and files it holds open.
+        batch_size: that of the DataLoader, 1 where it has none: its workers then get whole batches,
+            and an epoch has one incomplete batch at most. With ``.batched()`` it is known.
+        num_replicas, rank: default those of torch.distributed, or of torchrun's environment.
+        drop_last: where ranks do not divide an epoch, leave out its last draws; by default
+            some of them are repeated.
+        handler: what becomes of samples that cannot be read, as in webdataset: given the error,
+            it raises it (default), or returns True to go on with the next draw.
+        access: how remote shards are reached, see `Access`.
+
+    Raises:
+        InvalidLossError: for weights that cannot be sampled.
+        MismatchError: for weights or URLs that are not the table's.
+        ShardError: in the pass, naming shard and key of a sample that cannot be read.
+        RuntimeError: for a stream built before torch.distributed was initialised, in ``len`` and
+            in the pass, if that has other ranks than was assumed.
+        ValueError: for an unknown option, and, in the pass, for another ``batch_size`` than that
+            of a DataLoader with several workers.
+    """
+
+    def __init__(
+        self,
+        urls: Urls,
+        table: Table,
+        weights: FlowWeights | HasWeights | ArrayLike | None = None,
+        *,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float | None = None,
+        mode: Literal["resample", "reweight"] = "resample",
+        window: int = 1000,
+        shards_open: int = 8,
+        batch_size: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        drop_last: bool = False,
+        handler: Handler = wds.reraise_exception,
+        access: Access | None = None,
+    ) -> None:
+        super().__init__()
+        index, weights = index_and_weights(table, weights)
+        if mode not in ("resample", "reweight"):
+            raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
+        reweight = mode == "reweight"
+        alpha = float(not reweight) if alpha is None else alpha
+        plan = EpochPlan(weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha)
+        ranks, own = _place(num_replicas, rank)
+        self._source = Source(
+            urls,
+            index,
+            access or Access(),
+            handler,
+            Progress(
+                plan,
+                index.bounds(),
+                ranks=ranks,
+                rank=own,
+                drop_last=drop_last,
+                window=_positive(window, "window"),
+                shards_open=_positive(shards_open, "shards_open"),
+            ),
+            as_weights(weights).residual(alpha) if reweight else None,
+        )
+        self._place_given = num_replicas is not None
+        self._batch_size = None if batch_size is None else _positive(batch_size, "batch_size")
+        self._batched: tuple[int, int, bool] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next pass."""
+        return self._source.progress.epoch
+
+    @property
+    def num_replicas(self) -> int:
+        """Ranks that an epoch is divided between."""
+        return self._source.progress.ranks
+
+    @property
+    def draws_an_item(self) -> int:
+        """Draws in an item of this stream: 1, or with `batched` its batch size."""
+        return self._batched[1] if self._batched else 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` that of the next pass, in worker processes too.
+
+        Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
+        it as usual.
+        """
+        self._source.progress.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
+        self._check_place()
+        self._source.progress.check_resuming()
+        samples = self._source.progress.per_rank
+        if self._batched is None:
+            return samples
+        _, size, incomplete = self._batched
+        return -(-samples // size) if incomplete else samples // size
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """A fresh, JSON-able dict from which `load_state_dict` continues.
+
+        Args:
+            position: draws of the running epoch that were trained on, over all ranks (steps x
+                batch size x ranks, also those before a resume). Needed where a plain DataLoader
+                has workers; without, the draws given out by this process, on every rank. It
+                counts samples: if stages or the handler dropped some in the workers, a warning
+                says how many draws may be repeated after it.
+
+        Raises:
+            ValueError: for a position that is not one between two batches.
+        """
+        return self._source.progress.state(self._together, position)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state with the same weights and options, at the next pass.
+
+        Ranks, workers and batch size are free: the draws that are left are divided anew. Only a
+        state that a StatefulDataLoader saved in its workers asks for the same number of them. One
+        saved after draws were dropped goes on exactly where it was saved, on the same rank, with
+        as many ranks and workers; elsewhere as many draws may be repeated, as a warning says.
+
+        Raises:
+            MismatchError: when the state is of other weights or options, or not a state at all.
+        """
+        self._source.progress.load(state)
+
+    def append(self, stage: Any) -> None:
+        """Add a stage of webdataset's at the end; `compose` returns a copy that has it.
+
+        Raises:
+            TypeError: for one that shuffles.
+        """
+        made_by = getattr(stage, "f", None)
+        if made_by is wds.filters.shuffle.f or isinstance(stage, wds.filters.detshuffle):
+            self.shuffle()
+        if made_by is wds.filters.batched.f and self._batched is None:
+            self._batched = (len(self.pipeline), *_batching(stage))
+        self.pipeline.append(stage)
+
+    def decode(
+        self,
+        *decoders: Any,
+        post: Any = None,
+        allow_pickle: bool = False,
+        handler: Handler = wds.reraise_exception,
+        **options: Any,
+    ) -> Self:
+        """Decode members by their extension, as WebDataset does, but no pickles.
+
+        Args:
+            decoders: of webdataset, ``"pil"``, ``"torchrgb"``, functions (name, bytes) -> value.
+            allow_pickle: decode pickles too. That runs whatever code the shard holds.
+            handler: what becomes of samples that cannot be decoded.
+            post, options: as in webdataset.
+        """
+        decoder = SampleDecoder(decoders, post=post, allow_pickle=allow_pickle, **options)
+        result: Self = self.map(decoder, handler=handler)
+        return result
+
+    def shuffle(self, *_: Any, **__: Any) -> Any:
+        """Not here.
+
+        Raises:
+            TypeError: always, saying what to do instead.
+        """
+        raise TypeError(
+            "FlowShards shuffles by itself, over window= draws of shards_open= shards; a buffer "
+            "after it would lose samples when a run is resumed. Give a larger window"
+        )
+
+    def _only_whole_epochs(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            "an epoch of FlowShards has an exact length, len(shards); choose it by epoch_size="
+        )
+
+    with_epoch = with_length = repeat = slice = _only_whole_epochs
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._source.progress.ended_before():
+            return iter(())
+        return self._pass()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are spawned do not know torch.distributed.
+        self._check_place()
+        return self.__dict__
+
+    def _check_place(self) -> None:
+        """Make sure that this is one of the ranks that the epoch was divided between."""
+        if self._place_given or not (dist.is_available() and dist.is_initialized()):
+            return
+        divided = (self._source.progress.ranks, self._source.progress.rank)
+        if (now := _place(None, None)) != divided:
+            raise RuntimeError(
+                f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
+                f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
+                "give it num_replicas= and rank="
+            )
+
+    def _pass(self) -> Iterator[Any]:
+        self._check_place()
+        if self._source.progress.ranks > 1:
+            _refuse_second_split()
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 0)
+        if workers > 1 and self._together is not None:
+            _refuse_other_batches(1 if self._batched else self._together)
+        progress = self._source.progress
+        run = progress.begin(worker, workers, self._together)
+        after, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
+        taken: deque[int] = deque()
+
+        def samples() -> Iterator[Any]:
+            for sample in self._source.samples(run, partial(_through, self.pipeline[:after])):
+                taken.append(run.read)
+                yield sample
+
+        for item in _through(self.pipeline[after:], samples()):
+            if not taken:
+                raise ValueError("a stage after .batched() makes several items of a batch")
+            # A batch may be made when one sample more has come already.
+            progress.given(run, [taken.popleft() for _ in range(min(size, len(taken)))])
+            yield item
+        progress.end(run)
+
+    def iterator(self) -> Iterator[Any]:
+        """The same as ``iter()``."""
+        return iter(self)
+
+    @property
+    def _together(self) -> int | None:
+        """Draws that are one batch, if that is known."""
+        return self._batched[1] if self._batched else self._batch_size
+
+
+def _refuse_second_split() -> None:
+    """Make sure that no framework divides between ranks what was divided already.
+
+    Raises:
+        RuntimeError: naming the framework.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_qualname
+        if name.startswith(_SPLITTERS) and module.startswith(("accelerate.", "transformers.")):
+            raise RuntimeError(
+                f"{module.partition('.')[0]} divides this stream between ranks, which it has done "
+                "already: most of it would be lost. Do not prepare its loader, or give FlowShards "
+                "num_replicas=1 and rank=0, so that each rank reads all and keeps its part"
+            )
+
+
+def _refuse_other_batches(size: int) -> None:
+    """Make sure that a loader asks each worker for so many items at a time.
+
+    Raises:
+        ValueError: for another number.
+    """
+    # That of the pass, which the loader's fetcher calls, if nothing stands between them.
+    caller = sys._getframe(2)
+    if caller.f_code.co_qualname != "_IterableDatasetFetcher.fetch":
+        return
+    fetcher, asked = caller.f_locals["self"], caller.f_locals["possibly_batched_index"]
+    given = len(asked) if fetcher.auto_collation else 1
+    if given != size:
+        raise ValueError(
+            f"the DataLoader takes {given} items at a time from a worker, FlowShards expects "
+            f"{size}: positions to resume from would mean other draws. Give FlowShards the "
+            "batch_size of the DataLoader (1 for batch_size=None), or, after .batched(), give the "
+            "DataLoader batch_size=None"
+        )
+
+
+def _through(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:
+    for stage in stages:
+        items = stage(items)
+    return items
+
+
+def _batching(stage: Any) -> tuple[int, bool]:
+    """Size and ``partial`` of webdataset's batched stage."""
+    import inspect
+
+    arguments = inspect.signature(stage.f).bind(None, *stage.args, **stage.kw)
+    arguments.apply_defaults()
+    return int(arguments.arguments["batchsize"]), bool(arguments.arguments["partial"])
+
+
+def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+    """Number of ranks, and which this is."""
+    if (num_replicas is None) != (rank is None):
+        raise ValueError("give both num_replicas and rank, or neither")
+    if num_replicas is None or rank is None:
+        if dist.is_available() and dist.is_initialized():
+            num_replicas, rank = dist.get_world_size(), dist.get_rank()
+        else:
+            num_replicas = int(os.environ.get("WORLD_SIZE", "1"))
+            rank = int(os.environ.get("RANK", "0"))
+    if not 0 <= rank < num_replicas:
+        raise ValueError(
+            f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
+        )
+    return num_replicas, rank
+
+
+def _positive(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return value

@@ -1,0 +1,40 @@
+"""The tables that streams take: a loss table, an index of shards, or a file of either."""
+
+import os
+from typing import Any, TypeAlias
+
+from numpy.typing import ArrayLike
+
+from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.errors import MismatchError
+from flowdata.table.loss_table import LossTable
+from flowdata.table.shard_index import ShardIndex
+
+Table: TypeAlias = LossTable | ShardIndex | str | os.PathLike[str]
+
+
+def index_and_weights(
+    table: Table, weights: FlowWeights | HasWeights | ArrayLike | None
+) -> tuple[ShardIndex, FlowWeights | HasWeights | ArrayLike]:
+    """The index of a table, its file or an index, and weights for its rows.
+
+    Raises:
+        MismatchError: for weights of another length.
+        TypeError: for a table without an index, or an index without weights.
+    """
+    if isinstance(table, str | os.PathLike):
+        table = LossTable.load(table) if weights is None else ShardIndex.load(table)
+    index = table.index if isinstance(table, LossTable) else table
+    if not isinstance(index, ShardIndex):
+        raise TypeError(
+            "the loss table has no index of shards: score with flowdata.ShardRows(urls), or give "
+            "losses that you have to LossTable.from_losses(losses, index=index_shards(urls))"
+        )
+    if weights is None:
+        if not isinstance(table, LossTable):
+            raise TypeError("an index knows no losses: give weights, or a loss table")
+        return index, table
+    given: Any = weights
+    if not isinstance(weights, HasWeights) and len(given) != len(index):
+        raise MismatchError(f"there are {len(given):,} weights for {len(index):,} samples")
+    return index, weights

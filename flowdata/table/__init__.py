@@ -1,0 +1,1 @@
+"""Loss tables and shard indexes: values, and their files."""

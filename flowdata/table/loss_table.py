@@ -1,0 +1,348 @@
+"""LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
+
+import json
+from dataclasses import asdict, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from flowdata.core.temperature import Temperature
+from flowdata.core.weights import FlowWeights, Normalization, OnInvalid, as_array
+from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
+from flowdata.files import replacing
+from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.table.provenance import SCHEMA_VERSION, Provenance
+from flowdata.table.shard_index import ShardIndex
+
+_METADATA_KEY = b"flowdata"
+_LOSS = "loss"
+_N_TOKENS = "n_tokens"
+_TOKEN_LOSSES = "token_losses"
+_SHARD = "shard"
+
+
+class LossTable:
+    """One loss per row of a data set, in its order, float32, with provenance.
+
+    A table of a language model also knows ``n_tokens``, the response tokens of each row, and, if
+    asked for, ``token_losses``: the losses of all response tokens, row after row, float32. A
+    table of tar shards has an ``index``: the shard, key and place of each row.
+
+    >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
+    >>> len(table), table.weights().temperature
+    (3, 1.0)
+    """
+
+    def __init__(
+        self,
+        losses: NDArray[np.float32],
+        provenance: Provenance,
+        *,
+        n_tokens: NDArray[np.int32] | None = None,
+        token_losses: NDArray[np.float32] | None = None,
+        index: ShardIndex | None = None,
+    ) -> None:
+        if len(losses) != provenance.rows:
+            raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
+        losses.flags.writeable = False
+        self.losses = losses
+        self.provenance = provenance
+        self.n_tokens = n_tokens
+        self.token_losses = token_losses
+        self.index = index
+
+    @classmethod
+    def from_losses(
+        cls,
+        losses: ArrayLike,
+        *,
+        dataset: Any = None,
+        model: nn.Module | None = None,
+        loss: str | None = None,
+        model_name: str | None = None,
+        dtype: str | None = None,
+        index: ShardIndex | None = None,
+    ) -> "LossTable":
+        """A table of losses computed in any way: shape (n,), in the order of the data set.
+
+        NaN, infinite and negative losses are kept: `weights` decides what becomes of them.
+
+        Args:
+            losses: numbers of shape (n,), stored as float32.
+            dataset: the map-style data set they belong to; its fingerprint is stored.
+            model: the model that scored it; a hash of its parameters is stored.
+            loss, model_name, dtype: kept as provenance.
+            index: the samples of tar shards that the losses belong to, in its order.
+
+        Raises:
+            InvalidLossError: for no losses at all.
+            MismatchError: when ``dataset`` or ``index`` has another length.
+            ValueError: for a shape other than (n,).
+        """
+        array = as_array(losses)
+        if array.dtype.kind not in "fiubO":
+            raise ValueError(f"losses must be numbers, got dtype {array.dtype}")
+        array = np.array(array, dtype=np.float32)
+        if array.ndim != 1:
+            raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
+        if array.size == 0:
+            raise InvalidLossError("losses are empty: at least one row is needed")
+        _check_length(dataset, array.size)
+        _check_length(index, array.size)
+        provenance = Provenance.now(
+            array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
+        )
+        return cls(array, provenance, index=index)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the table as Parquet, atomically: a reader never sees half a file.
+
+        Raises:
+            TableFileError: when the directory is missing or cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        metadata = {_METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
+        columns = {_LOSS: pa.array(self.losses)}
+        if self.n_tokens is not None:
+            columns[_N_TOKENS] = pa.array(self.n_tokens)
+        if self.token_losses is not None:
+            columns[_TOKEN_LOSSES] = as_lists(self.token_losses, self.token_offsets)
+        if self.index is not None:
+            columns |= self.index.columns()
+            metadata |= self.index.metadata()
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        try:
+            with replacing(Path(path)) as temporary:
+                # Plain pages can be read from the mapped file without decoding; losses are
+                # noise to a compressor anyway.
+                pq.write_table(
+                    table,
+                    temporary,
+                    compression="none",
+                    use_dictionary=False,
+                    write_page_checksum=True,
+                )
+        except OSError as error:
+            raise TableFileError(
+                f"cannot write the loss table {path}: {error.strerror or error}; the table is "
+                "still in memory, save it to an existing, writable directory with free space"
+            ) from error
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        dataset: Any = None,
+        model: nn.Module | None = None,
+        tokens: bool = False,
+    ) -> "LossTable":
+        """Read a table, and `check` it if a data set or a model is given.
+
+        Args:
+            path: the file.
+            dataset: the data set it shall belong to.
+            model: the model that shall have scored it.
+            tokens: read token losses too, where the table has them.
+
+        Raises:
+            TableFileError: for a file that is missing, truncated, or no loss table.
+            MismatchError: when the table belongs to other data or another model.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+                provenance = _read_provenance(path, file.schema_arrow)
+                unwanted = () if tokens else (_TOKEN_LOSSES,)
+                names = [name for name in file.schema_arrow.names if name not in unwanted]
+                columns = file.read(names)
+                metadata = file.schema_arrow.metadata
+        except FileNotFoundError as error:
+            raise TableFileError(f"there is no loss table at {path}") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            raise TableFileError(
+                f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
+                "format: score the data again or restore the file"
+            ) from error
+        if len(columns) != provenance.rows:
+            raise TableFileError(
+                f"{path} says that it has {provenance.rows:,} rows, but holds {len(columns):,}"
+            )
+        named = dict(zip(columns.column_names, columns.columns, strict=True))
+        lists = named.get(_TOKEN_LOSSES)
+        table = cls(
+            named[_LOSS].to_numpy(),
+            provenance,
+            n_tokens=named[_N_TOKENS].to_numpy() if _N_TOKENS in named else None,
+            token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
+            index=ShardIndex.from_columns(named, metadata) if _SHARD in named else None,
+        )
+        table.check(dataset=dataset, model=model)
+        return table
+
+    def __len__(self) -> int:
+        return self.provenance.rows
+
+    def __repr__(self) -> str:
+        return f"LossTable(rows={len(self):,}, loss={self.provenance.loss!r})"
+
+    def weights(
+        self,
+        temperature: Temperature = "median",
+        *,
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
+    ) -> FlowWeights:
+        """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
+        return FlowWeights.from_losses(
+            self.losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+        )
+
+    @property
+    def token_offsets(self) -> NDArray[np.int64]:
+        """Where the tokens of each row begin in `token_losses`, shape (n + 1,).
+
+        Raises:
+            ValueError: for a table without tokens.
+        """
+        if self.n_tokens is None:
+            raise ValueError("this table knows nothing of tokens: it was not made by CausalLM")
+        return offsets_of(self.n_tokens)
+
+    def token_weights(
+        self,
+        temperature: Temperature = "median",
+        *,
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
+    ) -> FlowWeights:
+        """Weights of all response tokens, in the order of `token_losses`.
+
+        The temperature is taken over all of them, so "median" is the median token loss. With
+        ``on_invalid="drop"`` all tokens of a row without a valid loss have weight 0.
+
+        Raises:
+            InvalidLossError: naming the rows, for invalid losses of rows or tokens.
+            ValueError: for a table without token losses.
+        """
+        if self.token_losses is None:
+            raise ValueError(
+                "this table has no token losses: score with CausalLM(token_losses=True) and load "
+                "with tokens=True"
+            )
+        losses, invalid = self.token_losses, self._invalid_tokens(self.token_losses)
+        if invalid.any():
+            if on_invalid == "raise":
+                places = np.flatnonzero(invalid)
+                rows = np.unique(np.searchsorted(self.token_offsets, places, side="right") - 1)
+                more = " and more" if rows.size > 5 else ""
+                raise InvalidLossError(
+                    f"{places.size:,} tokens in rows {rows[:5].tolist()}{more} have no valid loss "
+                    f"(token {places[0]:,} of all: {losses[places[0]]}), or their row has none; "
+                    'fix these rows, or pass on_invalid="drop" to give their tokens weight 0'
+                )
+            losses = np.where(invalid, np.float32(np.nan), losses)
+        return FlowWeights.from_losses(
+            losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+        )
+
+    def _invalid_tokens(self, losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+        invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
+        rows = ~(np.isfinite(self.losses) & (self.losses >= 0))
+        if rows.any():
+            invalid |= np.repeat(rows, np.diff(self.token_offsets))
+        return invalid
+
+    def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
+        """Make sure that the table belongs to this data set and this model.
+
+        The data set is known by its length and by the content of 16 rows spread over it (or by
+        the fingerprint a ``datasets.Dataset`` has), the model by the hash of its parameters.
+        What the provenance does not hold is not checked; a data set that cannot be recognised
+        because its samples differ from read to read is named in a warning.
+
+        Raises:
+            MismatchError: saying which of the two differs.
+        """
+        if dataset is not None:
+            _check_length(dataset, len(self))
+            self._check_fingerprint(dataset)
+        expected = self.provenance.model_hash
+        if model is not None and expected is not None:
+            found = model_fingerprint(model, adapters=self.provenance.adapters)
+            if found != expected:
+                raise MismatchError(
+                    f"the table was scored by a model with hash {expected} "
+                    f"({self.provenance.model}), this model has hash {found}: load the "
+                    "pre-trained weights that scored it, or score again"
+                )
+
+    def _check_fingerprint(self, dataset: Any) -> None:
+        expected = self.provenance.data_fingerprint
+        if expected is None:
+            return
+        found = dataset_fingerprint(dataset)
+        if found is None:
+            warn(
+                "only the length of the data set was checked against the loss table: its samples "
+                "differ from read to read (random augmentation?) or cannot be hashed"
+            )
+        elif found != expected:
+            raise MismatchError(
+                f"the table was made for a data set with fingerprint {expected}, this one of the "
+                f"same length has {found}: rows were changed or reordered. Score this data set"
+            )
+
+
+def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Where each run begins when runs of these lengths follow each other, shape (n + 1,)."""
+    offsets = np.zeros(counts.size + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+def as_lists(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:
+    """Runs of values as one Arrow array of lists."""
+    import pyarrow as pa
+
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def _check_length(dataset: Any, rows: int) -> None:
+    if dataset is not None and len(dataset) != rows:
+        raise MismatchError(
+            f"there are {rows:,} losses, but the data set has {len(dataset):,} rows; "
+            "score this data set, or pass the one that was scored"
+        )
+
+
+def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
+    stored = (schema.metadata or {}).get(_METADATA_KEY)
+    if stored is None or _LOSS not in schema.names:
+        raise TableFileError(
+            f"{path} is Parquet, but not a loss table of flowdata (columns: {schema.names}); "
+            "for losses in a file of your own use LossTable.from_losses(array)"
+        )
+    if str(kind := schema.field(_LOSS).type) != "float":
+        raise TableFileError(f"the column loss in {path} is {kind}, not float32: restore the file")
+    try:
+        values = json.loads(stored)
+        if not (isinstance(values["schema"], int) and isinstance(values["rows"], int)):
+            raise TypeError("numbers are needed")
+    except (ValueError, KeyError, TypeError) as error:
+        raise TableFileError(f"the provenance in {path} is damaged: restore the file") from error
+    if values["schema"] > SCHEMA_VERSION:
+        raise TableFileError(
+            f"{path} was written by flowdata {values.get('flowdata')} with schema version "
+            f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
+        )
+    known = {field.name for field in fields(Provenance)}
+    return Provenance(**{name: value for name, value in values.items() if name in known})

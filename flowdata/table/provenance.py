@@ -1,0 +1,85 @@
+"""Provenance: which model, data and loss a loss table comes from."""
+
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import nn
+
+from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint, transform_fingerprint
+from flowdata.version import __version__
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the losses came from; None where it is not known.
+
+    Attributes:
+        rows: length of the data set.
+        loss: name of the loss.
+        model: name of the model.
+        model_hash: hash of its parameters and buffers.
+        adapters: whether a PEFT model was scored with its adapters.
+        data_fingerprint: hash of the data set, see `LossTable.check`.
+        transform: hash of what the transform of a ``datasets.Dataset`` made of its rows.
+        dtype: floating-point type the model computed in.
+        options: options of the loss, as JSON.
+        truncated: samples that were cut to the longest length allowed.
+        created: time of the scoring pass, UTC, ISO 8601.
+        flowdata: version that wrote the table.
+        schema: version of the file format.
+    """
+
+    rows: int
+    loss: str | None = None
+    model: str | None = None
+    model_hash: str | None = None
+    adapters: bool = False
+    data_fingerprint: str | None = None
+    transform: str | None = None
+    dtype: str | None = None
+    options: str | None = None
+    truncated: int | None = None
+    created: str | None = None
+    flowdata: str | None = None
+    schema: int = SCHEMA_VERSION
+
+    @classmethod
+    def now(
+        cls,
+        rows: int,
+        *,
+        dataset: Any = None,
+        model: nn.Module | None = None,
+        adapters: bool = False,
+        model_name: str | None = None,
+        **known: Any,
+    ) -> "Provenance":
+        """Provenance of losses made now, with the hashes of data set and model where given."""
+        return cls(
+            rows=rows,
+            model_hash=None if model is None else model_fingerprint(model, adapters=adapters),
+            data_fingerprint=None if dataset is None else dataset_fingerprint(dataset),
+            transform=None if dataset is None else transform_fingerprint(dataset),
+            model=model_name,
+            adapters=adapters,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            flowdata=__version__,
+            **known,
+        )
+
+    def with_truncated(self, samples: int) -> "Provenance":
+        """The same, with the number of samples that were cut."""
+        return replace(self, truncated=samples)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two scoring passes the same one."""
+        names = (
+            *("rows", "loss", "dtype", "model_hash", "adapters"),
+            *("data_fingerprint", "transform"),
+        )
+        options = {} if self.options is None else json.loads(self.options)
+        return {name: getattr(self, name) for name in names} | {"options": options}

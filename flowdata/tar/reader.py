@@ -1,0 +1,160 @@
+"""ShardReader: the samples of one shard by their places, with as few and small reads as pay."""
+
+import contextlib
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import ShardError
+from flowdata.table.shard_index import ShardIndex
+from flowdata.tar.compression import DAMAGED, decompressed
+from flowdata.tar.forward import ForwardStream
+from flowdata.transport.access import Access, NoRangesError, Readable, Transport
+from flowdata.transport.connect import connect
+from flowdata.transport.urls import shown
+
+GAP = 16_384
+"""Bytes between two samples that are read over rather than asked for anew."""
+_SPAN = 1 << 23
+
+
+class Place(NamedTuple):
+    """A shard: its URL and what its index knows of it."""
+
+    url: str
+    length: int
+    compressed: bool
+
+    @classmethod
+    def of(cls, index: ShardIndex, shard: int, url: str) -> "Place":
+        """That of a shard by its number in the index."""
+        return cls(url, int(index.lengths[shard]), bool(index.compressed[shard]))
+
+
+class ShardReader:
+    """One shard, opened at the first read.
+
+    Where any bytes can be asked for, only spans of wanted samples are; from compressed shards,
+    pipes and servers without ranges all bytes flow past, and a sample behind starts them again.
+    """
+
+    def __init__(self, place: Place, access: Access) -> None:
+        self._place, self._access = place, access
+        self._transport: Transport | None = None
+        self._raw: Readable | None = None
+        self._stream: ForwardStream | None = None
+        # Draws of one sample may be in two reads; behind a stream, it would begin again for that.
+        self._last: tuple[int, memoryview] | None = None
+        self.bytes_read = 0
+
+    def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
+        """The bytes of samples in ascending order.
+
+        Raises:
+            ShardError: for a shard that cannot be read or has another length than its index.
+        """
+        transport = self._connected()
+        try:
+            if transport.ranged and not self._place.compressed:
+                with contextlib.suppress(NoRangesError):
+                    return self._read_spans(transport, offsets, sizes)
+            return self._read_past(transport, offsets, sizes)
+        except DAMAGED as error:
+            raise ShardError(
+                f"{shown(self._place.url)} is cut off or corrupt: {error}; copy it again"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the file or process."""
+        self._close_stream()
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = self._last = None
+
+    def _connected(self) -> Transport:
+        if self._transport is None:
+            transport = connect(self._place.url, self._access, self._place.length)
+            try:
+                self._check_length(transport)
+            except ShardError:
+                transport.close()
+                raise
+            self._transport = transport
+        return self._transport
+
+    def _close_stream(self) -> None:
+        if self._stream is not None and self._raw is not None:
+            self._stream.close()
+            self._raw.close()
+        self._stream = self._raw = None
+
+    def _check_length(self, transport: Transport) -> None:
+        if self._place.length < 0:
+            return
+        found = transport.length()
+        if found is not None and found != self._place.length:
+            raise ShardError(
+                f"{shown(self._place.url)} has {found:,} bytes, but {self._place.length:,} when it "
+                "was indexed: restore the shard, or score it again"
+            )
+
+    def _read_spans(
+        self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> list[memoryview]:
+        views: list[memoryview] = []
+        firsts = spans(offsets, sizes)
+        lasts = [*firsts[1:], offsets.size]
+        starts = offsets[firsts].tolist()
+        ends = (offsets + sizes)[np.array(lasts) - 1].tolist()
+        wanted = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
+        contents = transport.read(wanted)
+        for first, last, start, buffer in zip(firsts, lasts, starts, contents, strict=True):
+            content = memoryview(buffer)
+            self.bytes_read += len(content)
+            for begin, size in zip(
+                (offsets[first:last] - start).tolist(), sizes[first:last].tolist(), strict=True
+            ):
+                views.append(content[begin : begin + size])
+        return views
+
+    def _read_past(
+        self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+    ) -> list[memoryview]:
+        views = []
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            if self._last is None or self._last[0] != offset:
+                self._last = offset, self._read_one_past(transport, offset, size)
+            views.append(self._last[1])
+        return views
+
+    def _read_one_past(self, transport: Transport, offset: int, size: int) -> memoryview:
+        if self._stream is None or self._stream.tell() > offset:
+            self._close_stream()
+            name = shown(self._place.url)
+            self._raw = transport.stream()
+            self._stream = ForwardStream(decompressed(self._raw, name)[0], name)
+        before = self._stream.tell()
+        self._stream.seek(offset)
+        content = self._stream.read(size)
+        self.bytes_read += self._stream.tell() - before
+        if len(content) < size:
+            raise EOFError(f"it ends at byte {self._stream.tell():,}")
+        return memoryview(content)
+
+
+def spans(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:
+    """Where new reads begin: at gaps wider than `GAP`, and before a span grows past 8 MB.
+
+    >>> spans(np.array([0, 512, 99_328]), np.array([512, 512, 1024]))
+    [0, 2]
+    """
+    ends = offsets + sizes
+    wide = np.flatnonzero(offsets[1:] - ends[:-1] > GAP) + 1
+    firsts = []
+    for first, last in zip([0, *wide.tolist()], [*wide.tolist(), offsets.size], strict=True):
+        while first < last:
+            firsts.append(first)
+            fits = int(np.searchsorted(ends[first:last], offsets[first] + _SPAN, side="right"))
+            first += max(fits, 1)
+    return firsts

@@ -1,0 +1,54 @@
+"""Requests that are made again after failures that may pass."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from flowdata.errors import ShardError
+from flowdata.transport.access import Access, RefusedError
+from flowdata.transport.urls import shown
+
+T = TypeVar("T")
+
+FIRST_WAIT = 0.2
+"""Seconds before the first repetition; each of the next waits twice as long."""
+_LONGEST_WAIT = 10.0
+
+
+def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
+    """What ``fetch`` returns, called again after failures that may pass.
+
+    Raises:
+        ShardError: when it failed for good, naming the shard and the last failure.
+    """
+    from urllib3.exceptions import HTTPError
+
+    for attempt in range(access.retries + 1):
+        wait = 0.0
+        try:
+            return fetch()
+        except (FileNotFoundError, PermissionError) as error:
+            raise ShardError(f"there is no shard {shown(url)}, or it is not for you") from error
+        except RefusedError as error:
+            if error.for_good:
+                raise ShardError(f"{shown(url)}: {error}") from error
+            failure, wait = cast(Exception, error), error.wait
+        except (HTTPError, OSError, EOFError, TimeoutError) as error:
+            failure = error
+        if attempt < access.retries:
+            time.sleep(min(max(wait, FIRST_WAIT * 2**attempt), _LONGEST_WAIT))
+    raise ShardError(
+        f"{shown(url)} could not be read in {access.retries + 1} attempts; the last failed with "
+        f"{type(failure).__name__}: {failure}"
+    ) from failure
+
+
+def whole(content: bytes, size: int, offset: int, name: str) -> bytes:
+    """The content, if it is all of it.
+
+    Raises:
+        EOFError: for less.
+    """
+    if len(content) != size:
+        raise EOFError(f"{name} has {len(content):,} of {size:,} bytes from byte {offset:,} on")
+    return content

@@ -1,0 +1,68 @@
+"""URLs of shards: brace expansion, local paths, and what of them may be shown."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
+
+from flowdata.errors import ShardError
+
+Urls: TypeAlias = str | Path | Sequence[str | Path]
+
+PIPE = "pipe:"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+
+
+def expanded(urls: Urls) -> list[str]:
+    """URLs one by one, of one or several with braces, ``"data-{000..009}.tar"``.
+
+    Raises:
+        ShardError: for none, for one given twice, or for braces without their partner.
+    """
+    given = [urls] if isinstance(urls, str | Path) else list(urls)
+    every = [shard for url in given for shard in _with_braces(str(url))]
+    if not every:
+        raise ShardError("no shards were given")
+    if len(set(every)) != len(every):
+        twice = next(url for place, url in enumerate(every) if url in every[:place])
+        raise ShardError(f"a shard is given twice: {shown(twice)}")
+    return every
+
+
+def _with_braces(url: str) -> Iterable[str]:
+    from braceexpand import braceexpand
+
+    if url.startswith(PIPE):
+        # Braces of a shell command are the shell's.
+        return [url]
+    try:
+        return list(braceexpand(url))
+    except ValueError as error:
+        raise ShardError(
+            f"{shown(url)} has a brace without its partner: shards 0 to 9 are data-{{0..9}}.tar, "
+            r"and a brace that is part of a name is \{ or \}"
+        ) from error
+
+
+def local_path(url: str) -> Path | None:
+    """The path of a local shard, given as a path or as ``file:``; None for any other URL."""
+    if url.startswith("file:"):
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise ShardError(f"{url}: a file: URL has three slashes, file:///data/shard.tar")
+        return Path(unquote(parts.path))
+    return None if url.startswith(PIPE) or _SCHEME.match(url) else Path(url)
+
+
+def shown(url: str) -> str:
+    """A URL without its query, which may hold a signature, and without a password."""
+    if url.startswith(PIPE) or not _SCHEME.match(url):
+        return url
+    bare = url.split("?", 1)[0].split("#", 1)[0]
+    return re.sub(r"://[^/@]*@", "://", bare)
+
+
+def is_remote(url: str) -> bool:
+    """Whether waiting for this shard is worth a thread."""
+    return local_path(url) is None

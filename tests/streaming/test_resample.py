@@ -1,0 +1,175 @@
+import io
+import itertools
+import tarfile
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import webdataset as wds
+from scipy import stats
+from shard_files import name_of, names, planned, write_shards
+from torch.utils.data import DataLoader
+
+import flowdata
+from flowdata import LossTable, MismatchError, resample
+from flowdata.streaming import resample as resample_module
+from flowdata.tar.indexing import index_shards
+
+OPTIONS = {"epoch_size": 400, "seed": 3}
+
+
+def pipeline(urls, stage, **options):
+    options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False} | options
+    return wds.WebDataset(urls, **options).compose(stage)
+
+
+def names_of(samples):
+    return Counter(name_of(sample) for sample in samples)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_pass_draws_the_plan_whatever_worker_reads_a_shard(urls, table, workers):
+    stage = resample(table, **OPTIONS)
+    loader = DataLoader(pipeline(urls, stage), batch_size=None, num_workers=workers)
+    for epoch in range(3):
+        assert names_of(loader) == planned(table, epoch=epoch, **OPTIONS)
+
+
+def test_a_count_does_not_depend_on_the_order_of_the_shards(urls, table):
+    stage = resample(table, **OPTIONS)
+    shuffled = pipeline(urls, stage, shardshuffle=100, seed=1).shuffle(50)
+    assert names_of(shuffled) == planned(table, **OPTIONS)
+    stage.set_epoch(0)
+    for shard in range(5):
+        url = urls.replace("{0..4}", str(shard))
+        expected = planned(table, epoch=shard, **OPTIONS)
+        found = names_of(pipeline(url, stage))
+        assert found == {n: c for n, c in expected.items() if n.startswith(f"{shard}/")}
+
+
+def test_set_epoch_reaches_workers_that_persist(urls, table):
+    stage = resample(table, **OPTIONS)
+    loader = DataLoader(
+        pipeline(urls, stage), batch_size=None, num_workers=2, persistent_workers=True
+    )
+    for epoch in (5, 5, 1):
+        stage.set_epoch(epoch)
+        assert names_of(loader) == planned(table, epoch=epoch, **OPTIONS)
+
+
+def late_in_one(worker):
+    if worker == 1:
+        time.sleep(0.3)
+
+
+def test_a_look_at_the_first_sample_leaves_no_worker_behind(urls, table):
+    stage = resample(table, **OPTIONS)
+    loader = DataLoader(
+        pipeline(urls, stage), batch_size=None, num_workers=2, worker_init_fn=late_in_one
+    )
+    next(iter(loader))
+    assert names_of(loader) == planned(table, epoch=1, **OPTIONS)
+
+
+def test_a_table_is_read_from_its_file(urls, table, tmp_path):
+    table.save(tmp_path / "losses.parquet")
+    for path in (tmp_path / "losses.parquet", str(tmp_path / "losses.parquet")):
+        assert names_of(pipeline(urls, resample(path, **OPTIONS))) == planned(table, **OPTIONS)
+
+
+def test_behind_a_shuffle_the_keys_of_a_shard_are_looked_up_once(urls, table, monkeypatch):
+    asked = []
+    match = resample_module.match
+    monkeypatch.setattr(
+        resample_module, "match", lambda url, shards: asked.append(url) or match(url, shards)
+    )
+    options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False}
+    shuffled = wds.WebDataset(urls, **options).shuffle(300, initial=300)
+    assert names_of(shuffled.compose(resample(table, **OPTIONS))) == planned(table, **OPTIONS)
+    assert len(asked) == len(set(asked)) == 5
+
+
+def test_it_works_in_a_data_pipeline_before_decoding_and_batching(urls, table):
+    dataset = wds.DataPipeline(
+        wds.SimpleShardList(urls),
+        wds.tarfile_to_samples(),
+        resample(table, **OPTIONS),
+        wds.shuffle(100),
+        wds.decode(),
+        wds.to_tuple("txt"),
+        wds.batched(50),
+    )
+    batches = list(dataset)
+    assert Counter(text for [texts] in batches for text in texts) == planned(table, **OPTIONS)
+
+
+def test_copies_are_dicts_of_their_own(urls, table):
+    stage = resample(table.index, np.ones(len(table)), epoch_size=2.0)
+    samples = list(pipeline(urls, stage))
+    assert len({id(sample) for sample in samples}) == 2 * len(table)
+    samples[0]["txt"] = None
+    assert samples[1]["txt"] == b"0/0"
+
+
+def test_copies_do_not_come_out_side_by_side_after_a_shuffle(urls, table):
+    stage = resample(table.index, np.ones(len(table)), epoch_size=3.0)
+    drawn = [name_of(sample) for sample in pipeline(urls, stage).shuffle(300, initial=300)]
+    adjacent = sum(first == second for first, second in itertools.pairwise(drawn))
+    # In a random order of 3 copies each, 2 of 993 are expected.
+    assert len(drawn) == 993
+    assert adjacent < 25
+
+
+def test_long_run_frequencies_follow_the_weights(urls, table):
+    """Chi-square of 150 epochs of 30 multinomial draws, false alarms below 1e-6."""
+    dataset = pipeline(urls, resample(table, epoch_size=30, scheme="multinomial", seed=2))
+    found = sum((names_of(dataset) for _ in range(150)), Counter())
+    weights = table.weights().relative
+    expected = weights / weights.sum() * 4500
+    observed = np.array([found[name] for name in names(table)])
+    rare = expected < 5
+    observed = np.append(observed[~rare], observed[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    assert stats.chisquare(observed, expected).pvalue > 1e-6
+
+
+def test_samples_that_the_table_does_not_know_are_refused(urls, table, tmp_path):
+    other = write_shards(tmp_path, (60, 3, 200, 1, 77))
+    with pytest.raises(MismatchError, match=r"no sample 'k0050' of .*s-0\.tar"):
+        list(pipeline(other, resample(table)))
+    moved = tmp_path / "moved.tar"
+    moved.write_bytes((tmp_path / "s-0.tar").read_bytes())
+    with pytest.raises(MismatchError, match=r"knows no shard .*moved\.tar"):
+        list(pipeline(str(moved), resample(table)))
+    with pytest.raises(TypeError, match="no index of shards"):
+        resample(LossTable.from_losses([1.0, 2.0]))
+
+
+def test_it_is_found_in_the_package_without_importing_webdataset_first():
+    import subprocess
+    import sys
+
+    code = "import sys, flowdata; assert 'webdataset' not in sys.modules; flowdata.resample"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert flowdata.resample is resample
+    with pytest.raises(AttributeError, match="no_such_name"):
+        flowdata.no_such_name  # noqa: B018
+
+
+def test_names_that_are_not_utf8_are_found_too(tmp_path):
+    with tarfile.open(tmp_path / "s-0.tar", "w", encoding="latin-1") as tar:
+        for name in ("café.txt", "tea.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"0/0"))
+    url = str(tmp_path / "s-0.tar")
+    stage = resample(index_shards(url, progress=False), [2.0, 1.0], epoch_size=3)
+    assert sum(names_of(pipeline(url, stage)).values()) == 3
+
+
+def test_the_file_of_an_index_does_with_weights(urls, table, tmp_path):
+    table.index.save(tmp_path / "index.parquet")
+    stage = resample(tmp_path / "index.parquet", table.weights(), **OPTIONS)
+    assert names_of(pipeline(urls, stage)) == planned(table, **OPTIONS)

@@ -1,5 +1,6 @@
 """What a loss table means for training: epoch sizes, repeats, easiest and hardest rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,6 @@ from flowdata.core.plan import EpochSize, resolve_epoch_size
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
-from flowdata.report.text import table
 from flowdata.table.loss_table import LossTable
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -134,11 +134,11 @@ def summary_text(losses: LossTable, weights: FlowWeights) -> str:
     parts = [
         "\n".join(f"{name:<25}{value}" for name, value in source if value is not None),
         str(weights.summary()),
-        table(
+        text_table(
             ["quantile of the loss", *(f"{quantile:.0%}" for quantile in _QUANTILES)],
             [["", *(f"{value:.4g}" for value in quantiles)]],
         ),
-        table(
+        text_table(
             ["epoch_size", "draws", "distinct rows", "most repeats of a row"],
             [
                 [
@@ -152,6 +152,27 @@ def summary_text(losses: LossTable, weights: FlowWeights) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for the terminal: the first column aligned left, the others right.
+
+    >>> print(text_table(["method", "kept"], [["FLOW", "9.5"], ["standard", "10.25"]]))
+    method      kept
+    --------  ------
+    FLOW         9.5
+    standard   10.25
+    """
+    from tabulate import tabulate
+
+    # The cells are formatted already: tabulate would read "1,000" and "9.50" as numbers again.
+    return tabulate(
+        rows,
+        head,
+        tablefmt="simple",
+        disable_numparse=True,
+        colalign=("left", *["right"] * (len(head) - 1)),
+    )
 
 
 def comparison_text(comparison: Comparison) -> str:

@@ -20,7 +20,7 @@ from flowdata.core.weights import FlowWeights
 from flowdata.files import replacing
 from flowdata.map_style.sampler import FlowSampler
 from flowdata.report.plots import plot_kept_against_learned, plot_losses
-from flowdata.report.text import table
+from flowdata.report.summary import text_table
 from flowdata.scoring import score
 from flowdata.table.loss_table import LossTable
 
@@ -270,7 +270,7 @@ def report(runs: list[Run]) -> str:
         for method in runs[0].results
     ]
     head = ["training", "old task", "new task", "mean", "hardest 10 %", "samples", "seconds"]
-    return "\n\n".join([_setting(runs), table(head, rows), _verdict(runs)])
+    return "\n\n".join([_setting(runs), text_table(head, rows), _verdict(runs)])
 
 
 def _spread(runs: list[Run], method: str, name: str) -> str:

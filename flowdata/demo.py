@@ -142,22 +142,41 @@ def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -
     )
 
 
-def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
+def load_task(seed: int) -> Task:
+    """The task of one seed, from the digits and photographs that come with scikit-learn."""
+    return make_task(seed, *_digits(), _photos())
+
+
+def pre_trained(task: Task, seed: int) -> nn.Module:
+    """A small convolutional network that has learned to read the upright digits of a task."""
     torch.manual_seed(seed)
-    pre_trained = _network()
+    network = _network()
     upright = DataLoader(task.pre_training, batch_size=_BATCH, shuffle=True)
-    train(pre_trained, upright, learning_rate=_LEARNING_RATE, epochs=_PRE_TRAINING_EPOCHS)
+    train(network, upright, learning_rate=_LEARNING_RATE, epochs=_PRE_TRAINING_EPOCHS)
+    return network
+
+
+def accuracy(model: nn.Module, data: TensorDataset) -> float:
+    """Percent of the samples that a classifier gets right."""
+    images, labels = data.tensors
+    model.eval()
+    with torch.inference_mode():
+        return (100.0 * (model(images).argmax(dim=1) == labels)).mean().item()
+
+
+def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
+    network = pre_trained(task, seed)
     bar.update()
 
     path = output / f"losses-{seed}.parquet"
-    score(pre_trained, task.fine_tuning, progress=False).save(path)
-    losses = LossTable.load(path, dataset=task.fine_tuning, model=pre_trained)
+    score(network, task.fine_tuning, progress=False).save(path)
+    losses = LossTable.load(path, dataset=task.fine_tuning, model=network)
     weights = losses.weights()
 
-    hardest = _hardest(pre_trained, task.new)
-    results = {_PRE_TRAINED: Result(*_accuracies(pre_trained, task, hardest))}
+    hardest = _hardest(network, task.new)
+    results = {_PRE_TRAINED: Result(*_accuracies(network, task, hardest))}
     for method, loader, learning_rate in _methods(task.fine_tuning, weights, seed):
-        model = copy.deepcopy(pre_trained)
+        model = copy.deepcopy(network)
         torch.manual_seed(seed)
         started = time.perf_counter()
         train(model, loader, learning_rate=learning_rate, epochs=_EPOCHS)

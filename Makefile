@@ -6,28 +6,56 @@ BIN := $(VENV)/bin
 export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
 export XDG_CONFIG_HOME := $(CURDIR)/$(VENV)/config
 export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench assets
+.PHONY: help demo test-quick test test-long test-lowest mutants lint dist bench assets
 
 help:
-	@echo "make demo   set everything up and run FLOW on embedded real data"
-	@echo "make test   set everything up and run all tests"
-	@echo "make lint   formatting, lint and types"
-	@echo "make assets fetch the real language model that tests and benchmarks use (93 MB)"
-	@echo "make bench  run the benchmarks and refresh their tables and figures"
+	@echo "make demo         set everything up and run FLOW on embedded real data"
+	@echo "make test-quick   the tests that start no processes, read no model and do not train"
+	@echo "make test         all tests, as in CI"
+	@echo "make test-long    all tests with the guards off, and the laws on many more examples"
+	@echo "make test-lowest  the quick tests with the lowest releases that pyproject.toml allows"
+	@echo "make mutants      change the code at random places and see whether tests notice"
+	@echo "make lint         formatting, lint, types and the direction of imports"
+	@echo "make dist         build sdist and wheel, and use the wheel where nothing else is"
+	@echo "make assets       fetch the real language model of tests and benchmarks (93 MB)"
+	@echo "make bench        run the benchmarks and refresh their tables and figures"
 
 # One stamp file per extra: it is renewed when a requirement changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
 	touch $@
 
 demo: $(VENV)/installed-demo
 	$(BIN)/flowdata demo
 
 # Two files at a time; a process for each, so that they may not take all cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-quick: $(VENV)/installed-test
+	$(PYTEST) -m "not slow"
+
 test: $(VENV)/installed-test assets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-long: $(VENV)/installed-test assets
+	FLOWDATA_GUARDS=off $(PYTEST) -m "not guard"
+	FLOWDATA_FUZZ=20 $(PYTEST) -m hypothesis
+
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+.venv-lowest/installed: pyproject.toml tests/lowest.txt
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -c tests/lowest.txt -e '.[test]'
+	touch $@
+
+# MODULES="flowdata/core/plan.py ..." COUNT=100 SEED=1, all optional.
+mutants: $(VENV)/installed-test
+	$(BIN)/python tests/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(MODULES)
 
 assets: $(VENV)/installed-test
 	$(BIN)/python benchmarks/assets.py
@@ -36,6 +64,18 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The wheel is built from the sdist, and used where there is no clone and no other package.
+dist: $(VENV)/installed-dev
+	rm -rf build dist .venv-dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	.venv-dist/bin/python -m pip check
+	cd / && $(CURDIR)/.venv-dist/bin/flowdata --help
+	cd / && $(CURDIR)/.venv-dist/bin/python -I $(CURDIR)/tests/programs/first_draws.py
+	rm -rf .venv-dist
 
 bench: assets
 	$(BIN)/python benchmarks/theory.py

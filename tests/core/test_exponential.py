@@ -1,13 +1,14 @@
 import hashlib
 
 import numpy as np
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowdata.core.exponential import exp
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@examples(300)
 @given(st.lists(st.floats(-708, 0), min_size=1, max_size=50))
 def test_it_is_within_two_units_in_the_last_place_of_numpys(values):
     x = np.array(values)

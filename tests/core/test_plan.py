@@ -7,13 +7,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from fuzzing import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowdata import EpochPlan, FlowWeights, InvalidLossError
 from flowdata.core.permutation import CHUNK
 
-laws = settings(deadline=None, derandomize=True, max_examples=150)
+laws = examples(150)
 TABLE = 65_536
 
 # Weights up to 12 orders of magnitude apart, often zero, often equal.

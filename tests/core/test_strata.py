@@ -5,13 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from flowdata import EpochPlan, FlowSampler, FlowWeights, MismatchError, Strata
 
-laws = settings(deadline=None, derandomize=True, max_examples=150)
+laws = examples(150)
 rows = st.lists(
     st.tuples(st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.integers(-3, 3)), min_size=1, max_size=80
 ).filter(lambda pairs: any(weight for weight, _ in pairs))

@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flowdata import InvalidLossError
 from flowdata.core.temperature import resolve_temperature
 
-LAW = settings(deadline=None, derandomize=True)
+LAW = examples()
 LOSSES = np.array([0.5, 4.0, 1.0, 3.0])
 
 

@@ -9,14 +9,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flowdata import FlowDataError, FlowDataWarning, FlowWeights, InvalidLossError, LossTable
 from flowdata.core.weights import as_weights
 
-LAW = settings(deadline=None, derandomize=True)
+LAW = examples()
 LOSSES = np.random.default_rng(5).exponential(size=40)
 LOSS_ARRAYS = arrays(np.float64, st.integers(2, 50), elements=st.floats(2.0**-10, 2.0**10))
 ALPHAS = st.floats(0.0, 1.0)

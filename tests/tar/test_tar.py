@@ -8,7 +8,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from tar_files import (
     A_FILE,
@@ -47,7 +48,7 @@ names = st.one_of(
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.tuples(names, st.binary(max_size=1200)), max_size=8))
 def test_samples_are_those_webdataset_reads(tmp_path_factory, format, members):
     if format == tarfile.USTAR_FORMAT:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from flowdata.errors import FlowDataError, InvalidLossError
 from flowdata.table.loss_table import LossTable
 from flowdata.version import __version__
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
 _SHOWN_TEXT = 160
 
 # What data, files, models and devices can do; anything else is a fault of this package.
@@ -23,6 +21,14 @@ _EXPECTED = (
     *(FlowDataError, OSError, ImportError, TypeError, ValueError),
     *(RuntimeError, MemoryError),
 )
+
+
+class Commands(Protocol):
+    """What `argparse.ArgumentParser.add_subparsers` gives; its class has no public name."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
+        """A parser of the arguments of one command."""
+        ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +129,7 @@ def _add_score(commands: Commands) -> None:
         "--adapters", action="store_true", help="score a PEFT model as adapted, not its base model"
     )
     score.add_argument(
-        "--num-workers", type=_natural, default=0, help="processes that read and tokenize"
+        "--num-workers", type=_non_negative, default=0, help="processes that read and tokenize"
     )
     score.add_argument(
         "--on-invalid",
@@ -137,7 +143,7 @@ def _add_score(commands: Commands) -> None:
 def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring import CausalLM, score
     from flowdata.scoring.inference import count_rows
-    from flowdata.scoring.ranks import joined_by_torchrun
+    from flowdata.scoring.ranks import join_torchrun
     from flowdata.scoring.sources import open_data, open_model
     from flowdata.scoring.tokens import Columns
 
@@ -147,13 +153,13 @@ def _run_score(options: argparse.Namespace) -> None:
     data = open_data(options.data, options.split)
     count_rows(data)
     columns.check(data.column_names)
-    with joined_by_torchrun() as place:
+    with join_torchrun() as process:
         model, tokenizer = open_model(
             options.model,
             tokenizer=options.tokenizer,
             dtype=options.dtype,
             device=options.device,
-            local_rank=place.local_rank,
+            local_rank=process.local_rank,
         )
         loss = CausalLM(
             tokenizer=tokenizer,
@@ -172,7 +178,7 @@ def _run_score(options: argparse.Namespace) -> None:
             adapters=options.adapters,
             model_name=str(options.model),
         )
-        if place.rank == 0:
+        if process.rank == 0:
             _print_result(losses, options.output)
 
 
@@ -312,7 +318,7 @@ def _positive(text: str) -> int:
     return _at_least(1, text)
 
 
-def _natural(text: str) -> int:
+def _non_negative(text: str) -> int:
     return _at_least(0, text)
 
 

@@ -28,13 +28,14 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync_folder(path)
 
 
-def move(source: Path, path: Path) -> None:
-    """Give a whole file its final name, on the same file system."""
+def move_into_place(source: Path, path: Path) -> None:
+    """Give a file that is written and synced its final name, on the same file system."""
     source.replace(path)
     _sync_folder(path)
 
 
 def _sync_folder(path: Path) -> None:
+    # A rename is in the folder: without this a power cut may undo it.
     with contextlib.suppress(OSError):
         _sync(path.parent)
 

@@ -14,6 +14,7 @@ import transformers
 
 import flowdata
 from flowdata.cli import main
+from flowdata.scoring.language import LanguagePass
 
 COMMAND = Path(sys.executable).with_name("flowdata")
 
@@ -276,7 +277,7 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
 ):
     data, output = as_jsonl(ROWS, tmp_path), tmp_path / "losses.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr("flowdata.scoring.scorer._checked", interrupted_after_one)
+        patch.setattr(LanguagePass, "score_window", interrupted_after_one)
         assert main(command(tiny, data, output, *TEXT, "--max-tokens", "1")) == 130
     assert "flowdata: stopped; the same command goes on" in capsys.readouterr().err
     (part,) = output.with_name("losses.parquet.parts").glob("*.parquet")
@@ -284,8 +285,11 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
     assert not part.exists()
 
 
-def interrupted_after_one(scores, on_invalid):
-    yield next(scores)
+score_window = LanguagePass.score_window
+
+
+def interrupted_after_one(language_pass, rows, window):
+    yield next(score_window(language_pass, rows, window))
     raise KeyboardInterrupt
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowdata.files import move, replacing
+from flowdata.files import move_into_place, replacing
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_files_have_the_permissions_the_umask_leaves(path, mask, mode):
 def test_a_whole_file_is_given_its_final_name(path):
     made = path.with_name("made")
     made.write_text("new")
-    move(made, path)
+    move_into_place(made, path)
     assert path.read_text() == "new"
     assert names(path) == ["table.bin"]
 

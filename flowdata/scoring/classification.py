@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdata.scoring.inference import move
-from flowdata.scoring.scores import Scores
+from flowdata.scoring.inference import to_device
+from flowdata.scoring.scored_rows import ScoredRows
 
 _IGNORED = -100
 
@@ -49,7 +49,7 @@ def mse(model: nn.Module, batch: Any) -> Tensor:
     return _mse(*predict(model, batch))
 
 
-LOSSES: dict[str, LossFunction] = {
+LOSS_FUNCTIONS: dict[str, LossFunction] = {
     "classification": classification,
     "cross_entropy": cross_entropy,
     "bce": bce,
@@ -67,20 +67,21 @@ class FunctionPass:
     window: int
     collate: Callable[[list[Any]], Any] | None = None
 
-    def scores(self, rows: NDArray[np.int64], batch: Any) -> Iterator[Scores]:
-        """Scores of one batch.
+    def score_window(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
+        """Losses of one batch.
 
         Raises:
             ValueError: when the function does not return one loss a row.
         """
-        losses = torch.as_tensor(self.function(self.model, move(batch, self.device)))
+        losses = torch.as_tensor(self.function(self.model, to_device(batch, self.device)))
         if losses.shape != (rows.size,):
             raise ValueError(
                 f"the loss function returned shape {tuple(losses.shape)} for a batch of "
                 f'{rows.size} samples, ({rows.size},) is needed: use reduction="none" and '
                 "average per sample"
             )
-        yield Scores(rows, losses.float().cpu().numpy().copy())
+        # A copy: a loss function may give its own buffer, to be filled anew by the next batch.
+        yield ScoredRows(rows, losses.float().cpu().numpy().copy())
 
 
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -100,6 +101,7 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
                 f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}; "
                 "pass loss=function(model, batch) for any other kind"
             )
+    # Models of transformers give an output object (ModelOutput), others the tensor itself.
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise TypeError(
@@ -112,6 +114,7 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     if target.is_floating_point():
         return _per_sample(F.cross_entropy(output, target.to(output.dtype), reduction="none"))
+    # F.cross_entropy (torch 2.13) takes int64 and uint8 only, and data sets have any integers.
     target = target.long()
     losses = F.cross_entropy(output, target, reduction="none", ignore_index=_IGNORED)
     counted = (target != _IGNORED).reshape(len(target), -1).sum(dim=1)
@@ -125,6 +128,7 @@ def _bce(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _mse(output: Tensor, target: Tensor) -> Tensor:
+    # (B, 1) minus (B,) would broadcast to (B, B).
     if output.shape != target.shape:
         raise ValueError(
             f"squared error needs outputs and targets of one shape, got {tuple(output.shape)} "

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Logits of this many bytes (in float32) exist at a time.
-_LOGITS_BYTES = 1 << 27
+LOGITS_BYTES = 1 << 27
+"""Logits of this many bytes (in float32) exist at a time."""
+
 _PROBE_TOKENS = 8
 
 
@@ -30,9 +31,9 @@ class TokenLosses:
         self._model = model
         self._arguments = _forward_arguments(model)
         self._head = _output_head(model)
-        self._seen: list[Tensor] = []
-        self._tail: _Tail | None = None
-        self._tried = False
+        self._hidden: list[Tensor] = []
+        self._scaling: _LogitScaling | None = None
+        self._probed = False
         self.vocabulary = _vocabulary(model)
 
     def __call__(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
@@ -46,46 +47,48 @@ class TokenLosses:
         mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
         targets = labels[:, 1:]
         chosen = (targets >= 0).nonzero(as_tuple=True)
-        if not self._tried:
+        if not self._probed:
             self._probe(ids, mask)
         if self._head is None:
-            logits = _at(self._forward(ids, mask), chosen)
+            logits = _take(self._forward(ids, mask), chosen)
             return _in_chunks(logits, targets[chosen], lambda part: part)
-        if self._tail is None:
-            logits = self._with_head_on(lambda hidden: _at(hidden, chosen)[None], ids, mask)[0]
+        if self._scaling is None:
+            logits = self._forward_with_head_on(
+                lambda hidden: _take(hidden, chosen)[None], ids, mask
+            )[0]
             return _in_chunks(logits, targets[chosen], lambda part: part)
-        self._with_head_on(lambda hidden: hidden[:, :1], ids, mask)
-        hidden = _at(self._seen.pop(), chosen)
-        head, tail = self._head, self._tail
-        return _in_chunks(hidden, targets[chosen], lambda part: tail(head(part)))
+        self._forward_with_head_on(lambda hidden: hidden[:, :1], ids, mask)
+        hidden = _take(self._hidden.pop(), chosen)
+        head, scaling = self._head, self._scaling
+        return _in_chunks(hidden, targets[chosen], lambda part: scaling(head(part)))
 
     def _probe(self, ids: Tensor, mask: Tensor) -> None:
         """Find out whether the head is there, is called once, and what comes after it."""
         ids, mask = ids[:1, :_PROBE_TOKENS], mask[:1, :_PROBE_TOKENS]
         if self._head is not None:
-            logits = self._with_head_on(lambda hidden: hidden, ids, mask)
-            if len(self._seen) != 1 or self._seen[0].shape[:2] != ids.shape:
+            logits = self._forward_with_head_on(lambda hidden: hidden, ids, mask)
+            if len(self._hidden) != 1 or self._hidden[0].shape[:2] != ids.shape:
                 self._head = None
             else:
-                tail = _Tail.of(self._model)
-                again = tail(self._head(self._seen[0])).to(logits.device)
+                scaling = _LogitScaling.of(self._model)
+                again = scaling(self._head(self._hidden[0])).to(logits.device)
                 # Exactly, because a soft cap changes small logits next to nothing.
                 if torch.equal(again.float(), logits.float()):
-                    self._tail = tail
-            self._seen.clear()
-        self._tried = True
+                    self._scaling = scaling
+            self._hidden.clear()
+        self._probed = True
 
-    def _with_head_on(
+    def _forward_with_head_on(
         self, select: Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor
     ) -> Tensor:
         """A forward pass whose head sees only ``select(hidden states)``; keeps all of them."""
 
         def before(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            self._seen.append(arguments[0])
+            self._hidden.append(arguments[0])
             return (select(arguments[0]), *arguments[1:])
 
         assert self._head is not None
-        self._seen.clear()
+        self._hidden.clear()
         hook = self._head.register_forward_pre_hook(before)
         try:
             return self._forward(ids, mask)
@@ -96,6 +99,7 @@ class TokenLosses:
         keywords: dict[str, Any] = {}
         if "attention_mask" in self._arguments:
             keywords["attention_mask"] = mask.long()
+        # Keys and values of the whole batch would be kept for a next token that never comes.
         if "use_cache" in self._arguments:
             keywords["use_cache"] = False
         if "input_ids" in self._arguments:
@@ -113,7 +117,7 @@ class TokenLosses:
 
 
 @dataclass(frozen=True)
-class _Tail:
+class _LogitScaling:
     """What the configuration of a model says is done to its logits after the head."""
 
     divisor: float | None = None
@@ -121,8 +125,11 @@ class _Tail:
     cap: float | None = None
 
     @classmethod
-    def of(cls, model: Any) -> "_Tail":
+    def of(cls, model: Any) -> "_LogitScaling":
         config = text_config(model)
+        # transformers 5.23: GraniteForCausalLM.forward divides the logits by logits_scaling,
+        # CohereForCausalLM.forward multiplies them by logit_scale, Gemma2ForCausalLM.forward caps
+        # them softly at final_logit_softcapping.
         names = ("logits_scaling", "logit_scale", "final_logit_softcapping")
         found = (getattr(config, name, None) for name in names)
         return cls(*(float(value) if isinstance(value, int | float) else None for value in found))
@@ -140,13 +147,15 @@ class _Tail:
 def text_config(model: Any) -> Any:
     """The configuration of a transformers model, or of its language part; None without one."""
     config = getattr(model, "config", None)
+    # transformers 5.23, PreTrainedConfig.get_text_config: a model of text and images has the
+    # sizes of its language part in a configuration inside its own.
     find = getattr(config, "get_text_config", None)
     return find() if callable(find) else config
 
 
-def _at(values: Tensor, places: tuple[Tensor, ...]) -> Tensor:
-    """Values at these places, which may lie on another device."""
-    return values[tuple(place.to(values.device) for place in places)]
+def _take(values: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
+    """Values at these positions, which may lie on another device."""
+    return values[tuple(position.to(values.device) for position in positions)]
 
 
 def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -154,7 +163,7 @@ def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Te
     if not len(targets):
         return torch.zeros(0)
     width = logits_of(inputs[:1]).shape[-1]
-    step = max(_LOGITS_BYTES // (4 * width), 1)
+    step = max(LOGITS_BYTES // (4 * width), 1)
     losses = []
     for part, target in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
         logits = logits_of(part)
@@ -169,6 +178,7 @@ def _forward_arguments(model: Any) -> frozenset[str]:
 
 
 def _output_head(model: Any) -> nn.Module | None:
+    # transformers 5.23, EmbeddingAccessMixin.get_output_embeddings: the lm_head, else None.
     find = getattr(model, "get_output_embeddings", None)
     head = find() if callable(find) else None
     return head if isinstance(head, nn.Module) else None

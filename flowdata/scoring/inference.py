@@ -18,6 +18,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Not inference mode: what a module keeps from its first forward pass (rotary tables, masks)
     could never take part in a training again.
     """
+    # Each its own: fine-tuning often keeps, say, batch norm in evaluation mode.
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -32,11 +33,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def without_adapters(model: Any) -> Iterator[None]:
     """Switch the adapters of a PEFT model off: its base is the pre-trained model."""
     disable = getattr(model, "disable_adapter", None)
+    # transformers 5.23, PeftAdapterMixin.add_adapter sets it; such a model has no disable_adapter.
     added = getattr(model, "_hf_peft_config_loaded", False)
     if not (callable(disable) or added):
         yield
         return
-    # Switching adapters on makes them trainable, whatever they were.
+    # peft 0.21, BaseTunerLayer.enable_adapters: switching adapters on goes through set_adapter,
+    # which makes them trainable, whatever they were.
     trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         if callable(disable):
@@ -47,6 +50,7 @@ def without_adapters(model: Any) -> Iterator[None]:
             for module in model.modules()
             if hasattr(module, "base_layer")
         ):
+            # They are off already, and enable_adapters after the pass would switch them on.
             yield
         else:
             model.disable_adapters()
@@ -59,7 +63,7 @@ def without_adapters(model: Any) -> Iterator[None]:
             parameter.requires_grad_(was)
 
 
-def read(
+def read_batches(
     dataset: Any,
     rows: NDArray[np.int64],
     *,
@@ -80,7 +84,7 @@ def read(
     return zip(windows, loader, strict=True)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, whose forward passes wait for other ranks.
 
     Raises:
@@ -88,6 +92,8 @@ def bare(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
+    # By name: DTensor is of torch.distributed.tensor, FlatParameter of FSDP 1 in torch.distributed,
+    # and neither need be there in a build without distributed.
     if any(
         type(parameter).__name__ in ("DTensor", "FlatParameter") for parameter in model.parameters()
     ):
@@ -106,16 +112,17 @@ def device_of(model: nn.Module, device: torch.device | str | None) -> torch.devi
     return torch.device("cpu") if first is None else first.device
 
 
-def move(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in it on ``device``."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {name: move(value, device) for name, value in batch.items()}
+        return {name: to_device(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move(value, device) for value in batch))
+        # A named tuple is made of its fields, any other tuple of one iterable.
+        return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
-        return type(batch)(move(value, device) for value in batch)
+        return type(batch)(to_device(value, device) for value in batch)
     return batch
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.head import TokenLosses, text_config
-from flowdata.scoring.scores import Scores
-from flowdata.scoring.tokens import IGNORED, Refused, TokenReader, Tokens
+from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.scoring.tokens import IGNORED, TokenReader, Tokens, UnreadableRow
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
@@ -87,7 +87,8 @@ def _tokenizer_state(tokenizer: Any) -> list[Any]:
     """All that decides which tokens a text becomes, JSON-able."""
     try:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # Parts written in Python cannot be told.
+    # tokenizers 0.22, Tokenizer.to_str: a plain Exception for parts written in Python.
+    except Exception:
         state = tokenizer.get_vocab()
     # Texts are tokenized whole and alone, whatever the tokenizer was last used for.
     state |= {"truncation": None, "padding": None}
@@ -105,7 +106,7 @@ class LanguagePass:
     window = _WINDOW
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
-        self.collate = options.reader().each
+        self.collate = options.reader().read_each
         self._options = options
         self._device = device
         self._losses = TokenLosses(model)
@@ -113,10 +114,10 @@ class LanguagePass:
         self._budget = options.max_tokens or _token_budget(model, device)
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
 
-    def scores(
-        self, rows: NDArray[np.int64], window: Sequence[Tokens | Refused]
-    ) -> Iterator[Scores]:
-        """Scores of a window of rows, batch by batch.
+    def score_window(
+        self, rows: NDArray[np.int64], window: Sequence[Tokens | UnreadableRow]
+    ) -> Iterator[ScoredRows]:
+        """Losses of a window of rows, batch by batch.
 
         Raises:
             TypeError, ValueError: naming the row, for rows that cannot be read, token ids the
@@ -125,14 +126,14 @@ class LanguagePass:
         """
         samples = []
         for row, sample in zip(rows, window, strict=True):
-            if isinstance(sample, Refused):
+            if isinstance(sample, UnreadableRow):
                 raise sample.kind(f"row {row}: {sample.reason}")
             samples.append(sample)
         lengths = np.array([sample.ids.size for sample in samples])
         self._check(rows, samples, lengths)
         # Longest first: what runs out of memory does so at once, and what fits goes on fitting.
         order = np.argsort(-lengths, kind="stable")
-        batches = deque(_packed(order, lengths, self._budget))
+        batches = deque(_cut_into_batches(order, lengths, self._budget))
         while batches:
             batch = batches.popleft()
             try:
@@ -147,9 +148,9 @@ class LanguagePass:
                     ) from error
                 self._budget = int(lengths[batch[0]] * len(batch)) // 2
                 left = np.concatenate([batch, *batches])
-                batches = deque(_packed(left, lengths, self._budget))
+                batches = deque(_cut_into_batches(left, lengths, self._budget))
                 continue
-            yield self._as_scores(rows[batch], losses, counts, [samples[p] for p in batch])
+            yield self._to_scored_rows(rows[batch], losses, counts, [samples[p] for p in batch])
 
     def _batch_losses(self, samples: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Losses of all response tokens, row by row, and how many each row has."""
@@ -174,19 +175,19 @@ class LanguagePass:
     def _to_device(self, array: NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-    def _as_scores(
+    def _to_scored_rows(
         self,
         rows: NDArray[np.int64],
         losses: NDArray[np.float32],
         counts: NDArray[Any],
         samples: Sequence[Tokens],
-    ) -> Scores:
+    ) -> ScoredRows:
         # A mean in float64: the sum of many token losses must not depend on their order.
         owners = np.repeat(np.arange(rows.size), counts)
         sums = np.bincount(owners, weights=losses, minlength=rows.size)
         with np.errstate(invalid="ignore"):
             means = (sums / counts).astype(np.float32)
-        return Scores(
+        return ScoredRows(
             rows,
             means,
             counts.astype(np.int32),
@@ -214,7 +215,7 @@ class LanguagePass:
                 )
 
 
-def _packed(
+def _cut_into_batches(
     order: NDArray[np.int64], lengths: NDArray[Any], budget: int
 ) -> Iterator[NDArray[np.int64]]:
     """Cut an order of falling lengths into batches of at most ``budget`` tokens with padding."""
@@ -269,6 +270,7 @@ def tokens_that_fit(free: int, config: Any, itemsize: int) -> int:
 
 
 def _context_length(model: Any) -> int | None:
+    # XLNet and others write -1 for "no limit".
     found = getattr(text_config(model), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 

@@ -14,18 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.errors import MismatchError, TableFileError, warn
-from flowdata.files import move, replacing
-from flowdata.scoring.scores import Scores
+from flowdata.core.states import refuse_other
+from flowdata.errors import TableFileError, warn
+from flowdata.files import move_into_place, replacing
+from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.loss_table import LossTable
 
 _IDENTITY = "identity.json"
 _LOCK = "lock"
 _MERGED = "merged"
 
-# A record lock is the process's: it does not keep its own threads from each other.
-_HELD: set[Path] = set()
-_HOLDING = threading.Lock()
+ADVICE = (
+    "Score with the same model, data and options to go on, or choose another output, or delete it"
+)
+
+# A record lock belongs to the process: it does not keep its threads from each other.
+_LOCKED_HERE: set[Path] = set()
+_LOCKED_HERE_GUARD = threading.Lock()
 
 
 class Parts:
@@ -42,11 +47,11 @@ class Parts:
         Raises:
             TableFileError: when someone else scores into this table, or it cannot be written.
         """
-        place = self.folder.resolve()
-        with _HOLDING:
-            if place in _HELD:
-                raise self._taken("another call in this process")
-            _HELD.add(place)
+        folder = self.folder.resolve()
+        with _LOCKED_HERE_GUARD:
+            if folder in _LOCKED_HERE:
+                raise self._locked_error("another call in this process")
+            _LOCKED_HERE.add(folder)
         try:
             handle = self._open_lock()
             try:
@@ -56,7 +61,7 @@ class Parts:
             finally:
                 os.close(handle)
         finally:
-            _HELD.discard(place)
+            _LOCKED_HERE.discard(folder)
 
     def _open_lock(self) -> int:
         """The lock file, locked."""
@@ -66,16 +71,16 @@ class Parts:
                 self.folder.mkdir(exist_ok=True)
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise self._unwritable_error(error) from error
             try:
                 _lock(handle)
                 # Who held it before may have removed the folder with it.
-                if _same(path, handle):
+                if _is_same_file(path, handle):
                     return handle
             except (BlockingIOError, PermissionError) as error:
                 holder = os.read(handle, 200).decode()
                 os.close(handle)
-                raise self._taken(holder or "another process") from error
+                raise self._locked_error(holder or "another process") from error
             os.close(handle)
 
     def claim(self, identity: dict[str, Any]) -> None:
@@ -93,8 +98,13 @@ class Parts:
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(identity, indent=1))
             except OSError as error:
-                raise self._unwritable(error) from error
-        refuse_other(identity, json.loads(path.read_text()), f"the unfinished pass {self.folder}")
+                raise self._unwritable_error(error) from error
+        refuse_other(
+            identity,
+            json.loads(path.read_text()),
+            what=f"the unfinished pass {self.folder}",
+            advice=ADVICE,
+        )
 
     @property
     def empty(self) -> bool:
@@ -111,7 +121,7 @@ class Parts:
                 self.remove()
             raise
 
-    def add(self, scores: Scores) -> None:
+    def add(self, scores: ScoredRows) -> None:
         """Write a part under a new name.
 
         Raises:
@@ -126,12 +136,12 @@ class Parts:
                 "goes on from there"
             ) from error
 
-    def load(self) -> list[Scores]:
+    def load(self) -> list[ScoredRows]:
         """All readable parts; one that is damaged is named in a warning and scored again."""
         parts = []
         for path in sorted(self.folder.glob("*.parquet")):
             try:
-                parts.append(Scores.load(path))
+                parts.append(ScoredRows.load(path))
             except (OSError, ValueError, KeyError) as error:
                 warn(
                     f"the part {path} cannot be read ({error}); its rows are scored again",
@@ -149,7 +159,7 @@ class Parts:
         try:
             # What a kill leaves of it is in the folder, and goes with it.
             table.save(merged)
-            move(merged, self.table)
+            move_into_place(merged, self.table)
         except (OSError, TableFileError) as error:
             cause = error.__cause__ or error
             raise TableFileError(
@@ -162,44 +172,25 @@ class Parts:
         """Delete the folder, once the table is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _taken(self, holder: str) -> TableFileError:
+    def _locked_error(self, holder: str) -> TableFileError:
         return TableFileError(
             f"{holder} is scoring into {self.folder} now; wait for it, stop it, or choose "
             "another output"
         )
 
-    def _unwritable(self, error: OSError) -> TableFileError:
+    def _unwritable_error(self, error: OSError) -> TableFileError:
         return TableFileError(
             f"cannot write {self.folder}: {error.strerror or error}; the parts of an unfinished "
             "pass lie beside its output, in an existing, writable directory with free space"
         )
 
 
-def undone(rows: int, parts: list[Scores]) -> NDArray[np.int64]:
+def find_unscored_rows(rows: int, parts: list[ScoredRows]) -> NDArray[np.int64]:
     """Row numbers that no part holds."""
     left = np.ones(rows, dtype=np.bool_)
     for part in parts:
         left[part.rows] = False
     return np.flatnonzero(left)
-
-
-def refuse_other(identity: dict[str, Any], found: dict[str, Any], what: str) -> None:
-    """Raise a MismatchError that lists what differs between two identities."""
-    differences = list(_differences(identity, found))
-    if differences:
-        raise MismatchError(
-            f"{what} is another one: {'; '.join(differences)}. Score with the same model, data "
-            "and options to go on, or choose another output, or delete it"
-        )
-
-
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
-    for name in {**here, **there}:
-        one, other = here.get(name), there.get(name)
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other)
-        elif one != other:
-            yield f"{name} is {other!r} there and {one!r} here"
 
 
 def _lock(handle: int) -> None:
@@ -214,7 +205,7 @@ def _lock(handle: int) -> None:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _same(path: Path, handle: int) -> bool:
+def _is_same_file(path: Path, handle: int) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:

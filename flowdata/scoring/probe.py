@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from flowdata.scoring.classification import predict
-from flowdata.scoring.inference import count_rows, device_of, evaluating, move, read
+from flowdata.scoring.inference import count_rows, device_of, evaluating, read_batches, to_device
 
 
 def linear_probe(
@@ -53,11 +53,11 @@ def linear_probe(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0.0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be finite and >= 0, got {weight_decay}")
-    layer = _find(model, head)
-    features, targets = _features(
+    layer = _find_head(model, head)
+    features, targets = _compute_features(
         model,
         layer,
-        read(
+        read_batches(
             dataset,
             np.arange(count_rows(dataset)),
             size=batch_size,
@@ -76,10 +76,10 @@ def linear_probe(
         )
     if not features.isfinite().all():
         raise ValueError("the head sees NaN or infinite features: look at the data and the model")
-    return _fit(layer, features, targets.long(), weight_decay, max_iter)
+    return _fit_head(layer, features, targets.long(), weight_decay, max_iter)
 
 
-def _find(model: nn.Module, head: str) -> nn.Linear:
+def _find_head(model: nn.Module, head: str) -> nn.Linear:
     try:
         layer = model.get_submodule(head)
     except AttributeError as error:
@@ -90,7 +90,7 @@ def _find(model: nn.Module, head: str) -> nn.Linear:
     return layer
 
 
-def _features(
+def _compute_features(
     model: nn.Module, layer: nn.Linear, data: Any, device: torch.device, bar: "tqdm[Any]"
 ) -> tuple[Tensor, Tensor]:
     """What the head sees, shape (n, in_features), and the targets, shape (n,)."""
@@ -100,7 +100,7 @@ def _features(
     try:
         with bar, evaluating(model):
             for rows, batch in data:
-                targets.append(predict(model, move(batch, device))[1])
+                targets.append(predict(model, to_device(batch, device))[1])
                 saw = [tuple(part.shape) for part in seen[len(targets) - 1 :]]
                 if saw != [(rows.size, layer.in_features)]:
                     raise ValueError(
@@ -114,7 +114,7 @@ def _features(
     return torch.cat(seen).clone(), torch.cat(targets).clone()
 
 
-def _fit(
+def _fit_head(
     layer: nn.Linear, features: Tensor, targets: Tensor, weight_decay: float, max_iter: int
 ) -> float:
     # L-BFGS needs the precision, whatever the model computes in.

@@ -17,20 +17,20 @@ from tqdm.auto import tqdm
 
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError, warn
-from flowdata.scoring.classification import LOSSES, FunctionPass, LossFunction
+from flowdata.scoring.classification import LOSS_FUNCTIONS, FunctionPass, LossFunction
 from flowdata.scoring.inference import (
-    bare,
     count_rows,
     device_of,
     evaluating,
-    read,
+    read_batches,
+    unwrap_model,
     without_adapters,
 )
 from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import Ranks
-from flowdata.scoring.resuming import resumable
-from flowdata.scoring.scores import Scores, in_order, joined
+from flowdata.scoring.resuming import score_resumably
+from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.table.fingerprint import code_fingerprint, reads_the_same_twice
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
@@ -50,8 +50,8 @@ class ScoringPass(Protocol):
         """Makes a window of its rows, in a loader worker if there are any."""
         ...
 
-    def scores(self, rows: NDArray[np.int64], window: Any) -> Iterator[Scores]:
-        """Scores of all rows of a window, in any order, in as many pieces as it likes."""
+    def score_window(self, rows: NDArray[np.int64], window: Any) -> Iterator[ScoredRows]:
+        """Losses of all rows of a window, in any order, in as many pieces as it likes."""
         ...
 
 
@@ -118,8 +118,8 @@ def score(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows = count_rows(dataset)
-    model = bare(model)
-    name, options = _named(loss, collate_fn)
+    model = unwrap_model(model)
+    name, options = _describe_loss(loss, collate_fn)
     with Ranks() as ranks, ExitStack() as stack:
         bar = stack.enter_context(
             tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0)
@@ -127,19 +127,20 @@ def score(
         stack.enter_context(evaluating(model))
         if not adapters:
             stack.enter_context(without_adapters(model))
-        work = _pass(loss, model, device_of(model, device), batch_size, collate_fn)
+        work = _make_pass(loss, model, device_of(model, device), batch_size, collate_fn)
 
-        def run(left: NDArray[np.int64]) -> Iterator[Scores]:
+        def score_rows(left: NDArray[np.int64]) -> Iterator[ScoredRows]:
             """Score this rank's share of the rows that are left."""
-            mine = _share(left, ranks, dataset)
+            mine = rows_of_rank(left, ranks, dataset)
             done = (rows - left.size) // ranks.size
             bar.reset(total=done + mine.size)
             bar.initial = bar.n = done
             bar.refresh()
-            return _checked(_scored(work, dataset, mine, num_workers, bar), on_invalid)
+            scores = _score_windows(work, dataset, mine, num_workers, bar)
+            return _refuse_or_drop_invalid(scores, on_invalid)
 
-        def merged(parts: list[Scores]) -> LossTable:
-            return _as_table(in_order(joined(parts)), provenance, dataset)
+        def merge(parts: list[ScoredRows]) -> LossTable:
+            return _make_table(sort_by_row(concatenate_parts(parts)), provenance, dataset)
 
         provenance = Provenance.now(
             rows,
@@ -152,34 +153,34 @@ def score(
             dtype=_dtype_of(model),
         )
         if output is None:
-            own = list(run(np.arange(rows)))
-            table = merged([part for parts in ranks.gathered(own) for part in parts])
+            of_this_rank = list(score_rows(np.arange(rows)))
+            table = merge([part for parts in ranks.gather(of_this_rank) for part in parts])
         else:
-            table = resumable(
+            table = score_resumably(
                 Parts(Path(output)),
                 provenance,
                 ranks,
-                run=run,
-                merged=merged,
-                accept=partial(_accept, on_invalid=on_invalid),
+                score_rows=score_rows,
+                merge=merge,
+                refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
                 save_every=save_every,
             )
-    _warn(table, dataset)
+    _warn_of_doubts(table, dataset)
     return table
 
 
-def _scored(
+def _score_windows(
     work: ScoringPass,
     dataset: Any,
     rows: NDArray[np.int64],
     num_workers: int,
     bar: "tqdm[Any]",
-) -> Iterator[Scores]:
+) -> Iterator[ScoredRows]:
     tokens, started = 0, time.monotonic()
-    for window_rows, window in read(
+    for window_rows, window in read_batches(
         dataset, rows, size=work.window, collate_fn=work.collate, num_workers=num_workers
     ):
-        for scores in work.scores(window_rows, window):
+        for scores in work.score_window(window_rows, window):
             if scores.n_tokens is not None:
                 tokens += int(scores.n_tokens.sum())
                 rate = tokens / (time.monotonic() - started)
@@ -188,36 +189,38 @@ def _scored(
             yield scores
 
 
-def _checked(scores: Iterator[Scores], on_invalid: OnInvalid) -> Iterator[Scores]:
+def _refuse_or_drop_invalid(
+    scores: Iterator[ScoredRows], on_invalid: OnInvalid
+) -> Iterator[ScoredRows]:
     """Pass valid losses on; stop at invalid ones, or replace them with NaN."""
     for some in scores:
         losses = some.losses
-        _accept(some, on_invalid=on_invalid)
-        losses[_invalid(losses)] = np.nan
+        _refuse_invalid(some, on_invalid=on_invalid)
+        losses[_find_invalid(losses)] = np.nan
         yield some
 
 
-def _accept(scores: Scores, *, on_invalid: OnInvalid) -> None:
+def _refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
     """Refuse invalid losses, of this pass or of one before, unless they are to be dropped."""
-    invalid = _invalid(scores.losses)
+    invalid = _find_invalid(scores.losses)
     if invalid.any() and on_invalid == "raise":
-        raise InvalidLossError(_describe(scores, invalid))
+        raise InvalidLossError(_describe_invalid(scores, invalid))
 
 
-def _invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _find_invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
     invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
     return invalid
 
 
-def _share(left: NDArray[np.int64], ranks: Ranks, dataset: Any) -> NDArray[np.int64]:
+def rows_of_rank(left: NDArray[np.int64], ranks: Ranks, dataset: Any) -> NDArray[np.int64]:
     """The rows that this rank scores of those that are left."""
     if isinstance(dataset, ShardRows):
-        # Whole stretches, so that few shards are opened by two.
+        # Contiguous: so few shards are opened by more than one rank.
         return np.array_split(left, ranks.size)[ranks.rank]
     return left[ranks.rank :: ranks.size]
 
 
-def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
+def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
     order = np.argsort(scores.rows[invalid])
     rows, losses = scores.rows[invalid][order], scores.losses[invalid][order]
     more = " and more" if rows.size > 5 else ""
@@ -232,7 +235,7 @@ def _describe(scores: Scores, invalid: NDArray[np.bool_]) -> str:
     )
 
 
-def _as_table(scores: Scores, provenance: Provenance, dataset: Any) -> LossTable:
+def _make_table(scores: ScoredRows, provenance: Provenance, dataset: Any) -> LossTable:
     truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
     return LossTable(
         scores.losses,
@@ -243,7 +246,7 @@ def _as_table(scores: Scores, provenance: Provenance, dataset: Any) -> LossTable
     )
 
 
-def _warn(table: LossTable, dataset: Any) -> None:
+def _warn_of_doubts(table: LossTable, dataset: Any) -> None:
     if table.provenance.truncated:
         warn(
             f"{table.provenance.truncated:,} of {len(table):,} samples were longer than "
@@ -256,23 +259,24 @@ def _warn(table: LossTable, dataset: Any) -> None:
         )
 
 
-def _named(
+def _describe_loss(
     loss: str | LossFunction | CausalLM, collate_fn: Callable[[list[Any]], Any] | None = None
 ) -> tuple[str, str | None]:
     """Name and options of a loss, for the provenance."""
     if isinstance(loss, CausalLM):
         return "causal_lm", json.dumps(loss.identity(), sort_keys=True)
     if loss == "causal_lm":
-        return _named(CausalLM())
+        return _describe_loss(CausalLM())
     code: dict[str, Any] = {}
     if isinstance(loss, str):
-        if loss not in LOSSES:
+        if loss not in LOSS_FUNCTIONS:
             raise ValueError(
-                f"loss must be one of {[*sorted(LOSSES), 'causal_lm']}, a CausalLM, or a function "
-                f"(model, batch) -> losses, got {loss!r}"
+                f"loss must be one of {[*sorted(LOSS_FUNCTIONS), 'causal_lm']}, a CausalLM, or a "
+                f"function (model, batch) -> losses, got {loss!r}"
             )
         name = loss
     else:
+        # A partial function has no name of its own.
         inner = loss
         while isinstance(inner, partial):
             inner = inner.func
@@ -284,7 +288,7 @@ def _named(
     return name, json.dumps(hashes, sort_keys=True) if hashes else None
 
 
-def _pass(
+def _make_pass(
     loss: str | LossFunction | CausalLM,
     model: nn.Module,
     device: torch.device,
@@ -295,7 +299,7 @@ def _pass(
         loss = CausalLM()
     if isinstance(loss, CausalLM):
         return LanguagePass(loss, model, device)
-    function = LOSSES[loss] if isinstance(loss, str) else loss
+    function = LOSS_FUNCTIONS[loss] if isinstance(loss, str) else loss
     return FunctionPass(function, model, device, batch_size, collate_fn)
 
 

@@ -28,7 +28,7 @@ def open_data(name: str, split: str = "train") -> Any:
         return _read_file(path)
     if path.suffix in _READERS:
         raise FileNotFoundError(f"there is no file {path}")
-    _require_place(path)
+    _require_existing_path(path)
     if path.is_dir() and any(
         (path / mark).exists() for mark in ("state.json", "dataset_dict.json")
     ):
@@ -51,6 +51,7 @@ def _read_file(path: Path) -> Any:
         return datasets.load_dataset(kind, data_files=str(path), split="train")
     except Exception as error:  # Each reader raises its own, wrapped in one of datasets.
         reason = " ".join(str(error.__cause__ or error).split())
+        # datasets 5.2, ArrowReader.read: so it calls a split without rows.
         if "corresponds to no data" in reason:
             raise ValueError(f"{path} has no rows: there is nothing to read") from error
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from error
@@ -79,10 +80,11 @@ def open_model(
     if device is None:
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
+        target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    _require_device(place)
+    _require_device(target)
+    # transformers 5.23, from_pretrained takes the folder and the file in it apart.
     path = Path(name)
     where: dict[str, Any] = {}
     if path.suffix == ".gguf":
@@ -91,13 +93,13 @@ def open_model(
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
         name, where = str(path.parent), {"gguf_file": path.name}
-    _require_place(path)
+    _require_existing_path(path)
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=kind, **where)
     reader = AutoTokenizer.from_pretrained(tokenizer or name, **({} if tokenizer else where))
-    return model.to(place), reader
+    return model.to(target), reader
 
 
-def _require_place(path: Path) -> None:
+def _require_existing_path(path: Path) -> None:
     """What can be no name on the hub has to be there."""
     if path.is_absolute() and not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 IGNORED = -100
 """Label of a token that is not scored."""
 
-_MADE = ("input_ids", "labels")
+_TOKEN_COLUMNS = ("input_ids", "labels")
 
 
 class Tokens(NamedTuple):
@@ -21,18 +21,21 @@ class Tokens(NamedTuple):
     truncated: bool = False
 
 
-class Refused(NamedTuple):
-    """A row that cannot be read, told by whoever knows its number."""
+class UnreadableRow(NamedTuple):
+    """Why a row cannot be read: the error, to be raised by the caller, who knows its number.
+
+    Rows are read in loader workers, which see the rows of a window without their numbers.
+    """
 
     kind: type[Exception]
     reason: str
 
 
-_NOTHING = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+_NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-class _Text(NamedTuple):
-    """A text, and from where to where it is scored, in characters."""
+class _MarkedText(NamedTuple):
+    """A text, and the spans of it that are scored: (first, last + 1) in characters."""
 
     whole: str
     scored: list[tuple[int, int]]
@@ -63,7 +66,7 @@ class Columns:
     def names(self) -> tuple[str, ...]:
         """The columns that a row must have."""
         named = (self.prompt, self.response, self.messages, self.text)
-        return tuple(name for name in named if name) or _MADE
+        return tuple(name for name in named if name) or _TOKEN_COLUMNS
 
     def check(self, found: Iterable[str]) -> None:
         """Make sure that all are among the columns that were found.
@@ -94,7 +97,7 @@ class TokenReader:
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
-        if self.columns.names == _MADE:
+        if self.columns.names == _TOKEN_COLUMNS:
             return
         if self.tokenizer is None:
             raise ValueError(f"columns of text {list(self.columns.names)}: pass tokenizer=")
@@ -122,26 +125,26 @@ class TokenReader:
                 something else than a chat where there should be one.
         """
         samples: list[Tokens] = []
-        for sample in self.each(rows):
-            if isinstance(sample, Refused):
+        for sample in self.read_each(rows):
+            if isinstance(sample, UnreadableRow):
                 raise sample.kind(sample.reason)
             samples.append(sample)
         return samples
 
-    def each(self, rows: Sequence[Any]) -> list[Tokens | Refused]:
+    def read_each(self, rows: Sequence[Any]) -> list[Tokens | UnreadableRow]:
         """Tokens of each row, or why there are none; a row with None in a column has no token."""
-        read = [self._tried(row) for row in rows]
-        texts = [sample for sample in read if isinstance(sample, _Text)]
-        # A chat template writes special tokens itself.
-        tokenized = iter(self._tokenized(texts, special=self.messages is None) if texts else ())
-        samples: list[Tokens | Refused] = []
+        read = [self._try_to_read(row) for row in rows]
+        texts = [sample for sample in read if isinstance(sample, _MarkedText)]
+        # A chat template writes special tokens (begin, end of turn) itself.
+        tokenized = iter(self._tokenize(texts, special=self.messages is None) if texts else ())
+        samples: list[Tokens | UnreadableRow] = []
         for sample in read:
-            if isinstance(sample, _Text):
+            if isinstance(sample, _MarkedText):
                 sample = next(tokenized)
-            samples.append(self._cut(sample) if isinstance(sample, Tokens) else sample)
+            samples.append(self._truncate(sample) if isinstance(sample, Tokens) else sample)
         return samples
 
-    def _tried(self, row: Any) -> Tokens | _Text | Refused:
+    def _try_to_read(self, row: Any) -> Tokens | _MarkedText | UnreadableRow:
         try:
             if not isinstance(row, Mapping):
                 raise TypeError(
@@ -150,23 +153,23 @@ class TokenReader:
                 )
             self.columns.check(row)
             if any(row[name] is None for name in self.columns.names):
-                return _NOTHING
+                return _NO_TOKENS
             return self._read(row)
         except (TypeError, ValueError) as error:
-            return Refused(type(error), str(error))
+            return UnreadableRow(type(error), str(error))
 
-    def _read(self, row: Mapping[str, Any]) -> Tokens | _Text:
+    def _read(self, row: Mapping[str, Any]) -> Tokens | _MarkedText:
         if self.messages is not None:
-            messages = _as_chat(row[self.messages])
-            return _render(self.tokenizer, messages) if messages else _NOTHING
+            messages = _check_turns(row[self.messages])
+            return _render_chat(self.tokenizer, messages) if messages else _NO_TOKENS
         scored = self.response or self.text
         if scored is None:
-            return _given(row)
+            return _read_token_columns(row)
         prompt = str(row[self.prompt]) if self.prompt else ""
         whole = prompt + str(row[scored])
-        return _Text(whole, [(len(prompt), len(whole))])
+        return _MarkedText(whole, [(len(prompt), len(whole))])
 
-    def _tokenized(self, texts: Sequence[_Text], *, special: bool) -> list[Tokens]:
+    def _tokenize(self, texts: Sequence[_MarkedText], *, special: bool) -> list[Tokens]:
         """Tokens of whole texts; labelled where a token covers a character of a span.
 
         So all of a response is scored, also where its first letters and the last of the prompt,
@@ -197,14 +200,14 @@ class TokenReader:
             samples.append(Tokens(tokens, labels))
         return samples
 
-    def _cut(self, sample: Tokens) -> Tokens:
+    def _truncate(self, sample: Tokens) -> Tokens:
         limit = self.max_length
         if limit is None or sample.ids.size <= limit:
             return sample
         return Tokens(sample.ids[:limit], sample.labels[:limit], truncated=True)
 
 
-def _as_chat(value: Any) -> list[Mapping[str, Any]]:
+def _check_turns(value: Any) -> list[Mapping[str, Any]]:
     """The turns of a chat.
 
     Raises:
@@ -226,7 +229,7 @@ def _as_chat(value: Any) -> list[Mapping[str, Any]]:
     return turns
 
 
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> _Text:
+def _render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> _MarkedText:
     """The conversation as the chat template renders it, and where in it the assistant speaks.
 
     Raises:
@@ -234,33 +237,34 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> _Text:
     """
     if messages[0]["role"] == "assistant":
         raise ValueError("the chat begins with the assistant: put what it answers before it")
-    whole = _rendered(tokenizer, messages, False)
+    whole = _apply_template(tokenizer, messages, False)
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _rendered(tokenizer, messages[:number], True)
-        after = _rendered(tokenizer, messages[: number + 1], False)
+        before = _apply_template(tokenizer, messages[:number], True)
+        after = _apply_template(tokenizer, messages[: number + 1], False)
         if not (whole.startswith(after) and after.startswith(before)):
             raise ValueError(
                 "the chat template renders a turn differently when others follow, so its "
                 "tokens cannot be told: give rows with input_ids and labels instead"
             )
         spans.append((len(before), len(after)))
-    return _Text(whole, spans)
+    return _MarkedText(whole, spans)
 
 
-def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
+def _apply_template(tokenizer: Any, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=prompt
         )
-    except Exception as error:  # Templates raise what they like.
+    # transformers 5.23, apply_chat_template: whatever the Jinja template raises, of any type.
+    except Exception as error:
         raise ValueError(f"the chat template does not take the chat: {error}") from error
     return text
 
 
-def _given(row: Mapping[str, Any]) -> Tokens:
+def _read_token_columns(row: Mapping[str, Any]) -> Tokens:
     """Ids and labels of a row that has them, without the padding its attention mask shows."""
     ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
     if ids.ndim != 1 or ids.shape != labels.shape:

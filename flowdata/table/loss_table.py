@@ -112,7 +112,7 @@ class LossTable:
         if self.n_tokens is not None:
             columns[_N_TOKENS] = pa.array(self.n_tokens)
         if self.token_losses is not None:
-            columns[_TOKEN_LOSSES] = as_lists(self.token_losses, self.token_offsets)
+            columns[_TOKEN_LOSSES] = to_list_array(self.token_losses, self.token_offsets)
         if self.index is not None:
             columns |= self.index.columns()
             metadata |= self.index.metadata()
@@ -309,7 +309,7 @@ def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
     return offsets
 
 
-def as_lists(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:
+def to_list_array(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:
     """Runs of values as one Arrow array of lists."""
     import pyarrow as pa
 

@@ -143,7 +143,7 @@ def _without_gradients():
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_are_those_of_all_logits_however_the_head_is_used(kind, few, monkeypatch):
     if few:
-        monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+        monkeypatch.setattr(head, "LOGITS_BYTES", 4 * VOCABULARY * 5)
     model = kind()
     losses = TokenLosses(model)
     for seed in range(3):
@@ -155,7 +155,7 @@ def test_losses_are_those_of_all_logits_however_the_head_is_used(kind, few, monk
 
 
 def test_a_head_that_comes_last_makes_a_chunk_of_logits_at_a_time(monkeypatch):
-    monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+    monkeypatch.setattr(head, "LOGITS_BYTES", 4 * VOCABULARY * 5)
     model, made = Headed(), []
     model.lm_head.register_forward_hook(lambda module, inputs, output: made.append(output.shape))
     losses = TokenLosses(model)
@@ -202,7 +202,7 @@ def transformed(config_kind, model_kind, **options):
 def test_logits_that_the_configuration_caps_or_scales_are_made_in_chunks(
     config, model, options, dtype, monkeypatch
 ):
-    monkeypatch.setattr(head, "_LOGITS_BYTES", 4 * VOCABULARY * 5)
+    monkeypatch.setattr(head, "LOGITS_BYTES", 4 * VOCABULARY * 5)
     found = transformed(config, model, **options).to(dtype)
     losses, made = TokenLosses(found), []
     losses(*batch())
@@ -269,8 +269,8 @@ def test_no_hook_stays_on_the_model_even_after_an_error():
     with pytest.raises(RuntimeError, match="broken"):
         losses(*batch(3))
     for module in model.modules():
-        assert not module._forward_pre_hooks
-        assert not module._forward_hooks
+        assert not vars(module)["_forward_pre_hooks"]
+        assert not vars(module)["_forward_hooks"]
 
 
 @pytest.mark.parametrize("kind", [Headed, Capped, Headless])

@@ -12,12 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowdata.scoring.inference import (
-    bare,
     count_rows,
     device_of,
     evaluating,
-    move,
-    read,
+    read_batches,
+    to_device,
+    unwrap_model,
     without_adapters,
 )
 
@@ -124,7 +124,9 @@ def test_a_model_without_adapters_is_left_alone():
 def test_rows_are_read_in_the_order_asked_for_with_a_smaller_last_window(workers):
     rows = np.array([5, 0, 9, 3, 3, 8, 1])
     windows = list(
-        read([10 * row for row in range(10)], rows, size=3, collate_fn=None, num_workers=workers)
+        read_batches(
+            [10 * row for row in range(10)], rows, size=3, collate_fn=None, num_workers=workers
+        )
     )
     assert [window.tolist() for window, _ in windows] == [[5, 0, 9], [3, 3, 8], [1]]
     assert [batch.tolist() for _, batch in windows] == [[50, 0, 90], [30, 30, 80], [10]]
@@ -132,23 +134,23 @@ def test_rows_are_read_in_the_order_asked_for_with_a_smaller_last_window(workers
 
 def test_reading_uses_the_collate_function_and_draws_no_random_number():
     before = torch.get_rng_state()
-    (batch,) = read(list("abc"), np.arange(3), size=9, collate_fn="".join, num_workers=0)
+    (batch,) = read_batches(list("abc"), np.arange(3), size=9, collate_fn="".join, num_workers=0)
     assert batch[1] == "abc"
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_reading_no_rows_reads_nothing():
-    assert list(read([], np.arange(0), size=3, collate_fn=None, num_workers=0)) == []
+    assert list(read_batches([], np.arange(0), size=3, collate_fn=None, num_workers=0)) == []
 
 
 def test_a_plain_model_is_bare_already():
     model = network()
-    assert bare(model) is model
+    assert unwrap_model(model) is model
 
 
 def test_the_model_inside_data_parallel_is_bare(one_process):
     model = network()
-    assert bare(nn.parallel.DistributedDataParallel(model)) is model
+    assert unwrap_model(nn.parallel.DistributedDataParallel(model)) is model
 
 
 def test_sharded_parameters_are_refused(one_process):
@@ -157,7 +159,7 @@ def test_sharded_parameters_are_refused(one_process):
     model = nn.Linear(4, 4)
     model.weight = nn.Parameter(distribute_tensor(model.weight, init_device_mesh("cpu", (1,))))
     with pytest.raises(TypeError, match="score before the model is sharded"):
-        bare(model)
+        unwrap_model(model)
 
 
 def test_batches_go_where_asked_else_where_the_model_is_else_to_the_cpu():
@@ -170,7 +172,7 @@ def test_batches_go_where_asked_else_where_the_model_is_else_to_the_cpu():
 def test_every_tensor_of_a_batch_is_moved_and_its_structure_kept():
     pair = namedtuple("pair", "x y")
     batch = {"a": [torch.ones(2), "text"], "b": (torch.ones(1), pair(torch.ones(3), 4)), "c": None}
-    moved = move(batch, torch.device("meta"))
+    moved = to_device(batch, torch.device("meta"))
     assert moved["a"][0].is_meta
     assert moved["a"][1] == "text"
     assert type(moved["b"]) is tuple
@@ -184,7 +186,7 @@ def test_every_tensor_of_a_batch_is_moved_and_its_structure_kept():
 
 def test_the_batch_of_a_tokenizer_is_moved_as_a_dict():
     batch = transformers.BatchEncoding({"input_ids": torch.ones(2, 3)})
-    moved = move(batch, torch.device("meta"))
+    moved = to_device(batch, torch.device("meta"))
     assert moved["input_ids"].is_meta
 
 

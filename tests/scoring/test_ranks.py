@@ -111,11 +111,14 @@ def test_a_rank_that_is_gone_is_told_in_words(monkeypatch):
     def closed(*arguments, **options):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
 
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "new_group", lambda **options: "a group")
     ranks = Ranks()
-    ranks._group = "a group"
     monkeypatch.setattr(dist, "all_gather_object", closed)
     monkeypatch.setattr(dist, "broadcast_object_list", closed)
-    for meet in (lambda: ranks.gathered(1), lambda: ranks.on_first(lambda: 1)):
+    for meet in (lambda: ranks.gather(1), lambda: ranks.run_on_first(lambda: 1)):
         with pytest.raises(FlowDataError, match="another rank stopped; its message says why"):
             meet()
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from flowdata import FlowDataWarning, InvalidLossError, ShardRows, score
-from flowdata.scoring.scorer import _share
+from flowdata.scoring.scorer import rows_of_rank
 from flowdata.table.fingerprint import model_fingerprint
 
 GENERATOR = torch.Generator().manual_seed(6)
@@ -312,7 +312,8 @@ def test_ranks_share_rows_of_shards_by_whole_stretches_and_other_rows_evenly(siz
     left = np.delete(np.arange(20), [3, 4, 11])
     for dataset in (ROWS, ShardRows.__new__(ShardRows)):
         shares = [
-            _share(left, SimpleNamespace(rank=rank, size=size), dataset) for rank in range(size)
+            rows_of_rank(left, SimpleNamespace(rank=rank, size=size), dataset)
+            for rank in range(size)
         ]
         assert sorted(np.concatenate(shares)) == left.tolist()
         assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -1,4 +1,4 @@
-"""Scores: what the pass found out about some rows, in memory and as a part on disk."""
+"""ScoredRows: the losses of some rows, in memory and as a part on disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.files import replacing
-from flowdata.table.loss_table import as_lists, offsets_of
+from flowdata.table.loss_table import offsets_of, to_list_array
 
-_BLOCK = 1 << 16
+BLOCK_ROWS = 1 << 16
+"""Rows whose token losses are put in order at a time."""
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoredRows:
     """Losses of some rows, in any order.
 
     Attributes:
@@ -45,9 +46,12 @@ class Scores:
         if self.n_tokens is not None:
             columns["n_tokens"] = self.n_tokens
         if self.token_losses is not None:
-            columns["token_losses"] = as_lists(self.token_losses, offsets_of(_set(self.n_tokens)))
+            columns["token_losses"] = to_list_array(
+                self.token_losses, offsets_of(_present(self.n_tokens))
+            )
         if self.truncated is not None:
             columns["truncated"] = self.truncated
+        # Losses are noise to a compressor and no two are alike, so a dictionary would only cost.
         with replacing(path) as temporary:
             pq.write_table(
                 pa.table(columns),
@@ -58,7 +62,7 @@ class Scores:
             )
 
     @classmethod
-    def load(cls, path: Path) -> "Scores":
+    def load(cls, path: Path) -> "ScoredRows":
         """Read a part."""
         import pyarrow.parquet as pq
 
@@ -75,13 +79,15 @@ class Scores:
         )
 
 
-def joined(parts: Sequence[Scores]) -> Scores:
+def concatenate_parts(parts: Sequence[ScoredRows]) -> ScoredRows:
     """All rows of several parts of one pass, in the order of the parts."""
 
-    def column(of: Callable[[Scores], NDArray[Any] | None]) -> NDArray[Any] | None:
-        return None if of(parts[0]) is None else np.concatenate([_set(of(part)) for part in parts])
+    def column(of: Callable[[ScoredRows], NDArray[Any] | None]) -> NDArray[Any] | None:
+        return (
+            None if of(parts[0]) is None else np.concatenate([_present(of(part)) for part in parts])
+        )
 
-    return Scores(
+    return ScoredRows(
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.losses for part in parts]),
         column(lambda part: part.n_tokens),
@@ -90,33 +96,36 @@ def joined(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def in_order(scores: Scores) -> Scores:
+def sort_by_row(scores: ScoredRows) -> ScoredRows:
     """The same scores by row number; of a row that is there more than once, the first."""
     rows, order = np.unique(scores.rows, return_index=True)
     n_tokens, tokens, truncated = scores.n_tokens, scores.token_losses, scores.truncated
-    return Scores(
+    return ScoredRows(
         rows,
         scores.losses[order],
         None if n_tokens is None else n_tokens[order],
-        None if tokens is None else _runs(tokens, _set(n_tokens), order),
+        None if tokens is None else _reorder_runs(tokens, _present(n_tokens), order),
         None if truncated is None else truncated[order],
     )
 
 
-def _runs(
+def _reorder_runs(
     values: NDArray[np.float32], counts: NDArray[np.int32], order: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Runs of values in this order; block by block, because places take more than values."""
+    """Runs of values in another order.
+
+    Block by block: a position (int64) takes twice the memory of a value (float32).
+    """
     begins, moved = offsets_of(counts), offsets_of(counts[order])
     found = np.empty(moved[-1], dtype=values.dtype)
-    for start in range(0, order.size, _BLOCK):
-        runs = order[start : start + _BLOCK]
+    for start in range(0, order.size, BLOCK_ROWS):
+        runs = order[start : start + BLOCK_ROWS]
         edges = moved[start : start + runs.size + 1]
         shifts = np.repeat(begins[runs] - edges[:-1], counts[runs])
         found[edges[0] : edges[-1]] = values[np.arange(edges[0], edges[-1]) + shifts]
     return found
 
 
-def _set(array: NDArray[Any] | None) -> NDArray[Any]:
+def _present(array: NDArray[Any] | None) -> NDArray[Any]:
     assert array is not None
     return array

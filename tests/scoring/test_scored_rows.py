@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowdata.scoring.scores import Scores, in_order, joined
+from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -17,10 +17,10 @@ def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
         tokens = [row + t / 10 for row in rows for t in range(counts[row])]
         losses = rows.astype(np.float32)
         cut = rows % 3 == 0
-        parts.append(Scores(rows, losses, n_tokens, np.array(tokens, dtype=np.float32), cut))
+        parts.append(ScoredRows(rows, losses, n_tokens, np.array(tokens, dtype=np.float32), cut))
     # What is there twice counts once.
     parts += parts[: data.draw(st.integers(0, len(parts)))]
-    whole = in_order(joined(parts))
+    whole = sort_by_row(concatenate_parts(parts))
     assert whole.rows.tolist() == whole.losses.tolist() == list(range(12))
     assert whole.n_tokens.tolist() == counts
     expected = [row + t / 10 for row in range(12) for t in range(counts[row])]
@@ -29,22 +29,22 @@ def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
 
 
 def test_the_first_of_several_scores_of_a_row_is_kept():
-    first = Scores(np.array([1, 0]), np.array([1.0, 0.0], dtype=np.float32))
-    again = Scores(np.array([1, 2]), np.array([9.0, 2.0], dtype=np.float32))
-    assert in_order(joined([first, again])).losses.tolist() == [0.0, 1.0, 2.0]
+    first = ScoredRows(np.array([1, 0]), np.array([1.0, 0.0], dtype=np.float32))
+    again = ScoredRows(np.array([1, 2]), np.array([9.0, 2.0], dtype=np.float32))
+    assert sort_by_row(concatenate_parts([first, again])).losses.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_token_losses_of_many_rows_come_into_order_block_by_block(monkeypatch):
-    monkeypatch.setattr("flowdata.scoring.scores._BLOCK", 7)
+    monkeypatch.setattr("flowdata.scoring.scored_rows.BLOCK_ROWS", 7)
     random = np.random.default_rng(0)
     rows, counts = random.permutation(100), random.integers(0, 5, size=100).astype(np.int32)
     tokens = np.repeat(rows, counts[rows]).astype(np.float32)
-    scores = Scores(rows, rows.astype(np.float32), counts[rows], tokens)
-    assert np.array_equal(in_order(scores).token_losses, np.repeat(np.arange(100), counts))
+    scores = ScoredRows(rows, rows.astype(np.float32), counts[rows], tokens)
+    assert np.array_equal(sort_by_row(scores).token_losses, np.repeat(np.arange(100), counts))
 
 
 def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
-    part = Scores(
+    part = ScoredRows(
         np.array([5, 2]),
         np.array([1.5, np.nan], dtype=np.float32),
         np.array([2, 0], dtype=np.int32),
@@ -52,12 +52,12 @@ def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
         np.array([True, False]),
     )
     part.save(tmp_path / "part.parquet")
-    found = Scores.load(tmp_path / "part.parquet")
+    found = ScoredRows.load(tmp_path / "part.parquet")
     for name in ("rows", "losses", "n_tokens", "token_losses", "truncated"):
         assert np.array_equal(getattr(found, name), getattr(part, name), equal_nan=True)
-    plain = Scores(part.rows, part.losses)
+    plain = ScoredRows(part.rows, part.losses)
     plain.save(tmp_path / "plain.parquet")
-    found = Scores.load(tmp_path / "plain.parquet")
+    found = ScoredRows.load(tmp_path / "plain.parquet")
     assert found.n_tokens is None
     assert found.token_losses is None
     assert found.truncated is None
@@ -67,7 +67,7 @@ def test_a_byte_changed_in_the_losses_of_a_part_is_noticed(tmp_path):
     random = np.random.default_rng(0)
     losses, tokens = random.random(40, dtype=np.float32), random.random(80, dtype=np.float32)
     path = tmp_path / "part.parquet"
-    Scores(np.arange(40), losses, np.full(40, 2, dtype=np.int32), tokens).save(path)
+    ScoredRows(np.arange(40), losses, np.full(40, 2, dtype=np.int32), tokens).save(path)
     whole = path.read_bytes()
     for values in (losses, tokens):
         place = whole.index(values.tobytes())
@@ -75,7 +75,7 @@ def test_a_byte_changed_in_the_losses_of_a_part_is_noticed(tmp_path):
         changed[place + 50] ^= 1
         path.write_bytes(changed)
         with pytest.raises(OSError, match="CRC"):
-            Scores.load(path)
+            ScoredRows.load(path)
 
 
 def test_a_part_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -84,5 +84,5 @@ def test_a_part_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        Scores(np.arange(2), np.ones(2, dtype=np.float32)).save(tmp_path / "part.parquet")
+        ScoredRows(np.arange(2), np.ones(2, dtype=np.float32)).save(tmp_path / "part.parquet")
     assert list(tmp_path.iterdir()) == []

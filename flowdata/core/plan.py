@@ -131,15 +131,32 @@ class EpochPlan:
         """How often each row is drawn in this epoch, shape (n,), sum M."""
         return np.bincount(self._filled_slots(), minlength=len(self.weights))
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which rows an epoch draws, but seed and epoch; JSON-able.
+
+        A saved position means the same draw in every plan of this identity.
+        """
+        return {
+            "epoch_size": len(self),
+            "scheme": self.scheme,
+            "alpha": self.alpha,
+            "weights": self.weights.fingerprint,
+            "strata": self.strata.fingerprint if self.strata else "",
+        }
+
+    def released(self) -> "EpochPlan":
+        """The same plan without what it has computed, which takes 4 bytes a draw."""
+        # `__getstate__` leaves out what was computed, for copies as for pickles.
+        return copy.copy(self)
+
     def at_epoch(self, epoch: int, *, seed: int | None = None) -> "EpochPlan":
         """The plan of another epoch (and seed) of the same weights and options."""
         epoch = non_negative(epoch, "epoch")
         seed = self.seed if seed is None else non_negative(seed, "seed")
         if (epoch, seed) == (self.epoch, self.seed):
             return self
-        plan = copy.copy(self)
+        plan = self.released()
         plan.epoch, plan.seed = epoch, seed
-        plan._slots = plan._order = None
         return plan
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,13 +4,14 @@
 # ruff: noqa: ARG002
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils._pytree import tree_leaves
+from lightning.pytorch.utilities import CombinedLoader
 
 from flowdata.errors import MismatchError
-from flowdata.frameworks.sources import Door, Positioned, doors, is_stream
+from flowdata.frameworks.sources import Positioned, Source, is_stream, sources_of
 from flowdata.map_style.dataset import FlowDataset
 from flowdata.map_style.sampler import FlowSampler
 
@@ -22,10 +23,10 @@ _STATE = "state"
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A door, the loader that draws from it, and how much it draws for a batch of each rank."""
+class _Feed:
+    """A sampler or stream, the loader that draws from it, and its draws for a batch of each rank."""
 
-    door: Positioned
+    source: Positioned
     loader: Any
     draws: int | None
 
@@ -55,19 +56,22 @@ class FlowCallback(Callback):
     >>> callbacks = [FlowCallback()]  # lightning.Trainer(..., callbacks=callbacks)
     """
 
-    def __init__(self, *data: Door) -> None:
+    names_epochs_of_flowdata = True
+    """By this guards know that epochs are named, see `flowdata.guards.callers`."""
+
+    def __init__(self, *data: Source) -> None:
         self._given = data
         self._loaders: list[Any] = []
         self._datasets: list[FlowDataset[Any]] = []
-        self._sources: list[_Source] = []
+        self._feeds: list[_Feed] = []
         self._epoch = self._batches = 0
         self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Name the epoch to data sets, whose items workers may fetch before training starts."""
         if stage == "fit":
-            for door in self._given:
-                door.set_epoch(trainer.current_epoch)
+            for source in self._given:
+                source.set_epoch(trainer.current_epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is drawn from, and bring it to where the checkpoint was taken."""
@@ -78,7 +82,9 @@ class FlowCallback(Callback):
             self._go_on(trainer, loaded)
             return
         _check_saved(trainer)
-        if not all(_begins(door, self._epoch) for door in self._doors() if door not in self._given):
+        if not all(
+            _begins(source, self._epoch) for source in self._drawn() if source not in self._given
+        ):
             _stop_workers(trainer)
             self._name(self._epoch)
             _start_workers(trainer)
@@ -86,7 +92,7 @@ class FlowCallback(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is drawn from again, where Lightning has asked for other loaders."""
         self._epoch, self._batches = trainer.current_epoch, 0
-        loaders = tree_leaves(trainer.train_dataloader)
+        loaders = _loaders(trainer)
         if any(old is not new for old, new in zip(self._loaders, loaders, strict=False)):
             # Lightning starts the workers, a second time, after this.
             _stop_workers(trainer)
@@ -109,7 +115,7 @@ class FlowCallback(Callback):
         return {
             _EPOCH: self._epoch,
             _BATCHES: self._batches,
-            _DOORS: [self._saved(source) for source in self._sources],
+            _DOORS: [self._saved(feed) for feed in self._feeds],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -117,31 +123,35 @@ class FlowCallback(Callback):
         self._loaded = state_dict
 
     def _find(self, trainer: Trainer) -> None:
-        self._loaders = tree_leaves(trainer.train_dataloader)
-        found = {id(door): (door, loader) for loader in self._loaders for door in doors(loader)}
-        found = {id(door): (door, None) for door in self._given} | found
+        self._loaders = _loaders(trainer)
+        found = {
+            id(source): (source, loader)
+            for loader in self._loaders
+            for source in sources_of(loader)
+        }
+        found = {id(source): (source, None) for source in self._given} | found
         if not found:
             raise ValueError(
                 "the Trainer draws from no FlowSampler, FlowDataset or FlowShards: give its "
                 "DataLoader sampler=DistributedFlowSampler(weights)"
             )
-        self._datasets, self._sources = [], []
-        for door, loader in found.values():
-            if isinstance(door, FlowDataset):
-                self._datasets.append(door)
+        self._datasets, self._feeds = [], []
+        for source, loader in found.values():
+            if isinstance(source, FlowDataset):
+                self._datasets.append(source)
             else:
-                self._sources.append(_Source(door, loader, _draws_a_batch(door, loader)))
+                self._feeds.append(_Feed(source, loader, _draws_a_batch(source, loader)))
 
-    def _doors(self) -> list[Door]:
-        return [*self._datasets, *(source.door for source in self._sources)]
+    def _drawn(self) -> list[Source]:
+        return [*self._datasets, *(feed.source for feed in self._feeds)]
 
     def _name(self, epoch: int) -> None:
-        for door in self._doors():
-            door.set_epoch(epoch)
+        for source in self._drawn():
+            source.set_epoch(epoch)
 
-    def _saved(self, source: _Source) -> dict[str, Any]:
-        position = None if source.draws is None else self._batches * source.draws
-        return {_POSITION: position, _STATE: source.door.state_dict(position=position or 0)}
+    def _saved(self, feed: _Feed) -> dict[str, Any]:
+        position = None if feed.draws is None else self._batches * feed.draws
+        return {_POSITION: position, _STATE: feed.source.state_dict(position=position or 0)}
 
     def _go_on(self, trainer: Trainer, loaded: dict[str, Any]) -> None:
         epoch, batches = loaded[_EPOCH], loaded[_BATCHES]
@@ -149,20 +159,20 @@ class FlowCallback(Callback):
             epoch, batches = epoch + 1, 0
         self._epoch, self._batches = epoch, batches
         states = loaded.get(_DOORS, [])
-        if len(states) != len(self._sources):
+        if len(states) != len(self._feeds):
             raise MismatchError(
                 f"the checkpoint has {len(states)} samplers and streams, this run "
-                f"{len(self._sources)}"
+                f"{len(self._feeds)}"
             )
         if batches:
             self._check_middle(trainer, batches, [state[_POSITION] for state in states])
         # Lightning has called iter() already, and workers fetch from then on.
-        kept = bool(batches) and all(_keeps_state(source.loader) for source in self._sources)
+        kept = bool(batches) and all(_keeps_state(feed.loader) for feed in self._feeds)
         if not kept:
             _stop_workers(trainer)
-        for source, state in zip(self._sources, states, strict=True):
-            if not (kept and is_stream(source.door)):
-                source.door.load_state_dict(state[_STATE])
+        for feed, state in zip(self._feeds, states, strict=True):
+            if not (kept and is_stream(feed.source)):
+                feed.source.load_state_dict(state[_STATE])
         if not batches:
             self._name(epoch)
         if not kept:
@@ -177,32 +187,32 @@ class FlowCallback(Callback):
                 "sampler=FlowSampler(weights) or, on several ranks, "
                 f"DistributedFlowSampler(weights), {between}"
             )
-        for source, position in zip(self._sources, positions, strict=True):
-            if position is None or source.draws is None:
+        for feed, position in zip(self._feeds, positions, strict=True):
+            if position is None or feed.draws is None:
                 raise RuntimeError(
                     f"{where}, and how many draws a batch takes is not known, as its loader has no "
                     f"batch_size: use one that has, {between}"
                 )
-            if position != batches * source.draws:
+            if position != batches * feed.draws:
                 raise RuntimeError(
-                    f"{where}, at draw {position}; this run draws {source.draws} a batch over all "
+                    f"{where}, at draw {position}; this run draws {feed.draws} a batch over all "
                     "ranks, so Lightning's count of batches does not fit: resume with as many "
                     f"ranks and as large batches as before, {between}"
                 )
-            if isinstance(source.door, FlowSampler) and (
-                source.door.num_replicas != trainer.world_size
+            if isinstance(feed.source, FlowSampler) and (
+                feed.source.num_replicas != trainer.world_size
             ):
                 raise RuntimeError(
                     "Lightning wrapped the FlowSampler in one that permutes whole epochs, so it "
                     f"cannot go on in the middle of one: use DistributedFlowSampler(weights), "
                     f"{between}"
                 )
-            if batches >= len(source.loader):
+            if batches >= len(feed.loader):
                 raise RuntimeError(
-                    f"{where}, of which one of the loaders has {len(source.loader)} only: where it "
+                    f"{where}, of which one of the loaders has {len(feed.loader)} only: where it "
                     f"is to go on is not known. Use loaders of the same length, {between}"
                 )
-        if len({_keeps_state(source.loader) for source in self._sources}) > 1:
+        if len({_keeps_state(feed.loader) for feed in self._feeds}) > 1:
             raise RuntimeError(
                 f"{where}, and Lightning saves the state of some of its loaders only: use "
                 f"StatefulDataLoader for all or for none of them, {between}"
@@ -221,14 +231,14 @@ def _check_saved(trainer: Trainer) -> None:
         )
 
 
-def _begins(door: Door, epoch: int) -> bool:
+def _begins(source: Source, epoch: int) -> bool:
     """Whether a loader that was started already draws that epoch."""
-    if isinstance(door, FlowDataset):
+    if isinstance(source, FlowDataset):
         return False
-    return isinstance(door, FlowSampler) and door.state_dict(position=0)[_EPOCH] == epoch
+    return isinstance(source, FlowSampler) and source.state_dict(position=0)[_EPOCH] == epoch
 
 
-def _draws_a_batch(door: Positioned, loader: Any) -> int | None:
+def _draws_a_batch(source: Positioned, loader: Any) -> int | None:
     """Draws of all ranks for a batch of each; None if the loader does not tell."""
     batches = getattr(loader, "batch_sampler", None)
     if batches is not None:
@@ -237,8 +247,8 @@ def _draws_a_batch(door: Positioned, loader: Any) -> int | None:
         size = loader.batch_size or 1 if hasattr(loader, "batch_size") else None
     if size is None:
         return None
-    draws: int = size * door.num_replicas
-    return draws * door.draws_an_item if is_stream(door) else draws
+    draws: int = size * source.num_replicas
+    return draws * source.draws_an_item if is_stream(source) else draws
 
 
 def _keeps_state(loader: Any) -> bool:
@@ -246,12 +256,28 @@ def _keeps_state(loader: Any) -> bool:
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
+def _loaders(trainer: Trainer) -> list[Any]:
+    """The loaders in whatever collection of them is trained on."""
+    return list(CombinedLoader(trainer.train_dataloader).flattened)
+
+
+# Lightning 2.6, pytorch/loops/fit_loop.py: `_FitLoop.setup_data` and `advance` call iter() on the
+# data fetcher, which calls iter() on the combined loader, which starts the workers. Nothing public
+# stops and starts them again.
 def _stop_workers(trainer: Trainer) -> None:
     """End what was started on an epoch, or in a place, that was not known yet."""
-    combined = trainer.fit_loop._combined_loader
-    assert combined is not None
-    combined.reset()
+    _part_of_fit_loop(trainer, "_combined_loader").reset()
 
 
 def _start_workers(trainer: Trainer) -> None:
-    iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+    iter(_part_of_fit_loop(trainer, "_data_fetcher"))
+
+
+def _part_of_fit_loop(trainer: Trainer, name: str) -> Any:
+    part = getattr(trainer.fit_loop, name, None)
+    if part is None:
+        raise RuntimeError(
+            f"Lightning {version('lightning')} has no fit_loop.{name}, by which FlowCallback "
+            "starts loader workers again on the right epoch: use Lightning 2.5 or 2.6"
+        )
+    return part

@@ -41,12 +41,13 @@ class Stream(Protocol):
 
 Positioned: TypeAlias = FlowSampler | Stream
 """Those that go on at a position inside an epoch."""
-Door: TypeAlias = Positioned | FlowDataset[Any]
+Source: TypeAlias = Positioned | FlowDataset[Any]
+"""What draws rows, whatever stands around it."""
 
 
-def doors(*loaders: Any) -> list[Door]:
+def sources_of(*loaders: Any) -> list[Source]:
     """Every FlowSampler, FlowDataset and FlowShards that the loaders draw from, each once."""
-    found: dict[int, Door] = {}
+    found: dict[int, Source] = {}
     for part in _parts(list(loaders), set()):
         if isinstance(part, (FlowSampler, FlowDataset)) or is_stream(part):
             found[id(part)] = part

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from flowdata.frameworks.sources import Door, doors
+from flowdata.frameworks.sources import Source, sources_of
 
 _ATTRIBUTES = "attributes"
 _DRAWS = "draws_a_step"
@@ -32,7 +32,7 @@ class FlowCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self) -> None:
-        self._doors: list[Door] = []
+        self._sources: list[Source] = []
         self._next_epoch = 0
         self.draws_a_step = 0
 
@@ -45,8 +45,8 @@ class FlowCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Find what is drawn from, and the epoch that the Trainer begins or resumes."""
         loader = kwargs["train_dataloader"]
-        self._doors = doors(loader)
-        if not self._doors:
+        self._sources = sources_of(loader)
+        if not self._sources:
             raise ValueError(
                 "the Trainer draws from no FlowDataset, FlowSampler or FlowShards: pass "
                 "train_dataset=FlowDataset(data, weights), or under TRL set trainer.train_dataset "
@@ -65,8 +65,8 @@ class FlowCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Name the epoch before the Trainer iterates over its loader."""
-        for door in self._doors:
-            door.set_epoch(self._next_epoch)
+        for source in self._sources:
+            source.set_epoch(self._next_epoch)
         self._next_epoch += 1
 
     def _check_step(self, state: TrainerState) -> None:

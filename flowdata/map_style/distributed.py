@@ -68,7 +68,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
     @property
     def dataset(self) -> Sized:  # type: ignore[override]
         """The draws of an epoch, under the name ``DistributedSampler`` has for its data."""
-        return self._plan
+        return self.plan
 
     @property
     def total_size(self) -> int:  # type: ignore[override]

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,50 +9,26 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from flowdata.core.plan import EpochPlan, non_negative
+from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.errors import MismatchError, warn
-from flowdata.guards.asking import asker
-from flowdata.guards.checks import named_by_loop
+from flowdata.guards.stream import StreamGuard
 from flowdata.streaming.order import Layout, Positions, StreamOrder, Window, share_of
 from flowdata.streaming.passes import Passes
+from flowdata.streaming.stretches import (
+    STRETCHES,
+    SavedProcess,
+    Stretch,
+    dropped_draws,
+    read_process,
+    read_stretches,
+    worker_progress,
+    write_stretches,
+)
 
-_VERSION = "version"
-_SEED = "seed"
-_EPOCH = "epoch"
-_STRETCHES = "stretches"
-_WORKER = "worker"
-_DONE = "done"
-_RANK = "rank"
-_DRAWN = "drawn"
-_ENDED = "ended"
-_STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A part of an epoch run with one layout, after which each rank had given so many samples."""
-
-    layout: Layout
-    done: int
+_STREAM = "stream"
 
 
-@dataclass(frozen=True)
-class Own:
-    """How far the one process was that saved a state.
-
-    Attributes:
-        worker: its number in a loader; None where the loop itself drew, without workers.
-        done: samples that it had given out.
-        rank: where it was, if draws had been dropped there; else None: it was as on all ranks.
-        drawn: draws that those samples took, with the dropped ones.
-    """
-
-    worker: int | None
-    done: int
-    rank: int | None
-    drawn: int
-
-
-class Run:
+class WorkerEpoch:
     """One worker's part of one epoch.
 
     Attributes:
@@ -101,11 +76,10 @@ class Progress:
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
-        self._own: Own | None = None
-        self._run: Run | None = None
+        self._saved: SavedProcess | None = None
+        self._running: WorkerEpoch | None = None
         self._ended_before = False
-        self._told = self._warned = False
-        self._named: int | None = None
+        self._guard = StreamGuard()
         if self.per_rank == 0:
             raise ValueError(
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
@@ -115,6 +89,11 @@ class Progress:
     def epoch(self) -> int:
         """The epoch of the next pass."""
         return self._passes.to_come()
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of that epoch."""
+        return self._plan.at_epoch(self.epoch, seed=self._passes.seed)
 
     @property
     def ranks(self) -> int:
@@ -133,44 +112,45 @@ class Progress:
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; a loaded position in it is kept."""
-        # Before the first naming, workers may have begun only because accelerate prepares them.
-        begun = self._passes.running() if self._told and self._passes.workers >= 0 else None
-        self._named, self._told = named_by_loop(epoch, self._named, begun), True
+        drawn = self._passes.running() if self._passes.workers >= 0 else None
+        self._guard.name_epoch(epoch, drawn=drawn)
         self._passes.set_epoch(epoch)
-        if self._stretches_epoch != epoch or self._run is not None:
-            self._stretches, self._own = (), None
-        self._run = None
+        if self._stretches_epoch != epoch or self._running is not None:
+            self._stretches, self._saved = (), None
+        self._running = None
 
-    def check_resuming(self) -> None:
-        """Warn where Lightning resumes, and nobody tells the stream from where."""
-        if self._warned or not asker().resumes:
-            return
-        self._warned = True
-        warn(
-            "Lightning resumes from a checkpoint without saying where in which epoch FlowShards is "
-            "to go on: add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks, "
-            "from the first run on"
-        )
+    def length_is_read(self) -> None:
+        """Somebody asks for the length of the stream."""
+        self._guard.length_is_read()
 
     def ended_before(self) -> bool:
         """Whether the pass that begins was at its end already when its state was saved."""
         ended, self._ended_before = self._ended_before, False
         return ended
 
-    def begin(self, worker: int, workers: int, together: int | None) -> Run:
+    def begin(
+        self, worker: int, workers: int, together: int | None, *, items: int | None
+    ) -> WorkerEpoch:
         """A worker's part of the next epoch, or of what is left of the one loaded.
+
+        Args:
+            worker, workers: number of this worker, and how many there are; zeros without.
+            together: draws that are one batch, if that is known.
+            items: what a loader has to take from a worker at a time, if that matters.
 
         Raises:
             MismatchError: when the state of a worker was loaded into another one.
+            RuntimeError, ValueError: see `StreamGuard.begin`.
         """
+        self._guard.begin(ranks=self._ranks, items=items)
         epoch = self._passes.begin()
         order = self._order(epoch)
         layout = self._layout(workers, together)
         before = self._stretches if self._stretches_epoch == epoch else ()
         going_on = bool(before) and before[-1].layout == layout
         past, done = (before[:-1], before[-1].done) if going_on else (before, 0)
-        own = self._own if before else None
-        if own and own.worker is not None and not (going_on and own.worker == worker):
+        saved = self._saved if before else None
+        if saved and saved.worker is not None and not (going_on and saved.worker == worker):
             raise MismatchError(
                 "the loaded state is that of one DataLoader worker, of a loader with "
                 f"{before[-1].layout.workers} workers on {before[-1].layout.ranks} ranks; use as "
@@ -180,30 +160,30 @@ class Progress:
         # A loader begins with worker 0, whoever's turn it was.
         turned = (worker + layout.batches(done)) % layout.workers
         share = share_of(positions, layout, self._rank, turned)
-        run = Run(order, share, (len(past), self._rank, turned))
+        run = WorkerEpoch(order, share, (len(past), self._rank, turned))
         run.done = layout.by_worker(len(positions), done)[turned]
-        if own and own.worker is not None:
-            run.done = own.done
-        run.drawn = run.read = self._drawn_before(run.done, own, going_on)
+        if saved and saved.worker is not None:
+            run.done = saved.done
+        run.drawn = run.read = self._drawn_before(run.done, saved, going_on)
         self._stretches, self._stretches_epoch = (*past, Stretch(layout, done)), epoch
-        self._own = None
-        self._run = run
+        self._saved = None
+        self._running = run
         return run
 
-    def _drawn_before(self, done: int, own: Own | None, going_on: bool) -> int:
+    def _drawn_before(self, done: int, saved: SavedProcess | None, going_on: bool) -> int:
         """Draws that the samples took which were given out before a resume."""
-        if own is None or own.rank is None:
+        if saved is None or saved.rank is None:
             return done
-        if going_on and own.rank == self._rank:
-            return own.drawn
+        if going_on and saved.rank == self._rank:
+            return saved.drawn
         warn(
-            f"{own.drawn - own.done:,} draws had been dropped when rank {own.rank} saved the state "
-            "that this run goes on from, with other ranks or workers, or on another rank: every "
+            f"{saved.drawn - saved.done:,} draws had been dropped when rank {saved.rank} saved the "
+            "state that this run goes on from, with other ranks or workers, or on another rank: every "
             "rank gives as many samples as are left, but may repeat as many draws"
         )
         return done
 
-    def given(self, run: Run, draws: Iterable[int]) -> None:
+    def count_given(self, run: WorkerEpoch, draws: Iterable[int]) -> None:
         """Count samples that are given out, of each the number of draws read when it was made."""
         for drawn in draws:
             run.done += 1
@@ -211,13 +191,13 @@ class Progress:
         if run.drawn > run.done:
             self._passes.set_dropped(run.drawn - run.done)
 
-    def end(self, run: Run) -> None:
-        """A run has given out all that it owed."""
+    def finish(self, run: WorkerEpoch) -> None:
+        """A worker has given out all that it owed."""
         run.ended = True
-        if get_worker_info() is None and self._run is run:
-            self._stretches, self._run = (), None
+        if get_worker_info() is None and self._running is run:
+            self._stretches, self._running = (), None
 
-    def state(self, together: int | None, position: int | None) -> dict[str, Any]:
+    def save(self, together: int | None, position: int | None) -> dict[str, Any]:
         """Where the epoch is: by what this process gave out, or by a position of all ranks."""
         if position is not None:
             return self._state_at(non_negative(position, "position"), together)
@@ -234,33 +214,37 @@ class Progress:
         if info is None:
             *past, last = self._stretches
             now = [Stretch(last.layout, run.done)] if run.done else []
-            return self._state(run.epoch, [*past, *now]) | self._dropping(run)
-        own = {_WORKER: info.id, _DONE: run.done, _ENDED: run.ended}
-        return self._state(run.epoch, self._stretches) | own | self._dropping(run)
+            return self._state(run.epoch, [*past, *now]) | self._dropped(run)
+        own = worker_progress(info.id, run.done, ended=run.ended)
+        return self._state(run.epoch, self._stretches) | own | self._dropped(run)
 
-    def _drawing(self) -> Run | None:
+    def _drawing(self) -> WorkerEpoch | None:
         """The run of this process, if it is this one that draws, and not its workers."""
         if get_worker_info() is None and self._passes.workers > 0:
             return None
-        return self._run
+        return self._running
 
-    def _dropping(self, run: Run) -> dict[str, Any]:
-        return {_RANK: self._rank, _DRAWN: run.drawn} if run.drawn != run.done else {}
+    def _dropped(self, run: WorkerEpoch) -> dict[str, Any]:
+        return dropped_draws(self._rank, run.drawn) if run.drawn != run.done else {}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state at the next pass."""
-        epoch, stretches = self._checked(state)
-        self._passes.set_seed(state[_SEED])
-        self._stretches, self._stretches_epoch, self._run = stretches, epoch, None
-        self._own = _own(state, stretches)
-        info = get_worker_info()
-        if info is None:
-            self._named = epoch
+    def load(self, state: Any) -> None:
+        """Go on from a state, any mapping, at the next pass.
+
+        Raises:
+            MismatchError: when it is of other draws, or no state of a stream.
+        """
+        found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
+        epoch, stretches = found[EPOCH], read_stretches(found)
+        self._saved = read_process(found, stretches)
+        self._passes.set_seed(found[SEED])
+        self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
+        if get_worker_info() is None:
+            self._guard.load(epoch)
             self._passes.set_epoch(epoch)
             return
-        self._ended_before = bool(state.get(_ENDED))
+        self._ended_before = self._saved is not None and self._saved.ended
         if self._ended_before:
-            self._stretches, self._own = (), None
+            self._stretches, self._saved = (), None
         self._passes.set_own(epoch + self._ended_before)
 
     def _state_at(self, position: int, together: int | None) -> dict[str, Any]:
@@ -289,7 +273,7 @@ class Progress:
         state = self._state(epoch, (*past, Stretch(layout, here)) if here else past)
         run = self._drawing()
         if run is not None and run.done == here:
-            return state | self._dropping(run)
+            return state | self._dropped(run)
         if dropped := self._passes.dropped:
             warn(
                 f"{dropped:,} draws were dropped in epoch {epoch}, by the handler or a stage: a "
@@ -312,53 +296,15 @@ class Progress:
     def _layout(self, workers: int, together: int | None) -> Layout:
         return Layout(self._ranks, max(workers, 1), together or 1, self._drop_last)
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            _VERSION: _STATE_VERSION,
-            "epoch_size": len(self._plan),
-            "scheme": self._plan.scheme,
-            "alpha": self._plan.alpha,
+    def _identity(self) -> dict[str, Any]:
+        stream = {
             "window": self._window,
             "shards_open": self.shards_open,
-            "weights": self._plan.weights.fingerprint,
             "shards": self._division,
         }
+        return {PLAN: self._plan.identity(), _STREAM: stream}
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
-        done = [asdict(stretch.layout) | {_DONE: stretch.done} for stretch in stretches]
-        return self._options() | {_SEED: self._passes.seed, _EPOCH: epoch, _STRETCHES: done}
-
-    def _checked(self, state: dict[str, Any]) -> tuple[int, tuple[Stretch, ...]]:
-        if not isinstance(state, dict):
-            raise MismatchError(f"not a FlowShards state: {state!r}")
-        own = self._options()
-        if missing := (own.keys() | {_SEED, _EPOCH, _STRETCHES}) - state.keys():
-            raise MismatchError(f"not a FlowShards state: {sorted(missing)} missing")
-        for key, value in own.items():
-            if state[key] != value:
-                raise MismatchError(
-                    f"the saved state has {key}={state[key]!r}, this stream has {value!r}; its "
-                    "positions mean other samples here. Build it from the same loss table and "
-                    "with the same options as the run that was saved"
-                )
-        non_negative(state[_SEED], _SEED)
-        try:
-            stretches = tuple(
-                Stretch(
-                    Layout(**{key: value for key, value in stretch.items() if key != _DONE}),
-                    non_negative(stretch[_DONE], _DONE),
-                )
-                for stretch in state[_STRETCHES]
-            )
-        except (TypeError, KeyError, AttributeError) as error:
-            raise MismatchError(f"not a FlowShards state: {state[_STRETCHES]!r}") from error
-        return non_negative(state[_EPOCH], _EPOCH), stretches
-
-
-def _own(state: dict[str, Any], stretches: Sequence[Stretch]) -> Own | None:
-    """How far the process was that saved the state, if that is not said by the stretches."""
-    if _WORKER not in state and _DRAWN not in state:
-        return None
-    done = state[_DONE] if _WORKER in state else stretches[-1].done if stretches else 0
-    drawn = non_negative(state.get(_DRAWN, done), _DRAWN)
-    return Own(state.get(_WORKER), done, state.get(_RANK), drawn)
+        plan = self._plan.at_epoch(epoch, seed=self._passes.seed)
+        progress = {STRETCHES: write_stretches(stretches)}
+        return save_state(plan, **{_STREAM: self._identity()[_STREAM]}, **progress)

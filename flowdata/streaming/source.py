@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import ShardError, warn
-from flowdata.streaming.progress import Progress, Run
+from flowdata.streaming.progress import Progress, WorkerEpoch
 from flowdata.streaming.windows import Content, WindowReader
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.names import matched
@@ -40,7 +40,7 @@ class Source:
         self.progress = progress
         self.bytes_read = 0
 
-    def samples(self, run: Run, stages: Stages) -> Iterator[Any]:
+    def samples(self, run: WorkerEpoch, stages: Stages) -> Iterator[Any]:
         """As many samples that came through the stages as the run still owes.
 
         Where some are dropped, the draws of this worker go round once more, from the first.
@@ -72,7 +72,7 @@ class Source:
                 "handler or a stage, and replaced by others"
             )
 
-    def _raw(self, run: Run) -> Iterator[dict[str, Any]]:
+    def _raw(self, run: WorkerEpoch) -> Iterator[dict[str, Any]]:
         reader = WindowReader(
             self._index, self._urls, self._access, shards_open=self.progress.shards_open
         )

@@ -1,7 +1,6 @@
 """FlowShards: an exact, weighted, resumable stream of samples from tar shards."""
 
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -23,8 +22,6 @@ from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls
 
 Handler = Callable[[Exception], bool]
-
-_SPLITTERS = ("IterableDatasetShard.", "DataLoaderDispatcher.")
 
 
 class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
@@ -105,7 +102,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         reweight = mode == "reweight"
         alpha = float(not reweight) if alpha is None else alpha
         plan = EpochPlan(weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha)
-        ranks, own = _place(num_replicas, rank)
+        ranks, own = _size_and_rank(num_replicas, rank)
         self._source = Source(
             urls,
             index,
@@ -122,7 +119,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             ),
             as_weights(weights).residual(alpha) if reweight else None,
         )
-        self._place_given = num_replicas is not None
+        self._ranks_given = num_replicas is not None
         self._batch_size = None if batch_size is None else _positive(batch_size, "batch_size")
         self._batched: tuple[int, int, bool] | None = None
 
@@ -130,6 +127,16 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def epoch(self) -> int:
         """The epoch of the next pass."""
         return self._source.progress.epoch
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of `epoch`: how often an epoch draws each row of the table."""
+        return self._source.progress.plan
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of shards that this process has read, headers and gaps included."""
+        return self._source.bytes_read
 
     @property
     def num_replicas(self) -> int:
@@ -151,8 +158,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
-        self._check_place()
-        self._source.progress.check_resuming()
+        self._check_rank()
+        self._source.progress.length_is_read()
         samples = self._source.progress.per_rank
         if self._batched is None:
             return samples
@@ -172,9 +179,9 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             ValueError: for a position that is not one between two batches.
         """
-        return self._source.progress.state(self._together, position)
+        return self._source.progress.save(self._together, position)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Continue from a state with the same weights and options, at the next pass.
 
         Ranks, workers and batch size are free: the draws that are left are divided anew. Only a
@@ -245,15 +252,15 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are spawned do not know torch.distributed.
-        self._check_place()
+        self._check_rank()
         return self.__dict__
 
-    def _check_place(self) -> None:
+    def _check_rank(self) -> None:
         """Make sure that this is one of the ranks that the epoch was divided between."""
-        if self._place_given or not (dist.is_available() and dist.is_initialized()):
+        if self._ranks_given or not (dist.is_available() and dist.is_initialized()):
             return
         divided = (self._source.progress.ranks, self._source.progress.rank)
-        if (now := _place(None, None)) != divided:
+        if (now := _size_and_rank(None, None)) != divided:
             raise RuntimeError(
                 f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
                 f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
@@ -261,15 +268,13 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             )
 
     def _pass(self) -> Iterator[Any]:
-        self._check_place()
-        if self._source.progress.ranks > 1:
-            _refuse_second_split()
+        self._check_rank()
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
-        if workers > 1 and self._together is not None:
-            _refuse_other_batches(1 if self._batched else self._together)
+        # Of one worker, or of none, the draws come in one order whatever the batches.
+        items = (1 if self._batched else self._together) if workers > 1 else None
         progress = self._source.progress
-        run = progress.begin(worker, workers, self._together)
+        run = progress.begin(worker, workers, self._together, items=items)
         after, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
         taken: deque[int] = deque()
 
@@ -282,9 +287,9 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             if not taken:
                 raise ValueError("a stage after .batched() makes several items of a batch")
             # A batch may be made when one sample more has come already.
-            progress.given(run, [taken.popleft() for _ in range(min(size, len(taken)))])
+            progress.count_given(run, [taken.popleft() for _ in range(min(size, len(taken)))])
             yield item
-        progress.end(run)
+        progress.finish(run)
 
     def iterator(self) -> Iterator[Any]:
         """The same as ``iter()``."""
@@ -294,45 +299,6 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def _together(self) -> int | None:
         """Draws that are one batch, if that is known."""
         return self._batched[1] if self._batched else self._batch_size
-
-
-def _refuse_second_split() -> None:
-    """Make sure that no framework divides between ranks what was divided already.
-
-    Raises:
-        RuntimeError: naming the framework.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
-        module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_qualname
-        if name.startswith(_SPLITTERS) and module.startswith(("accelerate.", "transformers.")):
-            raise RuntimeError(
-                f"{module.partition('.')[0]} divides this stream between ranks, which it has done "
-                "already: most of it would be lost. Do not prepare its loader, or give FlowShards "
-                "num_replicas=1 and rank=0, so that each rank reads all and keeps its part"
-            )
-
-
-def _refuse_other_batches(size: int) -> None:
-    """Make sure that a loader asks each worker for so many items at a time.
-
-    Raises:
-        ValueError: for another number.
-    """
-    # That of the pass, which the loader's fetcher calls, if nothing stands between them.
-    caller = sys._getframe(2)
-    if caller.f_code.co_qualname != "_IterableDatasetFetcher.fetch":
-        return
-    fetcher, asked = caller.f_locals["self"], caller.f_locals["possibly_batched_index"]
-    given = len(asked) if fetcher.auto_collation else 1
-    if given != size:
-        raise ValueError(
-            f"the DataLoader takes {given} items at a time from a worker, FlowShards expects "
-            f"{size}: positions to resume from would mean other draws. Give FlowShards the "
-            "batch_size of the DataLoader (1 for batch_size=None), or, after .batched(), give the "
-            "DataLoader batch_size=None"
-        )
 
 
 def _through(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:
@@ -350,7 +316,7 @@ def _batching(stage: Any) -> tuple[int, bool]:
     return int(arguments.arguments["batchsize"]), bool(arguments.arguments["partial"])
 
 
-def _place(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
+def _size_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
     """Number of ranks, and which this is."""
     if (num_replicas is None) != (rank is None):
         raise ValueError("give both num_replicas and rank, or neither")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from flowdata import EpochPlan, FlowSampler, FlowWeights, MismatchError
+from flowdata import EpochPlan, FlowSampler, FlowWeights
 from flowdata.core.permutation import CHUNK
 
 ROWS, DRAWS, SEED, OTHER_SEED = 13, 26, 5, 99
@@ -210,7 +210,8 @@ def test_any_epoch_interrupted_anywhere_resumes_on_any_number_of_ranks(data):
 def test_a_state_is_a_fresh_dict_of_plain_values_without_the_number_of_ranks():
     sampler = make(num_replicas=2, rank=1)
     state = sampler.state_dict()
-    assert {type(value) for value in state.values()} == {int, float, str}
+    plan = state["plan"]
+    assert {type(value) for value in [*state.values(), *plan.values()]} == {int, float, str, dict}
     assert state == make().state_dict()
     state["position"] = 7
     assert sampler.state_dict()["position"] == 0
@@ -248,94 +249,6 @@ def test_equal_weights_and_sizes_said_in_another_way_are_the_same_run():
     state = make(draws="full").state_dict()
     weights = FlowWeights.from_weights(WEIGHTS.tolist())
     assert list(resumed(state, weights=weights, draws=ROWS)) == planned(0, ROWS)
-
-
-OTHER_RUNS = {
-    "weights": {"weights": np.where(np.arange(ROWS) == 4, WEIGHTS * 0.999, WEIGHTS)},
-    "weights (fewer rows)": {"weights": WEIGHTS[:-1]},
-    "weights (reordered)": {"weights": WEIGHTS[::-1].copy()},
-    "epoch_size": {"draws": DRAWS + 1},
-    "scheme": {"scheme": "multinomial"},
-    "alpha": {"alpha": 0.5},
-}
-
-
-@pytest.mark.parametrize("difference", OTHER_RUNS)
-def test_a_state_of_another_run_is_refused_by_the_name_of_the_difference(difference):
-    state = make(**OTHER_RUNS[difference]).state_dict()
-    with pytest.raises(MismatchError, match=difference.split()[0]):
-        make().load_state_dict(state)
-
-
-@pytest.mark.parametrize("key", sorted(make().state_dict().keys() - {"strata"}))
-def test_a_state_without_one_of_its_keys_is_refused_by_that_name(key):
-    state = make().state_dict()
-    del state[key]
-    with pytest.raises(MismatchError, match=key):
-        make().load_state_dict(state)
-
-
-def test_a_state_that_is_older_than_strata_is_one_without():
-    state = make().state_dict(position=5)
-    del state["strata"]
-    assert list(resumed(state)) == planned(0)[5:]
-
-
-def test_a_state_of_a_later_version_is_refused():
-    with pytest.raises(MismatchError, match="version=2"):
-        make().load_state_dict(make().state_dict() | {"version": 2})
-
-
-@pytest.mark.parametrize("garbage", [{}, {"yielded": 3}, None, [], "state", 7], ids=repr)
-def test_what_is_not_a_state_is_refused(garbage):
-    with pytest.raises(MismatchError, match="not a FlowSampler state"):
-        make().load_state_dict(garbage)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("position", -1),
-        ("position", 1.5),
-        ("position", "3"),
-        ("position", None),
-        ("epoch", -1),
-        ("epoch", "x"),
-        ("epoch", 1.5),
-        ("seed", -1),
-        ("seed", None),
-        ("seed", "x"),
-    ],
-)
-def test_a_state_with_a_value_no_run_can_have_is_refused_by_that_name(key, value):
-    with pytest.raises(ValueError, match=key):
-        make().load_state_dict(make().state_dict() | {key: value})
-
-
-@pytest.mark.parametrize("position", [-1, 2.5, "3"])
-def test_a_stated_position_that_is_no_count_is_refused(position):
-    with pytest.raises(ValueError, match="position"):
-        make().state_dict(position=position)
-
-
-def test_a_refused_state_leaves_the_sampler_where_it_was():
-    sampler = make()
-    list(islice(iter(sampler), 6))
-    before = sampler.state_dict()
-    for wrong in ({"weights": "0"}, {"version": 9}, {"epoch": -1}, {"seed": -1}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            sampler.load_state_dict(before | wrong)
-    assert sampler.state_dict() == before
-    assert list(sampler) == planned(1)
-
-
-def test_a_refused_state_leaves_a_pass_that_loads_it_where_it_was():
-    sampler = make()
-    running = iter(sampler)
-    head = list(islice(running, 6))
-    with pytest.raises(MismatchError, match="weights"):
-        running.load_state_dict(running.state_dict() | {"weights": "0"})
-    assert head + list(running) == planned(0)
 
 
 @pytest.mark.slow

@@ -411,7 +411,7 @@ def test_bytes_read_are_those_of_the_draws_when_samples_are_large(tmp_path):
         int(table.index.sizes[row])
         for row in np.flatnonzero(EpochPlan(table, epoch_size="distinct").counts())
     )
-    assert owed <= stream._source.bytes_read <= 1.15 * owed
+    assert owed <= stream.bytes_read <= 1.15 * owed
 
 
 def test_tensors_of_decoded_images_come_through_a_loader(tmp_path):

@@ -68,7 +68,7 @@ def test_what_is_not_drawn_is_not_fetched(tmp_path):
         assert rows < 220
         whole = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
         assert server.bytes_sent < 0.85 * whole
-        assert stream._source.bytes_read <= server.bytes_sent <= 1.02 * stream._source.bytes_read
+        assert stream.bytes_read <= server.bytes_sent <= 1.02 * stream.bytes_read
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -192,7 +192,7 @@ def test_draws_of_a_sample_in_two_windows_do_not_begin_a_compressed_shard_again(
     weights = np.random.default_rng(0).gamma(0.3, size=len(index))
     stream = FlowShards(urls, index, weights, window=20, shards_open=2)
     assert sum(1 for _ in stream) == 800
-    assert stream._source.bytes_read <= 1.2 * index.sizes.sum()
+    assert stream.bytes_read <= 1.2 * index.sizes.sum()
 
 
 def test_a_window_is_let_go_of_before_the_next_is_read(tmp_path):

@@ -1,0 +1,205 @@
+"""Which framework is calling, and what it is doing: read off the call stack.
+
+A framework is known by the function that iterates; one that is merely installed, or imported for
+something else, is not found. Whatever is not as expected in another release of a framework is
+not found either, so that the guards that rely on it are silent.
+"""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from flowdata.guards.stack import callers, is_running
+
+# torch 2.13, torch/utils/data/_utils/fetch.py: `_MapDatasetFetcher.fetch` reads the items of a
+# batch, in the process of the loop or in a worker; `_IterableDatasetFetcher.fetch` takes as many
+# items from a stream as its argument `possibly_batched_index` has places, one where the loader
+# has batch_size=None (`auto_collation` False).
+_FETCHERS = "torch.utils.data._utils.fetch"
+_MAP_FETCHER = "_MapDatasetFetcher"
+_STREAM_FETCHER = "_IterableDatasetFetcher"
+# accelerate 1.15, accelerate/data_loader.py. `BatchSamplerShard` iterates over a whole batch
+# sampler on every rank, and keeps every n-th batch. `DataLoaderDispatcher` reads on rank 0, and
+# sends the other ranks their parts. `IterableDatasetShard` (also in transformers 5.23,
+# trainer_pt_utils.py) reads a stream on every rank, and keeps a part of each batch.
+_ACCELERATE = "accelerate.data_loader"
+_BATCH_SHARD = "BatchSamplerShard"
+_DISPATCHER = "DataLoaderDispatcher"
+_STREAM_SHARD = "IterableDatasetShard"
+# Lightning 2.6, fabric/utilities/distributed.py: `_DatasetSamplerWrapper` lists a sampler on every
+# rank, for `DistributedSamplerWrapper` to keep a part; pytorch/loops/fit_loop.py: `_FitLoop`.
+# The same code comes as `lightning`, `pytorch_lightning` and `lightning_fabric`.
+_FABRIC = ("lightning.fabric.", "lightning_fabric.")
+_WRAPPER = "_DatasetSamplerWrapper"
+_WRAPPER_MODULE = "utilities.distributed"
+_FIT_LOOP = "_FitLoop."
+# transformers 5.23, trainer_pt_utils.py: both samplers read the length of every item when they
+# are built, which `Trainer._get_train_sampler` does.
+_LENGTH_READERS = (
+    "LengthGroupedSampler.",
+    "DistributedLengthGroupedSampler.",
+    "Trainer._get_train_",
+)
+
+NAMES_EPOCHS = "names_epochs_of_flowdata"
+"""Attribute, True, of a Lightning callback that names the epochs itself."""
+
+
+@dataclass
+class Caller:
+    """What the frameworks on the call stack are doing."""
+
+    accelerate_iterates: bool = False
+    """A loader of accelerate iterates (under transformers too)."""
+    accelerate_prepares: bool = False
+    """A loader of accelerate is being built, whose workers may start at once."""
+    accelerate_skips: bool = False
+    """That loader leaves out what a run before this one has trained on."""
+    lightning_fits: bool = False
+    """A Lightning trainer is running, without FlowCallback."""
+    callback_names: bool = False
+    """A Lightning trainer is running with FlowCallback, which names the epochs."""
+    lightning_resumes: bool = False
+    """The trainer without it goes on from a checkpoint, in the first epoch after."""
+    lightning_restarts_workers: bool = False
+    """That trainer starts its workers anew once it has named the epoch."""
+    splits_draws: str = ""
+    """The framework that divides the draws between ranks after they were drawn, if one does."""
+    batch_shard: Any = None
+    """The BatchSamplerShard of accelerate that does."""
+    reads_lengths: bool = False
+    """A sampler of transformers reads the length of every item."""
+    sampler_iterates: bool = False
+    """A sampler of torch begins a pass."""
+
+
+def find_caller() -> Caller:
+    """Who called the function that asks, directly or not."""
+    caller = Caller()
+    for module, function, frame in callers():
+        inspect = _FRAMEWORKS.get(module.partition(".")[0])
+        if inspect is not None:
+            # What a framework has renamed is an AttributeError or KeyError here.
+            with contextlib.suppress(Exception):
+                inspect(caller, module, function, frame)
+    return caller
+
+
+def can_see_splits() -> bool:
+    """Whether whoever divides draws would be found: no framework that is there has renamed it."""
+    for module, names in (
+        (_ACCELERATE, (_BATCH_SHARD, _DISPATCHER)),
+        *((f"{fabric}{_WRAPPER_MODULE}", (_WRAPPER,)) for fabric in _FABRIC),
+    ):
+        loaded = sys.modules.get(module)
+        if loaded is not None and not all(hasattr(loaded, name) for name in names):
+            return False
+    return True
+
+
+def is_fetching_item() -> bool:
+    """Whether a DataLoader reads an item, and nobody merely looks at one.
+
+    True where that cannot be told, so that epochs go on rather than stay the same.
+    """
+    fetchers = sys.modules.get(_FETCHERS)
+    known = hasattr(fetchers, _MAP_FETCHER) and any(True for _ in callers())
+    return not known or is_running(_FETCHERS, f"{_MAP_FETCHER}.fetch")
+
+
+def items_per_fetch() -> int | None:
+    """Items that a DataLoader takes at a time from the stream that asks; None if none does.
+
+    Where something stands between the two, what a loader takes are not items of the stream.
+    """
+    outside = (call for call in callers() if not call[0].startswith("flowdata."))
+    module, function, frame = next(outside, ("", "", None))
+    if frame is not None and (module, function) == (_FETCHERS, f"{_STREAM_FETCHER}.fetch"):
+        with contextlib.suppress(Exception):
+            asked = frame.f_locals["possibly_batched_index"]
+            return len(asked) if frame.f_locals["self"].auto_collation else 1
+    return None
+
+
+def stream_divider() -> str:
+    """The framework that divides a stream between ranks, if one does."""
+    for module, function, _ in callers():
+        package = module.partition(".")[0]
+        if package in ("accelerate", "transformers") and function.startswith(
+            (f"{_STREAM_SHARD}.", f"{_DISPATCHER}.")
+        ):
+            return package
+    return ""
+
+
+def _inspect_accelerate(caller: Caller, module: str, function: str, frame: FrameType) -> None:
+    if module != _ACCELERATE:
+        return
+    if function.endswith(".__iter__"):
+        caller.accelerate_iterates = True
+        caller.accelerate_skips |= _skips_batches(frame.f_locals.get("self"))
+    caller.accelerate_prepares |= function == "DataLoaderAdapter.__init__"
+    if function.startswith(f"{_BATCH_SHARD}."):
+        caller.splits_draws = "accelerate"
+        caller.batch_shard = frame.f_locals.get("self")
+    elif function.startswith(f"{_DISPATCHER}."):
+        caller.splits_draws = "accelerate"
+
+
+def _skips_batches(loader: Any) -> bool:
+    """Whether a loader, or a sampler, of accelerate does not begin with its first batch.
+
+    accelerate 1.15: `skip_first_batches` makes a `SkipDataLoader` or `SkipBatchSampler` with
+    `skip_batches`; a loader with a state dict has one of torchdata in it, which keeps a loaded
+    state as `next_iter_state` up to its next pass.
+    """
+    parts = loader, getattr(loader, "batch_sampler", None)
+    state = getattr(getattr(loader, "base_dataloader", None), "next_iter_state", None)
+    return state is not None or any(getattr(part, "skip_batches", 0) for part in parts)
+
+
+def _inspect_lightning(caller: Caller, module: str, function: str, frame: FrameType) -> None:
+    if module.startswith(_FABRIC):
+        if function.startswith(f"{_WRAPPER}."):
+            caller.splits_draws = "Lightning"
+    elif function.startswith(_FIT_LOOP):
+        loop: Any = frame.f_locals["self"]
+        trainer = loop.trainer
+        if any(getattr(callback, NAMES_EPOCHS, False) for callback in trainer.callbacks):
+            caller.callback_names = True
+            return
+        # Lightning 2.6: `restarting` is set while the loops' progress is that of a checkpoint,
+        # `is_resuming` where it lies inside an epoch. `_FitLoop.advance` calls iter() for every
+        # epoch; before the first of a run, `setup_data` has done so, ahead of `set_epoch`.
+        resuming = loop.restarting or getattr(loop, "is_resuming", False)
+        resumes = bool(resuming and trainer.ckpt_path is not None)
+        restarts_workers = trainer.current_epoch > 0 and not loop.restarting
+        caller.lightning_fits = True
+        caller.lightning_resumes = resumes
+        caller.lightning_restarts_workers = restarts_workers
+
+
+def _inspect_transformers(caller: Caller, module: str, function: str, _: FrameType) -> None:
+    caller.reads_lengths |= module.startswith("transformers.") and function.startswith(
+        _LENGTH_READERS
+    )
+
+
+def _inspect_torch(caller: Caller, module: str, function: str, _: FrameType) -> None:
+    # torch 2.13, torch/utils/data/sampler.py: samplers ask the data set for its length in
+    # `__iter__`, which a loader calls at the beginning of each pass.
+    caller.sampler_iterates |= module.startswith("torch.utils.data.") and function.endswith(
+        "Sampler.__iter__"
+    )
+
+
+_FRAMEWORKS = {
+    "accelerate": _inspect_accelerate,
+    "lightning": _inspect_lightning,
+    "pytorch_lightning": _inspect_lightning,
+    "lightning_fabric": _inspect_lightning,
+    "transformers": _inspect_transformers,
+    "torch": _inspect_torch,
+}

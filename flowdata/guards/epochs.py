@@ -1,0 +1,74 @@
+"""Advice about epochs: who names the one that is drawn, and who divides it between ranks."""
+
+from typing import Any
+
+from flowdata.errors import warn
+from flowdata.guards.callers import Caller, find_caller
+
+UNKNOWN = -1
+"""In place of the epoch that is being drawn, for who does not know it."""
+
+
+class EpochNames:
+    """The epochs that a loop has named, as against those that accelerate names by itself.
+
+    accelerate 1.15, data_loader.py: `DataLoaderShard.__iter__` calls ``set_epoch`` with its own
+    count before each pass. In each process the count begins at 0, and it counts only those
+    passes that came to their end.
+    """
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+        """The epoch that the loop named last, or that was loaded; None if it never did."""
+
+    def add(self, epoch: int, *, drawn: int | None) -> None:
+        """An epoch is named; warn where accelerate's count is not what the loop meant.
+
+        Args:
+            epoch: the one that is named.
+            drawn: the one that has been drawn since an epoch was named; None if none was.
+        """
+        caller = find_caller()
+        if not caller.accelerate_iterates:
+            self.last = epoch
+        elif drawn is None and self.last not in (None, epoch):
+            warn(
+                f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch {epoch}: "
+                f"call set_epoch({self.last}) of the prepared loader before iterating over it"
+            )
+        elif caller.accelerate_skips and self.last != epoch:
+            warn(
+                f"accelerate's loader goes on in epoch {epoch}, because after a restart it counts "
+                "epochs from 0 and nobody named another: call set_epoch(epoch) of the prepared "
+                "loader (and of the one that skip_first_batches made) before each epoch"
+            )
+        elif drawn == epoch:
+            warn(
+                f"accelerate's loader draws epoch {epoch} a second time, because it counts only "
+                "the epochs that came to their end in this process: call set_epoch(epoch) of the "
+                "prepared loader before each epoch"
+            )
+
+
+def advise_even_batches(caller: Caller, draws: int) -> None:
+    """Warn where ranks would wait for batches of an epoch that one of them does not have.
+
+    accelerate 1.15: with ``even_batches`` a `BatchSamplerShard` repeats first batches at the
+    end; without, the last batches of an epoch may go to some of the ranks only.
+    """
+    shard: Any = caller.batch_shard
+    names = ("even_batches", "drop_last", "batch_size", "num_processes", "split_batches")
+    if not all(hasattr(shard, name) for name in names):
+        return
+    if shard.even_batches or shard.drop_last or not shard.batch_size:
+        return
+    ranks, size = shard.num_processes, shard.batch_size
+    uneven = -(-draws // size) % ranks
+    if shard.split_batches:
+        uneven = 0 < draws % size <= size // ranks * (ranks - 1)
+    if uneven:
+        warn(
+            "with even_batches=False accelerate gives some ranks a batch less than others, and "
+            "training in step would hang: choose an epoch_size that is a multiple of batch size x "
+            "ranks, or drop_last=True, or leave even_batches on"
+        )

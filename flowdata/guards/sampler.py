@@ -1,0 +1,152 @@
+"""SamplerGuard: advice to the user of a FlowSampler, from who calls it."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from flowdata.errors import warn
+from flowdata.guards.callers import Caller, can_see_splits, find_caller
+from flowdata.guards.epochs import EpochNames, advise_even_batches
+from flowdata.guards.ranks import group_size
+from flowdata.guards.switch import enabled
+
+
+class Pass(Protocol):
+    """A pass of a sampler over an epoch."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is drawn."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it was drawn."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody can draw from it any more."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A pass, and who began it."""
+
+    draws: Pass
+    unnamed: bool
+    """Nobody had named its epoch."""
+    prepared: bool
+    """accelerate began it while it built its loader, before anybody could name an epoch."""
+    reads_ahead: bool
+    """A loader of accelerate draws a batch ahead of the one that it gives out."""
+
+
+class SamplerGuard:
+    """Warns where a framework makes a sampler draw what its user does not expect."""
+
+    def __init__(self) -> None:
+        self._names = EpochNames()
+        self._is_named = False
+        """Whether the epoch of the next pass was named or loaded."""
+        self._running: _Begun | None = None
+        self._has_advised = False
+
+    def iterate(self, owner: str, *, rank: int, replicas: int, draws: int) -> None:
+        """Make sure that every draw goes to one rank: not to all of them, and not to none.
+
+        Raises:
+            RuntimeError: where a framework divides the draws of one rank again.
+        """
+        if not enabled() or group_size() == 1:
+            return
+        caller = find_caller()
+        advise_even_batches(caller, draws)
+        if caller.splits_draws and replicas > 1:
+            raise RuntimeError(
+                f"{owner} gives rank {rank} its share of the draws, and {caller.splits_draws} "
+                "would split that share again and lose the rest: use FlowSampler(weights), "
+                "without num_replicas, which draws for all ranks"
+            )
+        if not caller.splits_draws and replicas == 1 and can_see_splits():
+            warn(
+                f"FlowSampler gives each of the {group_size()} ranks all draws, and nothing "
+                "splits them here: use DistributedFlowSampler(weights), which gives each rank its "
+                "share"
+            )
+
+    def begin(self, draws: Pass, *, at_saved_place: bool, can_go_on: bool) -> None:
+        """A pass draws for the first time.
+
+        Args:
+            draws: the pass.
+            at_saved_place: whether a loader's saved state says where it begins.
+            can_go_on: whether, in addition, something of the epoch is left there.
+        """
+        caller = find_caller()
+        if caller.lightning_resumes and not can_go_on:
+            self._advise_once(
+                "Lightning resumes from a checkpoint without saying at which draw of its epoch the "
+                "sampler is to go on: add flowdata.frameworks.lightning.FlowCallback to the "
+                "Trainer's callbacks, from the first run on"
+            )
+        unnamed = not (self._is_named or at_saved_place)
+        if unnamed and caller.accelerate_iterates:
+            warn(
+                f"FlowSampler draws epoch {draws.epoch} because nobody named another: accelerate's "
+                "skip_first_batches hides the sampler from its loader. Call the sampler's "
+                "set_epoch(epoch) before each epoch (under the transformers Trainer: add "
+                "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
+            )
+        self._is_named = False
+        self._running = _Begun(
+            draws, unnamed, unnamed and caller.accelerate_prepares, caller.accelerate_iterates
+        )
+
+    def name_epoch(self, epoch: int) -> None:
+        """An epoch is named, which the next pass is to draw from its start."""
+        begun = self._running
+        self._names.add(epoch, drawn=None if begun is None or begun.prepared else begun.draws.epoch)
+        self._advise_prepared(epoch, 0)
+        if begun and begun.unnamed and not begun.draws.abandoned and begun.draws.epoch != epoch:
+            self._advise_early_workers(find_caller(), begun.draws.epoch, epoch)
+        self._is_named, self._running = True, None
+
+    def load(self, epoch: int, position: int) -> None:
+        """A state is loaded, from which the next pass is to go on."""
+        self._advise_prepared(epoch, position)
+        self._names.last = epoch
+        self._is_named, self._running = True, None
+
+    def save(self) -> None:
+        """A state of what was drawn is saved, without a word of what was trained on."""
+        begun = self._running
+        if begun is None or not begun.reads_ahead:
+            return
+        if not (begun.draws.finished and begun.draws.abandoned):
+            warn(
+                "accelerate's loader reads a batch ahead of the one that is trained on, so this "
+                "state would lose it: save sampler.state_dict(position=steps x batch size x "
+                "ranks), with the steps of this epoch"
+            )
+
+    def _advise_early_workers(self, caller: Caller, drawn: int, epoch: int) -> None:
+        if caller.lightning_fits and not caller.lightning_restarts_workers:
+            self._advise_once(
+                f"the loader's workers were started on epoch {drawn} before Lightning "
+                f"named it as epoch {epoch}, and will draw the former: add "
+                "flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
+            )
+
+    def _advise_prepared(self, epoch: int, position: int) -> None:
+        begun = self._running
+        if begun is None or not begun.prepared or begun.draws.abandoned:
+            return
+        if (begun.draws.epoch, 0) != (epoch, position):
+            warn(
+                f"accelerate started the loader's workers on epoch {begun.draws.epoch} before it "
+                f"was known that epoch {epoch} is to be drawn from draw {position}, and they will "
+                "draw the former: name the epoch, or load the state, before accelerator.prepare()"
+            )
+
+    def _advise_once(self, message: str) -> None:
+        if not self._has_advised:
+            self._has_advised = True
+            warn(message)

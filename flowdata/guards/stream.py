@@ -1,0 +1,61 @@
+"""StreamGuard: advice to the user of FlowShards, from who reads it."""
+
+from flowdata.errors import warn
+from flowdata.guards.callers import find_caller, items_per_fetch, stream_divider
+from flowdata.guards.epochs import EpochNames
+
+
+class StreamGuard:
+    """Warns of, or refuses, what a framework does to a stream that has divided itself."""
+
+    def __init__(self) -> None:
+        self._names = EpochNames()
+        self._has_named = False
+        self._has_advised = False
+
+    def name_epoch(self, epoch: int, *, drawn: int | None) -> None:
+        """An epoch is named, and another may have been drawn since the last naming."""
+        # Before the first naming, workers may have begun only because accelerate prepares them.
+        self._names.add(epoch, drawn=drawn if self._has_named else None)
+        self._has_named = True
+
+    def load(self, epoch: int) -> None:
+        """A state is loaded, from which the next pass is to go on."""
+        self._names.last = epoch
+
+    def length_is_read(self) -> None:
+        """Warn where Lightning resumes, and nobody tells the stream from where."""
+        if self._has_advised or not find_caller().lightning_resumes:
+            return
+        self._has_advised = True
+        warn(
+            "Lightning resumes from a checkpoint without saying where in which epoch FlowShards is "
+            "to go on: add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks, "
+            "from the first run on"
+        )
+
+    def begin(self, *, ranks: int, items: int | None) -> None:
+        """A pass begins.
+
+        Args:
+            ranks: between which the stream has divided its epoch.
+            items: that a loader has to take from a worker at a time, if it matters.
+
+        Raises:
+            RuntimeError: where a framework divides what was divided already.
+            ValueError: where a loader takes another number of items at a time.
+        """
+        if ranks > 1 and (framework := stream_divider()):
+            raise RuntimeError(
+                f"{framework} divides this stream between ranks, which it has done "
+                "already: most of it would be lost. Do not prepare its loader, or give FlowShards "
+                "num_replicas=1 and rank=0, so that each rank reads all and keeps its part"
+            )
+        found = items_per_fetch() if items is not None else None
+        if found is not None and found != items:
+            raise ValueError(
+                f"the DataLoader takes {found} items at a time from a worker, FlowShards expects "
+                f"{items}: positions to resume from would mean other draws. Give FlowShards the "
+                "batch_size of the DataLoader (1 for batch_size=None), or, after .batched(), give "
+                "the DataLoader batch_size=None"
+            )

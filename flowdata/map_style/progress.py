@@ -1,0 +1,82 @@
+"""SamplerProgress: where a sampler is, between passes and within one."""
+
+from dataclasses import replace
+from typing import Any
+
+from flowdata.core.cursor import Cursor
+from flowdata.core.plan import non_negative
+from flowdata.guards.sampler import SamplerGuard
+from flowdata.map_style.draws import DrawIterator, Draws
+
+
+class SamplerProgress:
+    """The place at which the next pass begins, and the pass that is under way.
+
+    Every pass begins the epoch after the last one, unless an epoch is named or a state loaded. A
+    pass takes its place when it draws for the first time, not when it is made: frameworks make
+    iterators before they name the epoch.
+
+    Args:
+        start: the first place.
+        owner: name of the sampler's class, for errors.
+    """
+
+    def __init__(self, start: Cursor, *, owner: str) -> None:
+        self._next = start
+        self._running: Draws | None = None
+        self._owner = owner
+        self._guard = SamplerGuard()
+
+    def upcoming(self) -> Cursor:
+        """The place at which the next pass begins."""
+        return self._next
+
+    def iterate(self) -> DrawIterator:
+        """The iterator of a new pass."""
+        cursor = self._next
+        self._guard.iterate(
+            self._owner, rank=cursor.rank, replicas=cursor.replicas, draws=len(cursor.plan)
+        )
+        return Draws(self).iterator()
+
+    def begin(self, draws: Draws) -> Cursor:
+        """Hand a pass its place; the next pass begins with the epoch after it."""
+        saved = draws.saved_place
+        self._guard.begin(
+            draws,
+            at_saved_place=saved is not None,
+            can_go_on=saved is not None and len(saved) > 0,
+        )
+        place = self._next if saved is None else saved
+        self._running = draws
+        self._next = place.at(place.plan.epoch + 1)
+        return place
+
+    def name_epoch(self, epoch: int) -> None:
+        """Make ``epoch`` the next one, from its start; from a loaded place if that is in it."""
+        plan = self._next.plan.at_epoch(epoch)
+        self._guard.name_epoch(epoch)
+        if plan is not self._next.plan:
+            self._next = replace(self._next, plan=plan, position=0)
+        self._running = None
+
+    def save(self, position: int | None) -> dict[str, Any]:
+        """The state at a position of the running epoch, by default at what was asked for."""
+        place = self._next if self._running is None else self._running.cursor
+        if position is None:
+            self._guard.save()
+        else:
+            place = replace(place, position=non_negative(position, "position"))
+        return place.or_next_epoch().state()
+
+    def load(self, state: Any) -> Cursor:
+        """Continue from a state; gives the place as it was saved.
+
+        Raises:
+            MismatchError: when the state is of other draws.
+        """
+        place = self._next.load(state, owner=self._owner)
+        self._next = place.or_next_epoch()
+        self._guard.load(self._next.plan.epoch, self._next.position)
+        self._running = None
+        return place

@@ -5,6 +5,8 @@ import pytest
 
 from flowdata.transport import retrying
 
+pytest_plugins = ["skips"]
+
 ASSETS = Path(__file__).parents[1] / "benchmarks" / "assets.py"
 
 

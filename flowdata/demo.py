@@ -100,7 +100,7 @@ class Run:
 def run(*, seeds: int, output: Path) -> list[Run]:
     """Run everything; write the loss tables and ``demo.png`` to ``output``."""
     output.mkdir(parents=True, exist_ok=True)
-    digits, photos = _digits(), _photos()
+    digits, photos = read_digits(), read_photographs()
     runs = []
     with _one_thread(), tqdm(total=seeds * 6, desc="demo", unit="trainings") as bar:
         for seed in range(seeds):
@@ -134,17 +134,17 @@ def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -
     return Task(
         pre_training=TensorDataset(images[first], labels[first]),
         fine_tuning=TensorDataset(
-            torch.cat([_turned(images[second]), off_domain]), torch.cat([given, arbitrary])
+            torch.cat([turn(images[second]), off_domain]), torch.cat([given, arbitrary])
         ),
         harmful=torch.cat([wrong, torch.ones(_OFF_DOMAIN, dtype=torch.bool)]).numpy(),
         old=TensorDataset(images[test], labels[test]),
-        new=TensorDataset(_turned(images[test]), labels[test]),
+        new=TensorDataset(turn(images[test]), labels[test]),
     )
 
 
 def load_task(seed: int) -> Task:
     """The task of one seed, from the digits and photographs that come with scikit-learn."""
-    return make_task(seed, *_digits(), _photos())
+    return make_task(seed, *read_digits(), read_photographs())
 
 
 def pre_trained(task: Task, seed: int) -> nn.Module:
@@ -158,10 +158,7 @@ def pre_trained(task: Task, seed: int) -> nn.Module:
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
     """Percent of the samples that a classifier gets right."""
-    images, labels = data.tensors
-    model.eval()
-    with torch.inference_mode():
-        return (100.0 * (model(images).argmax(dim=1) == labels)).mean().item()
+    return _scores_in_percent(model, data).mean().item()
 
 
 def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
@@ -177,6 +174,7 @@ def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
     results = {_PRE_TRAINED: Result(*_accuracies(network, task, hardest))}
     for method, loader, learning_rate in _methods(task.fine_tuning, weights, seed):
         model = copy.deepcopy(network)
+        # The same random numbers for each method: only the loader makes a difference.
         torch.manual_seed(seed)
         started = time.perf_counter()
         train(model, loader, learning_rate=learning_rate, epochs=_EPOCHS)
@@ -216,7 +214,7 @@ def _network() -> nn.Module:
     )
 
 
-def _digits() -> tuple[Tensor, Tensor]:
+def read_digits() -> tuple[Tensor, Tensor]:
     """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn, values in [0, 1]."""
     from sklearn.datasets import load_digits
 
@@ -225,7 +223,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(digits.target)
 
 
-def _photos() -> list[Tensor]:
+def read_photographs() -> list[Tensor]:
     """The two photographs that come with scikit-learn, grey, values in [0, 1]."""
     from sklearn.datasets import load_sample_images
 
@@ -246,7 +244,8 @@ def _photo_pieces(photos: list[Tensor], number: int, random: np.random.Generator
     return torch.stack(pieces)
 
 
-def _turned(images: Tensor) -> Tensor:
+def turn(images: Tensor) -> Tensor:
+    """The images turned by `_ANGLE` degrees, with black where there was nothing."""
     angle = np.deg2rad(_ANGLE)
     rotation = torch.tensor(
         [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0]],
@@ -268,13 +267,17 @@ def _accuracies(
     model: nn.Module, task: Task, hardest: NDArray[np.int64]
 ) -> tuple[float, float, float]:
     """Old, new, and hardest new, in percent."""
+    old, new = (_scores_in_percent(model, data) for data in (task.old, task.new))
+    return old.mean().item(), new.mean().item(), new[hardest].mean().item()
+
+
+def _scores_in_percent(model: nn.Module, data: TensorDataset) -> Tensor:
+    """100 for each sample whose class is predicted, 0 for any other."""
+    images, labels = data.tensors
     model.eval()
     with torch.inference_mode():
-        old, new = (
-            100.0 * (model(images).argmax(dim=1) == labels)
-            for images, labels in (task.old.tensors, task.new.tensors)
-        )
-    return old.mean().item(), new.mean().item(), new[hardest].mean().item()
+        scores: Tensor = 100.0 * (model(images).argmax(dim=1) == labels)
+    return scores
 
 
 def report(runs: list[Run]) -> str:

@@ -9,7 +9,7 @@ from flowdata import LossTable, demo
 
 @pytest.fixture(scope="module")
 def digits():
-    return demo._digits(), demo._photos()
+    return demo.read_digits(), demo.read_photographs()
 
 
 def test_a_task_is_a_function_of_its_seed(digits):
@@ -46,7 +46,7 @@ def test_harmful_marks_the_rows_whose_label_is_not_the_digits_own(digits):
 def test_turning_moves_every_pixel_by_30_degrees():
     image = torch.zeros(1, 1, 33, 33)
     image[0, 0, 16, 28] = 1.0
-    turned = demo._turned(image)[0, 0]
+    turned = demo.turn(image)[0, 0]
     row, column = divmod(int(turned.argmax()), 33)
     assert np.hypot(row - 16, column - 16) == pytest.approx(12, abs=1)
     assert abs(np.degrees(np.arctan2(row - 16, column - 16))) == pytest.approx(30, abs=4)

@@ -1,11 +1,17 @@
 """Reweighting with an untouched loop: targets that carry their weight into the loss."""
 
-import flowdata.reweight.libraries
-import flowdata.reweight.onehot  # noqa: F401
+from torch.serialization import add_safe_globals
+
 from flowdata.reweight.fused import unfused_linear_cross_entropy
-from flowdata.reweight.loader import reweight, reweighting_loader
-from flowdata.reweight.losses import register_loss, weighable, weighted_mean
-from flowdata.reweight.target import UnweightedLossError, WeightedTarget, plain
+from flowdata.reweight.losses import weighted_mean
+from flowdata.reweight.refusals import UnweightedLossError
+from flowdata.reweight.registering import register_loss, weighable
+from flowdata.reweight.reweighting import reweight
+from flowdata.reweight.target import WeightedTarget, rebuild_target
+from flowdata.reweight.target_data import plain
+
+# With it torch.load(weights_only=True), its default, reads targets that torch.save has written.
+add_safe_globals([rebuild_target])
 
 __all__ = [
     "UnweightedLossError",
@@ -13,7 +19,6 @@ __all__ = [
     "plain",
     "register_loss",
     "reweight",
-    "reweighting_loader",
     "unfused_linear_cross_entropy",
     "weighable",
     "weighted_mean",

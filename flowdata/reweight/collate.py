@@ -1,4 +1,4 @@
-"""Collate: makes a batch of weighed items, and gives its target the weights."""
+"""Collate: makes a batch of weighted items, and gives its target the weights."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from flowdata.reweight.rows import Weighed
-from flowdata.reweight.target import WeightedTarget, opened, plain
+from flowdata.reweight.target import WeightedTarget
+from flowdata.reweight.target_data import plain
+from flowdata.reweight.weighted_data import WeightedItem
 
 Weigh: TypeAlias = Callable[[Any], WeightedTarget]
 Target: TypeAlias = int | str | Callable[[Any, Weigh], Any] | None
@@ -38,9 +39,9 @@ class Collate:
         self._target, self._entry, self._source = target, entry, source
         self._collate = collate_fn or default_collate
 
-    def __call__(self, items: list[Weighed]) -> Any:
+    def __call__(self, items: list[WeightedItem]) -> Any:
         """The batch of these items."""
-        if not isinstance(items, list) or not all(isinstance(item, Weighed) for item in items):
+        if not isinstance(items, list) or not all(isinstance(item, WeightedItem) for item in items):
             raise TypeError(
                 "these items have no weights: give the DataLoader the data set that reweight "
                 "returned, together with its collate_fn, and let it make the batches. Where an "
@@ -60,15 +61,15 @@ class Collate:
             return batch
         return [*batch, weights] if isinstance(batch, list) else (*batch, weights)
 
-    def _noted(self, target: Any, items: list[Weighed], found: list[Tensor]) -> Any:
+    def _noted(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
         """The target as it is, and its weights put down in a list."""
         weighed = self._weighed(target, items)
         found.append(weighed.weights)
         return plain(weighed)
 
-    def _weighed(self, target: Any, items: list[Weighed]) -> WeightedTarget:
+    def _weighed(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
         weights = weights_of(target, [item.weight for item in items])
-        return WeightedTarget(target, weights, ledger=opened(_named(items), self._source))
+        return WeightedTarget(target, weights, _batch_name(items), self._source)
 
     def _placed(self, batch: Any, weigh: Callable[[Any], Any]) -> Any:
         if callable(self._target):
@@ -124,7 +125,7 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
     return spread
 
 
-def _named(items: list[Weighed]) -> str:
+def _batch_name(items: list[WeightedItem]) -> str:
     names = [str(item.name) for item in itertools.islice(items, _SHOWN) if item.name is not None]
     if not names:
         return f"a batch of {len(items)} samples"

@@ -1,102 +1,24 @@
-"""The losses of torch.nn.functional with weighted targets, and those of users."""
+"""The losses of torch.nn.functional with weighted targets, as rules."""
 
 import inspect
-import weakref
+import warnings
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.nn import _reduction
 from torch.nn import functional as F
 
-from flowdata.reweight.elements import elementary
-from flowdata.reweight.target import (
-    LOSSES,
-    Function,
-    UnweightedLossError,
-    WeightedTarget,
-    name_of,
-    plain,
-    targets_in,
-    unweighted,
-)
+from flowdata.reweight.ledger import LEDGER
+from flowdata.reweight.operations import Function, Rule, call_unweighted
+from flowdata.reweight.refusals import UnweightedLossError
+from flowdata.reweight.target_data import TargetData, plain
+from flowdata.reweight.weighted_losses import as_weighted_losses
 
 _IGNORED = -100
 
-_weighable: "weakref.WeakSet[Function]" = weakref.WeakSet()
-
 Denominator = Callable[[Tensor, dict[str, Any]], Any]
-
-
-def register_loss(function: Function, handler: Callable[..., Any]) -> None:
-    """Teach WeightedTarget a loss of yours.
-
-    Where ``function`` is called with a WeightedTarget, ``handler`` is called instead: with the
-    same arguments, but the plain target, and ``weights=``, a tensor of the target's shape. It
-    returns the loss. The function must ask for it, as torch's own do
-    (``torch.overrides.handle_torch_function``), or be wrapped by `weighable`.
-
-    A fused linear cross-entropy kernel never makes the losses of single tokens. Its handler has
-    to take the unfused way, as `flowdata.reweight.unfused_linear_cross_entropy` does for Liger's.
-
-    Raises:
-        TypeError: for a function that would never ask.
-        UnweightedLossError: in a call with two weighted targets.
-
-    >>> def squared(predicted, target):
-    ...     return (predicted - target).square().mean()
-    >>> squared = weighable(squared)
-    >>> register_loss(squared, lambda predicted, target, *, weights: (
-    ...     (predicted - target).square() * weights).mean())
-    >>> target = WeightedTarget(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.5]))
-    >>> squared(torch.zeros(2), target).item()
-    1.0
-    """
-
-    if not _asks(function):
-        raise TypeError(
-            f"{name_of(function)} does not ask WeightedTarget what to do, so its handler would "
-            "never be called: register what weighable(function) returns, and call that; of a "
-            "module its forward, module.forward = weighable(module.forward)"
-        )
-
-    def handle(_: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        targets = targets_in((args, kwargs))
-        if len(targets) != 1:
-            raise UnweightedLossError(
-                f"{name_of(function)} got {len(targets)} weighted targets, and a handler has the "
-                "weights of one: take the others without, by flowdata.reweight.plain(target)"
-            )
-        result = handler(*plain(args), **plain(kwargs), weights=targets[0].weights)
-        targets[0].ledger.settle(result)
-        return result
-
-    LOSSES[function] = handle
-
-
-def weighable(function: Function) -> Function:
-    """A function that asks WeightedTarget what to do, as those of torch do."""
-
-    @wraps(function)
-    def asking(*args: Any, **kwargs: Any) -> Any:
-        if targets_in((args, kwargs)) and asking in LOSSES:
-            return LOSSES[asking](asking, args, kwargs)
-        return function(*args, **kwargs)
-
-    _weighable.add(asking)
-    return asking
-
-
-def _asks(function: Function) -> bool:
-    """Whether a call reaches the handler: torch's own in C++ do, as do those that say so."""
-    if function in _weighable or isinstance(function, OpOverload | OpOverloadPacket):
-        return True
-    code = getattr(function, "__code__", None)
-    asks = code is None or "handle_torch_function" in code.co_names
-    return asks and inspect.isroutine(function)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -114,8 +36,8 @@ def _fitted(weights: Tensor, losses: Tensor) -> Tensor:
     return weights.reshape(weights.shape + trailing).to(losses.device, losses.dtype)
 
 
-def _weighted(
-    func: Function, args: tuple[Any, ...], kwargs: dict[str, Any], divide_by: Denominator
+def _weigh(
+    divide_by: Denominator, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """``reduction="none"``, times weights, reduced as asked."""
     bound = _signature(func).bind(*args, **kwargs)
@@ -123,33 +45,34 @@ def _weighted(
     options = dict(bound.arguments)
     reduction = options["reduction"]
     if options.get("size_average") is not None or options.get("reduce") is not None:
-        reduction = _reduction.legacy_get_string(options["size_average"], options["reduce"])
+        reduction = _legacy_reduction(options["size_average"], options["reduce"])
         options |= {"size_average": None, "reduce": None}
     target = options["target"]
-    if not isinstance(target, WeightedTarget) and func in _SYMMETRIC:
+    if not isinstance(target, TargetData) and func in _SYMMETRIC:
         target = options["input"]
-    if not isinstance(target, WeightedTarget):
-        return unweighted(func, args, kwargs)
+    if not isinstance(target, TargetData):
+        return call_unweighted(func, args, kwargs)
     if reduction not in ("none", "sum", "mean") and (func, reduction) != (F.kl_div, "batchmean"):
-        return unweighted(func, args, kwargs)
+        return call_unweighted(func, args, kwargs)
+    # `Tensor.set_` asks no subclass (torch 2.13), so it shows only here.
     if target.weights.shape != target.shape:
         raise UnweightedLossError(
             f"a target of shape {tuple(target.shape)} has weights of shape "
             f"{tuple(target.weights.shape)}: it was given other memory, by set_"
         )
-    weighted = reduced(func, plain(options), target.weights, reduction, divide_by)
-    target.ledger.settle(weighted)
-    return elementary(weighted) if reduction == "none" else weighted
+    weighted = weighted_loss(func, plain(options), target.weights, reduction, divide_by)
+    LEDGER.watch_gradient(weighted, target.origin)
+    return as_weighted_losses(weighted) if reduction == "none" else weighted
 
 
-def reduced(
+def weighted_loss(
     func: Function,
     options: dict[str, Any],
     weights: Tensor,
     reduction: str,
     divide_by: Denominator | None = None,
 ) -> Tensor:
-    """The weighted loss of plain arguments by name."""
+    """The weighted loss of plain arguments by name, reduced."""
     losses: Tensor = func(**options | {"reduction": "none"})
     # Weights of float32 are not rounded to the dtype of the losses, their sum is.
     weighted = losses * _of_losses(func, weights, losses).to(losses.device)
@@ -183,7 +106,7 @@ def _of_losses(func: Function, weights: Tensor, losses: Tensor) -> Tensor:
     return torch.broadcast_to(weights, losses.shape)
 
 
-def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def weigh_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One loss for each sequence, whose mean is over sequences of losses per label.
 
     Raises:
@@ -193,8 +116,8 @@ def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
     bound.apply_defaults()
     options = dict(bound.arguments)
     reduction, target = options["reduction"], options["targets"]
-    if not isinstance(target, WeightedTarget) or reduction not in ("none", "sum", "mean"):
-        return unweighted(func, args, kwargs)
+    if not isinstance(target, TargetData) or reduction not in ("none", "sum", "mean"):
+        return call_unweighted(func, args, kwargs)
     losses = func(**plain(options) | {"reduction": "none"})
     lengths = torch.as_tensor(options["target_lengths"]).to(target.device)
     counts = lengths.reshape(-1).tolist()
@@ -215,8 +138,17 @@ def _weighted_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
     elif reduction == "sum":
         weighted = weighted.sum()
     weighted = weighted.to(losses.dtype)
-    target.ledger.settle(weighted)
-    return elementary(weighted) if reduction == "none" else weighted
+    LEDGER.watch_gradient(weighted, target.origin)
+    return as_weighted_losses(weighted) if reduction == "none" else weighted
+
+
+def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """What the arguments that came before ``reduction=`` mean; None is True."""
+    reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        f"size_average and reduce are deprecated: use reduction={reduction!r}", stacklevel=2
+    )
+    return reduction
 
 
 @cache
@@ -249,29 +181,7 @@ def _class_weights(losses: Tensor, options: dict[str, Any]) -> Any:
 _CLASSES_LAST = {F.multilabel_soft_margin_loss, F.multilabel_margin_loss}
 _SYMMETRIC = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss}
 
-for _names, _denominator in (
-    (("cross_entropy", "nll_loss", "linear_cross_entropy"), _class_weights),
-    (("mse_loss", "l1_loss", "huber_loss"), _weight_sum),
-    (
-        """smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
-        poisson_nll_loss gaussian_nll_loss soft_margin_loss multi_margin_loss
-        multilabel_margin_loss multilabel_soft_margin_loss hinge_embedding_loss
-        margin_ranking_loss cosine_embedding_loss""".split(),
-        _count,
-    ),
-):
-    for _name in _names:
-
-        def _handle(
-            func: Function,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            divide_by: Denominator = _denominator,
-        ) -> Any:
-            return _weighted(func, args, kwargs, divide_by)
-
-        # Not every release of torch has every one.
-        if hasattr(F, _name):
-            LOSSES[getattr(F, _name)] = _handle
-
-LOSSES[F.ctc_loss] = _weighted_ctc
+# What the mean of each loss divides by, as its documentation says.
+weigh_by_count: Rule = partial(_weigh, _count)
+weigh_by_element_weights: Rule = partial(_weigh, _weight_sum)
+weigh_by_class_weights: Rule = partial(_weigh, _class_weights)

@@ -1,48 +1,82 @@
-"""Where a library does not ask a tensor subclass: torch's compiler, the Trainer's label smoothing.
+"""Patches of libraries that would not ask a tensor subclass: all there are, each made once.
 
-A Trainer with ``label_smoothing_factor`` computes the loss in transformers' `LabelSmoother`, by
-operations some of which never see the target. Its ``__call__`` is therefore taught as users teach
-their losses; called with plain labels it is what it was.
+They are made in the training process with the first `WeightedTarget` for which the library is
+there, and not at all where guards are off. A library that is not as expected is left as it is.
 """
 
-import functools
+import inspect
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
-from flowdata.reweight.elements import WeightedLosses
-from flowdata.reweight.losses import register_loss, weighable
-from flowdata.reweight.target import ARRIVALS, LOSSES, WeightedTarget
+from flowdata.guards.switch import enabled
+from flowdata.reweight.registering import register_loss, weighable
 
-_SMOOTHER = ("transformers.trainer_pt_utils", "LabelSmoother")
+_SMOOTHER_FIELDS = ("epsilon", "ignore_index")
+_SMOOTHER_ARGUMENTS = {
+    "self", "model_output", "labels", "shift_labels", "num_items_in_batch",
+}  # fmt: skip
+
+_done: set[str] = set()
 
 
-def introduce() -> None:
-    """Make WeightedTarget known; called for each new batch, as a library may be imported late."""
-    if get_worker_info() is not None:
+def patch_libraries(classes: Sequence[type[Tensor]]) -> None:
+    """Make the patches that are not made yet; called for each new batch, so it has to be cheap.
+
+    Args:
+        classes: the tensor subclasses of this package.
+    """
+    if len(_done) == len(_PATCHES) or get_worker_info() is not None or not enabled():
         return
-    _to_the_compiler()
-    module, name = _SMOOTHER
-    smoother: Any = getattr(sys.modules.get(module), name, None)
-    if smoother is not None and smoother.__call__ not in LOSSES:
-        smoother.__call__ = weighable(smoother.__call__)
-        register_loss(smoother.__call__, _smoothed)
+    for name, patch in _PATCHES.items():
+        if name not in _done and patch(classes):
+            _done.add(name)
 
 
-@functools.cache
-def _to_the_compiler() -> None:
-    """Let torch.compile break its graph at operations on targets, which it cannot trace."""
-    import torch._dynamo.config as config
-
+def patch_compiler(classes: Sequence[type[Tensor]]) -> bool:
+    """Let torch.compile break its graph at operations on targets; whether that is settled."""
+    # torch 2.13, `torch._dynamo.variables.builder`, `VariableBuilder._wrap`: a tensor subclass is
+    # traced, with what its __torch_function__ does, unless it is in this set of the config. Then
+    # it is an object that the compiler does not know, and what is done with it runs eagerly.
+    try:
+        import torch._dynamo.config as config
+    except ImportError:
+        return True
     known = getattr(config, "nontraceable_tensor_subclasses", None)
-    if known is not None:
-        known |= {WeightedTarget, WeightedLosses}
+    if isinstance(known, set):
+        known.update(classes)
+    return True
 
 
-def _smoothed(
+def patch_label_smoother(_: Sequence[type[Tensor]]) -> bool:
+    """Let transformers' label smoothing weight its loss; whether that is settled.
+
+    It is taught as users teach their losses, and with plain labels is what it was.
+    """
+    # transformers 4.46 to 5.23, `Trainer.compute_loss` with `label_smoothing_factor`: it computes
+    # the loss by `LabelSmoother.__call__`, which gathers log-probabilities of the labels, and adds
+    # those of all classes, where it does not need the labels. Without this patch it raises.
+    module = sys.modules.get("transformers.trainer_pt_utils")
+    if module is None:
+        # transformers may be imported later.
+        return False
+    smoother: Any = getattr(module, "LabelSmoother", None)
+    if all(hasattr(smoother, name) for name in _SMOOTHER_FIELDS):
+        arguments = inspect.signature(smoother.__call__).parameters
+        if _SMOOTHER_ARGUMENTS.issuperset(arguments):
+            smoother.__call__ = weighable(smoother.__call__)
+            register_loss(smoother.__call__, _smooth_labels)
+    return True
+
+
+_PATCHES = {"torch.compile": patch_compiler, "LabelSmoother": patch_label_smoother}
+
+
+def _smooth_labels(
     smoother: Any,
     model_output: Any,
     labels: Tensor,
@@ -51,7 +85,7 @@ def _smoothed(
     *,
     weights: Tensor,
 ) -> Tensor:
-    """LabelSmoother with weights."""
+    """What LabelSmoother computes, with weights."""
     logits = model_output["logits"] if isinstance(model_output, dict) else model_output[0]
     if shift_labels:
         logits, labels, weights = logits[..., :-1, :], labels[..., 1:], weights[..., 1:]
@@ -68,8 +102,5 @@ def _smoothed(
         counted = (labels != smoother.ignore_index).sum()
     elif isinstance(counted, Tensor):
         counted = counted.to(losses.device)
-    found: Tensor = (losses * weights.reshape(-1)).sum() / counted
-    return found
-
-
-ARRIVALS.append(introduce)
+    weighted: Tensor = (losses * weights.reshape(-1)).sum() / counted
+    return weighted

@@ -5,14 +5,17 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
-from flowdata.core.plan import EpochSize
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.map_style.dataset import FlowDataset
-from flowdata.map_style.sampler import FlowSampler
 from flowdata.reweight.collate import Collate, Target
-from flowdata.reweight.rows import WeighedRows, WeighedStream, WeighedTokens, loss_weights
+from flowdata.reweight.weighted_data import (
+    WeightedRows,
+    WeightedStream,
+    WeightedTokenRows,
+    loss_weights,
+)
 
 Level: TypeAlias = Literal["sample", "token"]
 Weights: TypeAlias = FlowWeights | HasWeights | ArrayLike
@@ -33,9 +36,12 @@ def reweight(
 
     The target of each batch is a `WeightedTarget`, which the losses of torch multiply by its
     weights; the loop stays as it is. Weights of mean 1 (the default) keep the learning rate;
-    ``normalize=None`` is the paper's ``mean(w * loss)``. With ``alpha`` above 0 it is half of the
-    work: the other half are draws by ``w ** alpha``, without which that part of the weight is lost
-    (`reweighting_loader` does both).
+    ``normalize=None`` is the paper's ``mean(w * loss)``.
+
+    With ``alpha`` above 0 it is half of the work. The other half are draws by ``w ** alpha``, as
+    ``DataLoader(data, sampler=FlowSampler(weights, alpha=alpha), collate_fn=collate)`` makes them:
+    without it that part of the weight is lost. Every ``alpha`` has the same expected gradient: 0
+    reweights only, 1 resamples only.
 
     Args:
         dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
@@ -62,6 +68,7 @@ def reweight(
         ValueError: for an unknown option, or one that a stream cannot have.
 
     >>> import torch
+    >>> from torch.utils.data import DataLoader
     >>> data, collate = reweight([(0.1, 3), (0.2, 5)], [1.0, 3.0])
     >>> [(inputs, targets)] = DataLoader(data, batch_size=2, collate_fn=collate)
     >>> targets
@@ -80,7 +87,7 @@ def reweight(
                 "normalize, level and alpha are for weights of rows: the samples of a stream bring "
                 "the weights they are to have (of FlowShards, by its alpha=)"
             )
-        return WeighedStream(dataset), collate
+        return WeightedStream(dataset), collate
     if isinstance(dataset, FlowDataset):
         raise TypeError(
             "the items of a FlowDataset are draws, whose weights change with the epoch: reweight "
@@ -90,53 +97,5 @@ def reweight(
     if weights is None:
         raise TypeError("weights are needed: only an iterable data set has them in its samples")
     if level == "token":
-        return WeighedTokens(dataset, weights, normalize), collate
-    return WeighedRows(dataset, loss_weights(as_weights(weights), normalize, alpha)), collate
-
-
-def reweighting_loader(
-    dataset: Any,
-    weights: Weights | None = None,
-    *,
-    target: Target = None,
-    normalize: Literal["mean", "max", "sum"] | None = "mean",
-    level: Level = "sample",
-    alpha: float = 0.0,
-    epoch_size: EpochSize = "full",
-    seed: int = 0,
-    entry: str | None = None,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    **options: Any,
-) -> DataLoader[Any]:
-    """The DataLoader of `reweight`; with ``alpha`` it draws by ``w ** alpha`` too.
-
-    Every ``alpha`` has the same expected gradient: 0 reweights only, 1 resamples only.
-
-    Args:
-        epoch_size, seed: of the draws, with ``alpha`` above 0.
-        options: of the DataLoader. A sampler in place of the one for ``alpha`` has to draw by
-            ``w ** alpha`` itself, as ``DistributedFlowSampler(weights, alpha=alpha)`` does.
-
-    Raises:
-        ValueError: for ``shuffle`` or a batch sampler together with ``alpha``.
-
-    The rest is as in `reweight`.
-    """
-    weighed, collate = reweight(
-        dataset,
-        weights,
-        target=target,
-        normalize=normalize,
-        level=level,
-        alpha=alpha,
-        entry=entry,
-        collate_fn=collate_fn,
-    )
-    if alpha > 0 and weights is not None and "sampler" not in options:
-        if options.get("shuffle") or options.get("batch_sampler") is not None:
-            raise ValueError(
-                f"alpha={alpha} draws by weight, in a random order: leave out shuffle= and "
-                "batch_sampler="
-            )
-        options["sampler"] = FlowSampler(weights, alpha=alpha, epoch_size=epoch_size, seed=seed)
-    return DataLoader(weighed, collate_fn=collate, **options)
+        return WeightedTokenRows(dataset, weights, normalize), collate
+    return WeightedRows(dataset, loss_weights(as_weights(weights), normalize, alpha)), collate

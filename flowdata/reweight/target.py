@@ -1,37 +1,18 @@
 """WeightedTarget: a tensor that is the target, and carries the weights of its elements along."""
 
-import weakref
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
-from flowdata.errors import FlowDataError
-from flowdata.reweight.ledger import Joined, Ledger
-
-Function = Callable[..., Any]
-Rule = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
-
-LOSSES: dict[Function, Rule] = {}
-"""What is done where a loss is called with a WeightedTarget."""
-
-RULES: dict[str, Rule] = {}
-"""What other operations, by name, do to target and weights; those not here see the target alone."""
-
-ARRIVALS: list[Callable[[], None]] = []
-"""What is called for each new batch."""
-
-ATTRIBUTE = "an attribute"
-IN_PLACE = "an operation in place"
+from flowdata.reweight.ledger import LEDGER
+from flowdata.reweight.patches import patch_libraries
+from flowdata.reweight.rules import rule_of
+from flowdata.reweight.target_data import Origin, TargetData, plain
+from flowdata.reweight.torch_internals import left_to_eager_mode
+from flowdata.reweight.weighted_losses import WeightedLosses
 
 
-class UnweightedLossError(FlowDataError):
-    """A gradient would flow through a target, but not through its weights."""
-
-
-class WeightedTarget(Tensor):
+class WeightedTarget(TargetData):
     """A target of any dtype and shape, with one weight for each element.
 
     Operations that move, cast or reshape it do so with both. The losses of
@@ -39,23 +20,27 @@ class WeightedTarget(Tensor):
     divides by what it divides by without weights. Everything else (comparisons, metrics, NumPy)
     sees a plain tensor.
 
-    An operation that would let a gradient flow past the weights raises; a batch that is gone
-    without its weights, though an optimizer took steps, is warned of. One-hot constructions
-    (``scatter``, ``torch.eye(classes)[target]``) carry weights, ``class_weights[target]`` does not.
-    ``reduction="none"`` gives weighted losses, which refuse what is not linear in them (focal
-    loss, hard examples). ``torch.compile`` leaves the operations to eager mode, and compiles what
-    is around them.
+    An operation that would let a gradient flow past the weights raises; a training that takes
+    three optimizer steps in a row without the weights of its batches is warned of (`Ledger`).
+    One-hot constructions (``scatter``, ``torch.eye(classes)[target]``) carry weights,
+    ``class_weights[target]`` does not. In place, values may change (``labels[mask] = -100``,
+    ``labels.clamp_(min=0)``); what puts other elements there raises. ``reduction="none"`` gives
+    weighted losses, which refuse what is not linear in them (focal loss, hard examples).
+    ``torch.compile`` leaves the operations to eager mode, and compiles what is around them.
 
     What is not seen, so neither raises nor warns: a term of the loss that is made of a copy
     (``target.numpy()``, ``target == classes``) beside a weighted one; a function of the reduced
-    loss; two data sets in one step, of which one is weighted; after weighted steps, fewer than
-    fifty in a row without; steps that are not of a torch.optim.Optimizer, after no look at the
-    target; batches that are kept, until the process ends.
+    loss; two data sets in one step, of which one is weighted; one batch over and over; steps that
+    are not of a torch.optim.Optimizer.
+
+    `torch.save` keeps the weights, and ``torch.load(weights_only=True)`` reads them where
+    `flowdata.reweight` is imported.
 
     Args:
         target: the target, shape (B, ...).
         weights: numbers of the target's shape, or of its leading dimensions.
         name: what warnings call it.
+        source: the `reweight` that it is a batch of, by a name of its own.
 
     Raises:
         ValueError: for weights of another shape.
@@ -66,31 +51,14 @@ class WeightedTarget(Tensor):
     1.0397
     """
 
-    weights: Tensor
-    """Shape of the target; on its device."""
-    ledger: Ledger | Joined
-    peers: "list[weakref.ref[WeightedTarget]]"
-    """It and the targets that may see its memory."""
-
     @staticmethod
     def __new__(  # noqa: D102
-        cls,
-        target: Tensor,
-        weights: Tensor,
-        name: str = "a batch",
-        ledger: Ledger | Joined | None = None,
+        cls, target: Tensor, weights: Tensor, name: str = "a batch", source: str = ""
     ) -> "WeightedTarget":
-        target, weights = plain(target), plain(weights)
-        if target.shape[: weights.ndim] != weights.shape:
-            raise ValueError(
-                f"weights of shape {tuple(weights.shape)} do not fit a target of shape "
-                f"{tuple(target.shape)}: they need its leading dimensions"
-            )
-        made = Tensor._make_subclass(cls, target)
-        trailing = (1,) * (target.ndim - weights.ndim)
-        made.weights = weights.reshape(weights.shape + trailing).expand(target.shape)
-        made.ledger = opened(name) if ledger is None else ledger
-        made.peers = [weakref.ref(made)]
+        origin = Origin(name, (source,))
+        made = cls.put_together(target, weights, origin)
+        patch_libraries((WeightedTarget, WeightedLosses))
+        LEDGER.add_batch(origin)
         return made
 
     @classmethod
@@ -101,16 +69,17 @@ class WeightedTarget(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return _ruled(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _rebuilt, (plain(self), self.weights, self.ledger.name, self.ledger.source)
+        name, sources = self.origin.name, self.origin.sources
+        return rebuild_target, (plain(self), self.weights, name, list(sources))
 
     def __copy__(self) -> "WeightedTarget":
-        return WeightedTarget(plain(self), self.weights, ledger=self.ledger)
+        return self.put_together(self, self.weights, self.origin)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeightedTarget":
-        copied = WeightedTarget(plain(self).clone(), self.weights.clone(), ledger=self.ledger)
+        copied = self.put_together(plain(self).clone(), self.weights.clone(), self.origin)
         memo[id(self)] = copied
         return copied
 
@@ -119,99 +88,15 @@ class WeightedTarget(Tensor):
 
 
 # The compiler would trace the rules themselves, and lose its way in them.
-@_disable_dynamo
-def _ruled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    rule = LOSSES.get(func)
-    if rule is None:
-        name = operation(func)
-        rule = RULES.get(name)
-        if rule is None:
-            rule = RULES.get(_kind(name), unweighted)
-    return rule(func, args, kwargs)
+@left_to_eager_mode
+def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return rule_of(func)(func, args, kwargs)
 
 
-def operation(func: Any) -> str:
-    """The name by which rules know an operation; of attributes with a dot before."""
-    name = getattr(func, "__name__", "")
-    if name in ("__get__", "__set__"):
-        return f".{func.__self__.__name__}" + ("=" if name == "__set__" else "")
-    return str(name)
-
-
-def _kind(name: str) -> str:
-    if name.startswith("."):
-        return ATTRIBUTE
-    return IN_PLACE if name.endswith("_") and not name.endswith("__") else ""
-
-
-def plain(value: Any) -> Any:
-    """The tensor without its weights, also in lists, tuples and dicts; anything else as it is."""
-    if isinstance(value, WeightedTarget):
-        with torch._C.DisableTorchFunctionSubclass():
-            return value.as_subclass(Tensor)
-    if not targets_in(value):
-        return value
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if hasattr(value, "_fields"):
-        return type(value)(*map(plain, value))
-    return type(value)(map(plain, value))
-
-
-def targets_in(value: Any) -> list[WeightedTarget]:
-    """The weighted targets among arguments, in their order."""
-    if isinstance(value, WeightedTarget):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [target for item in value for target in targets_in(item)]
-    return []
-
-
-def unweighted(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call with the plain target.
-
-    Raises:
-        UnweightedLossError: when the result has a gradient.
-    """
-    with torch._C.DisableTorchFunctionSubclass():
-        result = func(*plain(args), **plain(kwargs))
-    refuse_gradient(func, result)
-    for target in targets_in((args, kwargs)):
-        target.ledger.look()
-    return result
-
-
-def refuse_gradient(func: Function, result: Any) -> None:
-    """Make sure that no gradient flows past the weights.
-
-    Raises:
-        UnweightedLossError: naming the operation.
-    """
-    results = result if isinstance(result, list | tuple) else [result]
-    if any(isinstance(item, Tensor) and item.requires_grad for item in results):
-        raise UnweightedLossError(
-            f"{name_of(func)} mixes a weighted target with a tensor that needs a gradient, and "
-            "flowdata does not know how to weight it. In a loss: use one of torch.nn.functional, "
-            "teach it yours with flowdata.register_loss(function, handler), or take the explicit "
-            'weights: reweight(..., entry="flow_weight") and flowdata.weighted_mean. In a metric: '
-            "give it predicted.detach(). As an input of the model: "
-            "flowdata.reweight.plain(target)"
-        )
-
-
-def name_of(func: Function) -> str:
-    """What errors call an operation."""
-    return str(getattr(func, "__name__", repr(func)))
-
-
-def _rebuilt(target: Tensor, weights: Tensor, name: str, source: str) -> WeightedTarget:
-    return WeightedTarget(target, weights, ledger=opened(name, source))
-
-
-def opened(name: str, source: str = "") -> Ledger:
-    """The ledger of a new batch."""
-    for arrival in ARRIVALS:
-        arrival()
-    return Ledger(name, source)
+def rebuild_target(
+    target: Tensor, weights: Tensor, name: str, sources: list[str]
+) -> WeightedTarget:
+    """A target from its pickle: a batch that comes from a worker, or from a file."""
+    made = WeightedTarget(target, weights, name, *sources[:1])
+    made.origin = Origin(name, tuple(sources))
+    return made

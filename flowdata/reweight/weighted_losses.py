@@ -2,12 +2,21 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
-from flowdata.reweight.operations import CASTING, JOINING, RESHAPING
-from flowdata.reweight.target import UnweightedLossError, name_of, operation, targets_in
+from flowdata.reweight.operation_names import (
+    CASTING,
+    INDEXING,
+    JOINING,
+    PADDING,
+    RESHAPING,
+    TAKING_KIND,
+    TAKING_SHAPE,
+    operation,
+)
+from flowdata.reweight.refusals import UnweightedLossError, name_of
+from flowdata.reweight.target_data import targets_in
+from flowdata.reweight.torch_internals import left_to_eager_mode, subclasses_off
 
 _PRODUCTS = set(
     """mul multiply dot inner outer matmul mm mv bmm einsum div divide true_divide
@@ -15,10 +24,14 @@ _PRODUCTS = set(
 )
 _LINEAR = _PRODUCTS | {
     *RESHAPING,
+    *INDEXING,
     *CASTING,
+    *TAKING_SHAPE,
+    *TAKING_KIND,
     *JOINING,
+    *PADDING,
     *"""neg negative add sub subtract rsub sum mean nansum nanmean cumsum where masked_fill
-    masked_scatter index_fill index_add scatter_add nan_to_num zero fill pad constant_pad_nd copy
+    masked_scatter index_fill index_add scatter_add nan_to_num zero fill copy
     __neg__ __pos__ __add__ __radd__ __sub__ __rsub__ __iadd__ __isub__ __setitem__""".split(),
 } - {"round", "floor", "ceil"}
 _NOT_LINEAR = set(
@@ -46,26 +59,28 @@ class WeightedLosses(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return _ruled(func, args, kwargs or {})
+        return _dispatch(func, args, kwargs or {})
 
 
-def elementary(weighted: Tensor) -> Tensor:
+def as_weighted_losses(weighted: Tensor) -> Tensor:
     """Weighted losses as such, where a gradient is to come of them."""
     return weighted.as_subclass(WeightedLosses) if weighted.requires_grad else weighted
 
 
-@_disable_dynamo
-def _ruled(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@left_to_eager_mode
+def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if targets_in((args, kwargs)):
         return NotImplemented
     name = operation(func)
+    # In place and not, an operation is as linear; `__iadd__` and the like are named above.
     if not name.endswith("__"):
         name = name.removesuffix("_")
+    # A product of two of them is quadratic; so is division by one.
     factors = sum(isinstance(part, WeightedLosses) for part in (*args, *kwargs.values()))
     divides = "div" in name and not isinstance(args[0], WeightedLosses)
     if name in _NOT_LINEAR or (name in _PRODUCTS and (factors > 1 or divides)):
         _refuse(func)
-    with torch._C.DisableTorchFunctionSubclass():
+    with subclasses_off():
         result = func(*args, **kwargs)
     results = result if isinstance(result, list | tuple) else [result]
     if name not in _LINEAR:

@@ -15,14 +15,14 @@ from flowdata.core.weights import FlowWeights
 from flowdata.errors import MismatchError
 from flowdata.table.loss_table import LossTable
 
-WEIGHT = "__weight__"
+WEIGHT_KEY = "__weight__"
 _KEY = "__key__"
 _PAIR = 2
 _PASSED_ON = ("set_epoch", "state_dict", "load_state_dict")
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class WeightedItem:
     """An item with its weight: a number, or those of its tokens."""
 
     item: Any
@@ -31,7 +31,7 @@ class Weighed:
     """Its row, or its key in a stream."""
 
 
-class WeighedRows(Dataset[Weighed]):
+class WeightedRows(Dataset[WeightedItem]):
     """A map-style data set, with a weight for each row.
 
     Raises:
@@ -46,14 +46,15 @@ class WeighedRows(Dataset[Weighed]):
     def __len__(self) -> int:
         return self._values.size
 
-    def __getitem__(self, row: int) -> Weighed:
-        return Weighed(self.dataset[row], self._weight(row), row)
+    def __getitem__(self, row: int) -> WeightedItem:
+        return WeightedItem(self.dataset[row], self._weight(row), row)
 
-    def __getitems__(self, rows: Sequence[int]) -> list[Weighed]:
+    def __getitems__(self, rows: Sequence[int]) -> list[WeightedItem]:
         fetch: Any = getattr(self.dataset, "__getitems__", None)
         items = fetch(rows) if callable(fetch) else [self.dataset[row] for row in rows]
         return [
-            Weighed(item, self._weight(row), row) for item, row in zip(items, rows, strict=True)
+            WeightedItem(item, self._weight(row), row)
+            for item, row in zip(items, rows, strict=True)
         ]
 
     def __getattr__(self, name: str) -> Any:
@@ -63,7 +64,7 @@ class WeighedRows(Dataset[Weighed]):
         return float(self._values[row])
 
 
-class WeighedTokens(WeighedRows):
+class WeightedTokenRows(WeightedRows):
     """A map-style data set of texts, with a weight for each response token.
 
     Raises:
@@ -92,7 +93,7 @@ class WeighedTokens(WeighedRows):
         return self._values[self._offsets[row] : self._offsets[row + 1]]
 
 
-class WeighedStream(IterableDataset[Weighed]):
+class WeightedStream(IterableDataset[WeightedItem]):
     """An iterable data set whose samples bring their weights."""
 
     def __init__(self, dataset: IterableDataset[Any]) -> None:
@@ -101,13 +102,13 @@ class WeighedStream(IterableDataset[Weighed]):
     def __len__(self) -> int:
         return len(cast(Any, self.dataset))
 
-    def __iter__(self) -> Iterator[Weighed]:
+    def __iter__(self) -> Iterator[WeightedItem]:
         for sample in self.dataset:
-            if isinstance(sample, Mapping) and WEIGHT in sample:
-                item: Any = {name: part for name, part in sample.items() if name != WEIGHT}
-                yield Weighed(item, _checked(sample[WEIGHT]), sample.get(_KEY))
+            if isinstance(sample, Mapping) and WEIGHT_KEY in sample:
+                item: Any = {name: part for name, part in sample.items() if name != WEIGHT_KEY}
+                yield WeightedItem(item, _checked(sample[WEIGHT_KEY]), sample.get(_KEY))
             elif isinstance(sample, tuple) and len(sample) > _PAIR and _is_number(sample[-1]):
-                yield Weighed(sample[:-1], _checked(sample[-1]), None)
+                yield WeightedItem(sample[:-1], _checked(sample[-1]), None)
             else:
                 raise TypeError(
                     "a stream needs samples with a weight: dicts with a __weight__, as "

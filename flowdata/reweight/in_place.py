@@ -1,0 +1,146 @@
+"""Operations in place: those that surely leave each weight at its element; all others raise.
+
+Several targets may see the same memory, as views of each other, each with weights of its own. So
+an operation in place may change values, but not which weights belong to the memory.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from flowdata.reweight.onehot import scattered_rows
+from flowdata.reweight.operations import (
+    Function,
+    agreed_weights,
+    call_plain,
+    call_unweighted,
+    first_argument,
+)
+from flowdata.reweight.refusals import UnweightedLossError, name_of, refuse_gradient
+from flowdata.reweight.target_data import TargetData, plain, targets_in
+from flowdata.reweight.torch_internals import subclasses_off
+
+
+def change_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Other values, as of ``labels.clamp_(min=0)``, in the same places: the weights stay.
+
+    Raises:
+        UnweightedLossError: for an operand of other weights, or with a gradient.
+    """
+    given = first_argument(args, kwargs)
+    if not isinstance(given, TargetData):
+        return call_unweighted(func, args, kwargs)
+    _refuse_gradients(func, args, kwargs)
+    agreed_weights(func, [target.weights for target in targets_in((args, kwargs))], given.shape)
+    refuse_gradient(func, call_plain(func, args, kwargs))
+    return given
+
+
+def reshape_in_place(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The same on target and weights, in the object that is there; other views keep their shape."""
+    given = first_argument(args, kwargs)
+    if not isinstance(given, TargetData):
+        return call_unweighted(func, args, kwargs)
+    with subclasses_off():
+        func(*args, **kwargs)
+        # A tensor of its own: other targets may have the same weights.
+        given.weights = func(given.weights.clone(), *args[1:], **kwargs)
+    return given
+
+
+def keep_detached(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A target is detached already."""
+    given = first_argument(args, kwargs)
+    return given if isinstance(given, TargetData) else call_unweighted(func, args, kwargs)
+
+
+def set_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Elements set to a number keep their weights, as of ``labels[mask] = -100``.
+
+    Raises:
+        UnweightedLossError: for elements of other weights, of several values without weights, or
+            with a gradient; where one-hot rows are set in a tensor without weights.
+    """
+    given, places, value = args
+    if isinstance(given, TargetData):
+        _refuse_other_elements(func, given, places, value)
+    else:
+        _refuse_rows(func, given, places)
+    return call_unweighted(func, args, kwargs)
+
+
+def copy_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``target.copy_(source)``, which sets all elements."""
+    given, source = args[0], args[1] if len(args) > 1 else kwargs["src"]
+    if not isinstance(given, TargetData):
+        return call_unweighted(func, args, kwargs)
+    _refuse_other_elements(func, given, ..., source)
+    call_plain(func, args, kwargs)
+    return given
+
+
+def _refuse_other_elements(func: Function, given: TargetData, places: Any, value: Any) -> None:
+    refuse_gradient(func, value)
+    if isinstance(value, TargetData):
+        # `labels[mask] += 1` sets elements that were read from the same places.
+        weights = given.weights.clone()
+        weights[plain(places)] = value.weights.to(weights.dtype)
+        agreed_weights(func, [given.weights, weights], given.shape)
+    elif isinstance(value, Tensor) and value.numel() > 1:
+        raise UnweightedLossError(
+            f"{name_of(func)} puts {value.numel()} other elements, which have no weights, into a "
+            "weighted target; a single number may be set, anything else before it is weighted, or "
+            "in flowdata.reweight.plain(target)"
+        )
+
+
+def scatter_in_place(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``zeros.scatter_(1, target, 1.0)`` would make one-hot rows in a tensor without weights.
+
+    Raises:
+        UnweightedLossError: naming what to use instead.
+    """
+    given, _, weights = scattered_rows(args, kwargs)
+    if weights is not None and not isinstance(given, TargetData):
+        raise _rows_in_place(func)
+    return refuse_in_place(func, args, kwargs)
+
+
+def _refuse_rows(func: Function, given: Tensor, index: Any) -> None:
+    """Make sure that ``zeros[torch.arange(n), target] = 1`` makes no rows without weights."""
+    _, *others = index if isinstance(index, tuple) else (index,)
+    for part in others:
+        # Counts, as those of a confusion matrix, have other shapes.
+        rows = isinstance(part, TargetData) and part.ndim > 0
+        if rows and given.shape[: part.ndim] == part.shape:
+            raise _rows_in_place(func)
+
+
+def _rows_in_place(func: Function) -> UnweightedLossError:
+    return UnweightedLossError(
+        f"{name_of(func)} sets places that a weighted target gives in a tensor that is there, "
+        "which has no weights and gets none; for one-hot rows use what returns a new tensor, "
+        "zeros.scatter(1, target.unsqueeze(1), 1.0), torch.eye(classes)[target] or "
+        "torch.nn.functional.one_hot. In a metric: give it flowdata.reweight.plain(target)"
+    )
+
+
+def refuse_in_place(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Other elements, or elements elsewhere, whose weights nobody knows.
+
+    Raises:
+        UnweightedLossError: when it is the target that is changed.
+    """
+    if not isinstance(first_argument(args, kwargs), TargetData):
+        return call_unweighted(func, args, kwargs)
+    raise UnweightedLossError(
+        f"{name_of(func)} gives a weighted target other elements, or puts them elsewhere, and "
+        "flowdata cannot tell which weights they have then; use an operation that returns a new "
+        "tensor, or take the target without weights, by flowdata.reweight.plain(target)"
+    )
+
+
+def _refuse_gradients(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Make sure that what is written into a target has no gradient."""
+    values = (*args[1:], *kwargs.values())
+    refuse_gradient(func, [part for part in values if isinstance(part, Tensor)])

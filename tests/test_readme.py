@@ -1,28 +1,41 @@
-"""Every Python example of the README runs, in its order, in one name space."""
+"""Every Python example of the README and of the guides runs; what they print is what is shown."""
 
+import itertools
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import webdataset as wds
+from frameworks_language import make_model, make_tokenizer
+from guides import GUIDES, README, ROOT, Block, blocks, name_of
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flowdata
 
-README = Path(__file__).parents[1] / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+pytestmark = pytest.mark.slow
+
+SHARDED = 900
+WITH_EXAMPLES = [
+    page for page in GUIDES if any(block.language == "python" for block in blocks(page))
+]
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+LEFT_OUT = "..."
 
 
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(64, 32), nn.ReLU())
+        self.body = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU())
         self.head = nn.Linear(32, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -41,13 +54,6 @@ def train(model: nn.Module, loader: DataLoader) -> int:
     return seen
 
 
-@pytest.fixture
-def one_process_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 def pad(rows):
     return {
         name: torch.tensor([(row[name] + [fill] * 4)[:4] for row in rows])
@@ -58,15 +64,22 @@ def pad(rows):
 def write_digit_shards(digits):
     with wds.ShardWriter("digits-%02d.tar", maxcount=200, verbose=0) as shards:
         for number, (image, label) in enumerate(
-            zip(digits.data[:900], digits.target, strict=False)
+            zip(digits.data[:SHARDED], digits.target, strict=False)
         ):
             image = (image / 16).astype("float32")
             shards.write({"__key__": f"{number:04d}", "npy": image, "cls": int(label)})
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_process_group")
-def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys, smollm2):
+@pytest.fixture
+def one_process_group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def names(tmp_path, monkeypatch):
+    """What the guides take for given: a model, data, a language model, shards; in a new folder."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     digits = load_digits()
@@ -76,46 +89,148 @@ def test_every_example_runs_and_its_loader_trains(tmp_path, monkeypatch, capsys,
     model = Network()
     for _ in range(5):
         train(model, DataLoader(data, batch_size=32, shuffle=True))
-
-    names = {
-        "model": model,
-        "data": data,
-        "language_model": AutoModelForCausalLM.from_pretrained(smollm2),
-        "tokenizer": AutoTokenizer.from_pretrained(smollm2),
-        "questions": [
-            {"question": f"What is {n} plus {n}?", "answer": f" It is {n + n}."} for n in range(4)
-        ],
-    }
-    names["tokenized"] = [
+    write_digit_shards(digits)
+    tokenizer = make_tokenizer()
+    tokenized = [
         {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
     ]
-    names["pad"] = pad
-    write_digit_shards(digits)
-    trained = []
-    for example in EXAMPLES:
-        exec(compile(example, str(README), "exec"), names)
-        if "loader = " in example:
-            dataset = names["loader"].dataset
-            # The stream has loaded a state.
-            done = 320 if isinstance(dataset, flowdata.FlowShards) else 0
-            assert train(names["model"], names["loader"]) == len(dataset) - done
-            trained.append(type(names["loader"].dataset).__name__)
-    assert trained == [
-        "TensorDataset",
-        "TensorDataset",
-        "FlowDataset",
-        "FlowShards",
-        "WeighedRows",
-    ]
-    assert "effective sample size" in capsys.readouterr().out
-    batch = names["data_collator"]([names["train_dataset"][row] for row in range(2)])
-    assert names["language_model"](**batch).loss.isfinite()
-    assert 0 < sum(1 for _ in names["pipeline"]) < 2 * 900
+    language_model = make_model(len(tokenizer))
+    theirs = datasets.Dataset.from_list(tokenized).add_column("sequence_weights", [0.5, 1.0])
+    theirs.save_to_disk("their-run")
+    return {
+        "datasets": datasets,
+        "flowdata": flowdata,
+        "np": np,
+        "torch": torch,
+        "F": F,
+        "DataLoader": DataLoader,
+        "model": model,
+        "data": data,
+        "augmented": data,
+        "language_model": language_model,
+        "tokenizer": tokenizer,
+        "questions": [{"question": f"row{row} and", "answer": "so on"} for row in range(4)],
+        "tokenized": tokenized,
+        "pad": pad,
+        "language_table": flowdata.score(language_model, tokenized, flowdata.CausalLM()),
+        "keys": list(range(len(data))),
+        "rows": datasets.Dataset.from_dict({"key": [0, 1], "labels": [1, 2]}).to_iterable_dataset(),
+    }
+
+
+def run_example(block: Block, page: Path, names: dict) -> None:
+    # Lines of a traceback are those of the page.
+    code = "\n" * (block.line - 1) + block.text
+    exec(compile(code, name_of(page), "exec"), names)
+
+
+def samples_of(loader: DataLoader) -> int:
+    """How many samples a loader of a guide owes: of a stream that has loaded a state, the rest."""
+    done = 320 if isinstance(loader.dataset, flowdata.FlowShards) else 0
+    return len(loader.sampler if loader.sampler and not done else loader.dataset) - done
+
+
+def check_map_style(names):
     assert names["sampler"].state_dict()["position"] == 320
+    assert len(names["before"]) == len(names["after"])
+    assert isinstance(names["after"], torch.utils.data.DistributedSampler)
 
 
-def test_every_file_the_readme_shows_exists():
-    shown = re.findall(r"\]\((?!https?:)([^)]+)\)", README.read_text(encoding="utf-8"))
-    assert shown
-    assert [path for path in shown if not (README.parent / path).exists()] == []
+def check_reweight(names):
+    batch = names["data_collator"](list(names["train_dataset"]))
+    assert [w.item() for w in batch["labels"].weights] == pytest.approx(
+        names["weights"].values[:2].tolist()
+    )
+    assert names["loss"].isfinite()
+
+
+def check_scoring(names):
+    assert not torch.equal(names["kept"].head.weight, names["model"].head.weight)
+    for name, value in names["old_norms"]["body.1"].items():
+        assert torch.equal(names["kept"].state_dict()[f"body.1.{name}"], value)
+    assert np.isfinite(names["losses"]).all()
+
+
+def check_streaming(names):
+    assert 0 < sum(1 for _ in names["pipeline"]) < 2 * SHARDED
+
+
+CHECKS = {
+    "map_style": check_map_style,
+    "reweight": check_reweight,
+    "scoring": check_scoring,
+    "streaming": check_streaming,
+}
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name_of)
+def test_every_example_of_a_guide_runs_and_its_loaders_train(page, names, capsys):
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        run_example(block, page, names)
+        if re.search(r"^loader = .*batch_size", block.text, re.M) and "optimizer" not in block.text:
+            loader = names["loader"]
+            if isinstance(loader.dataset, flowdata.FlowShards) and "load_state" not in block.text:
+                continue
+            assert train(names["model"], loader) == samples_of(loader)
+    CHECKS.get(page.parent.name, lambda names: None)(names)
+    if page.parent.name == "core":
+        assert "effective sample size" in capsys.readouterr().out
+
+
+def assert_printed(shown: str, printed: str) -> None:
+    """The lines that are shown were printed in this order; numbers, to five percent."""
+    lines = iter(printed.splitlines())
+    for line in shown.splitlines():
+        if line.strip() != LEFT_OUT:
+            assert any(is_like(line, found) for found in lines), f"{line!r} is not in:\n{printed}"
+
+
+def is_like(line: str, found: str) -> bool:
+    if NUMBER.sub("#", line).split() != NUMBER.sub("#", found).split():
+        return False
+    pairs = zip(NUMBER.findall(line), NUMBER.findall(found), strict=True)
+    values = ((one.replace(",", ""), other.replace(",", "")) for one, other in pairs)
+    return all(float(one) == pytest.approx(float(other), rel=0.05) for one, other in values)
+
+
+def results(page: Path, language: str):
+    """(example, what is shown to be its result) for each example that shows one."""
+    every = blocks(page)
+    return [
+        (block, after.text)
+        for block, after in itertools.pairwise(every)
+        if (block.language, after.language) == (language, "text")
+    ]
+
+
+def test_the_first_quick_start_prints_what_is_shown(capsys):
+    threads = torch.get_num_threads()
+    try:
+        [(example, shown)] = results(README, "python")
+        assert [example] == [block for block in blocks(README) if block.language == "python"]
+        run_example(example, README, {})
+    finally:
+        torch.set_num_threads(threads)
+    assert_printed(shown, capsys.readouterr().out)
+
+
+def test_the_second_quick_start_prints_what_is_shown(tmp_path, smollm2):
+    for folder in (".assets", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    assert smollm2.parent == ROOT / ".assets"
+    [(example, shown)] = results(README, "sh")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-ec", example.text],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_printed(shown, done.stdout)

@@ -24,7 +24,7 @@ _STATE = "state"
 
 @dataclass(frozen=True)
 class _Feed:
-    """A sampler or stream, the loader that draws from it, and its draws for a batch of each rank."""
+    """A sampler or stream, the loader over it, and its draws for a batch of every rank."""
 
     source: Positioned
     loader: Any

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from flowdata.guards.stack import callers, is_running
+from flowdata.guards.stack import callers
+from flowdata.guards.switch import enabled
 
 # torch 2.13, torch/utils/data/_utils/fetch.py: `_MapDatasetFetcher.fetch` reads the items of a
 # batch, in the process of the loop or in a worker; `_IterableDatasetFetcher.fetch` takes as many
@@ -76,9 +77,9 @@ class Caller:
 
 
 def find_caller() -> Caller:
-    """Who called the function that asks, directly or not."""
+    """Who called the function that asks, directly or not; nobody where guards are off."""
     caller = Caller()
-    for module, function, frame in callers():
+    for module, function, frame in callers() if enabled() else ():
         inspect = _FRAMEWORKS.get(module.partition(".")[0])
         if inspect is not None:
             # What a framework has renamed is an AttributeError or KeyError here.
@@ -102,11 +103,14 @@ def can_see_splits() -> bool:
 def is_fetching_item() -> bool:
     """Whether a DataLoader reads an item, and nobody merely looks at one.
 
-    True where that cannot be told, so that epochs go on rather than stay the same.
+    This is no advice, so it does not depend on the switch. True where it cannot be told, so that
+    epochs go on rather than stay the same.
     """
     fetchers = sys.modules.get(_FETCHERS)
-    known = hasattr(fetchers, _MAP_FETCHER) and any(True for _ in callers())
-    return not known or is_running(_FETCHERS, f"{_MAP_FETCHER}.fetch")
+    if not hasattr(fetchers, _MAP_FETCHER):
+        return True
+    calls = [call[:2] for call in callers()]
+    return not calls or (_FETCHERS, f"{_MAP_FETCHER}.fetch") in calls
 
 
 def items_per_fetch() -> int | None:
@@ -114,7 +118,8 @@ def items_per_fetch() -> int | None:
 
     Where something stands between the two, what a loader takes are not items of the stream.
     """
-    outside = (call for call in callers() if not call[0].startswith("flowdata."))
+    calls = callers() if enabled() else iter(())
+    outside = (call for call in calls if not call[0].startswith("flowdata."))
     module, function, frame = next(outside, ("", "", None))
     if frame is not None and (module, function) == (_FETCHERS, f"{_STREAM_FETCHER}.fetch"):
         with contextlib.suppress(Exception):
@@ -125,7 +130,7 @@ def items_per_fetch() -> int | None:
 
 def stream_divider() -> str:
     """The framework that divides a stream between ranks, if one does."""
-    for module, function, _ in callers():
+    for module, function, _ in callers() if enabled() else ():
         package = module.partition(".")[0]
         if package in ("accelerate", "transformers") and function.startswith(
             (f"{_STREAM_SHARD}.", f"{_DISPATCHER}.")

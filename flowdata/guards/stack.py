@@ -15,15 +15,20 @@ from flowdata.guards.switch import enabled
 def callers() -> Iterator[tuple[str, str, FrameType]]:
     """(module, qualified name, frame) of each function that is running, the innermost first.
 
-    Nothing where guards are off, or Python has no frames to show.
+    Nothing where Python has no frames to show.
     """
     get_frame = getattr(sys, "_getframe", None)
-    frame = get_frame(1).f_back if enabled() and get_frame is not None else None
+    frame = None if get_frame is None else get_frame(1).f_back
     while frame is not None:
         yield str(frame.f_globals.get("__name__")), frame.f_code.co_qualname, frame
         frame = frame.f_back
 
 
 def is_running(module: str, function: str) -> bool:
-    """Whether a function of that module, whose qualified name begins so, is being called."""
-    return any(found == module and name.startswith(function) for found, name, _ in callers())
+    """Whether a function of that module, whose qualified name begins so, is being called.
+
+    False where guards are off.
+    """
+    return enabled() and any(
+        found == module and name.startswith(function) for found, name, _ in callers()
+    )

@@ -9,9 +9,9 @@ _OFF = frozenset({"off", "0", "false", "no"})
 def off() -> None:
     """Switch all guards off, in this process and in those that it starts from now on.
 
-    Nothing warns or raises any more where a framework uses flowdata wrongly, no call stack is
-    read, and no library is patched. What is drawn does not change. The same from outside:
-    ``FLOWDATA_GUARDS=off`` in the environment.
+    Nothing warns or raises any more where a framework uses flowdata wrongly, and no library is
+    patched. What is drawn does not change. The same from outside: ``FLOWDATA_GUARDS=off`` in the
+    environment.
     """
     os.environ[VARIABLE] = "off"
 

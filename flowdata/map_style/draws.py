@@ -20,8 +20,11 @@ class Source(Protocol):
     def begin(self, draws: "Draws") -> Cursor:
         """That place, as a pass draws from it for the first time; the next pass is the next."""
 
-    def load(self, state: Any) -> Cursor:
-        """The place of a saved state, which is that of the next pass from now on."""
+    def place_of(self, state: Any) -> Cursor:
+        """The place of a saved state, if it belongs here."""
+
+    def load(self, state: Any) -> None:
+        """Make the place of a saved state that of the next pass."""
 
 
 class Draws(Iterator[Iterator[int]]):
@@ -72,14 +75,17 @@ class Draws(Iterator[Iterator[int]]):
         return iterator
 
     def load(self, state: Any) -> None:
-        """Begin where a state was saved.
+        """Begin where a state was saved, and let the source go on from there too.
 
         Raises:
+            MismatchError: when the state is of other draws.
             RuntimeError: when something was drawn already.
         """
+        place = self._source.place_of(state)
         if self.started:
             raise RuntimeError("this iterator has drawn already: load the state into a fresh one")
-        self.saved_place = self._source.load(state)
+        self._source.load(state)
+        self.saved_place = place
 
     def __next__(self) -> Iterator[int]:
         if self._start is None:

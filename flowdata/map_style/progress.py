@@ -69,14 +69,16 @@ class SamplerProgress:
             place = replace(place, position=non_negative(position, "position"))
         return place.or_next_epoch().state()
 
-    def load(self, state: Any) -> Cursor:
-        """Continue from a state; gives the place as it was saved.
+    def place_of(self, state: Any) -> Cursor:
+        """The place that a state was saved at.
 
         Raises:
             MismatchError: when the state is of other draws.
         """
-        place = self._next.load(state, owner=self._owner)
-        self._next = place.or_next_epoch()
+        return self._next.load(state, owner=self._owner)
+
+    def load(self, state: Any) -> None:
+        """Continue from a state, which is refused as in `place_of`."""
+        self._next = self.place_of(state).or_next_epoch()
         self._guard.load(self._next.plan.epoch, self._next.position)
         self._running = None
-        return place

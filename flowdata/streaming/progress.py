@@ -177,9 +177,9 @@ class Progress:
         if going_on and saved.rank == self._rank:
             return saved.drawn
         warn(
-            f"{saved.drawn - saved.done:,} draws had been dropped when rank {saved.rank} saved the "
-            "state that this run goes on from, with other ranks or workers, or on another rank: every "
-            "rank gives as many samples as are left, but may repeat as many draws"
+            f"{saved.drawn - saved.done:,} draws had been dropped when rank {saved.rank} saved "
+            "the state that this run goes on from, with other ranks or workers, or on another "
+            "rank: every rank gives as many samples as are left, but may repeat as many draws"
         )
         return done
 

@@ -1,4 +1,4 @@
-"""The examples of the README's "Which door?" run, each on its own, and draw by weight."""
+"""The guide's examples of frameworks run, each on its own, and draw by weight."""
 
 import functools
 import re
@@ -8,34 +8,34 @@ import numpy as np
 import pytest
 import torch
 from frameworks_common import ROWS
+from guides import README, ROOT, blocks, links, name_of, section, table_rows
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import flowdata
 
-pytestmark = pytest.mark.slow
-
-README = Path(__file__).parents[2] / "README.md"
-SECTION = r"^## Which door\?\n(.*?)(?=^## |\Z)"
-EXAMPLE = r"^\*\*(\w+)\.\*\*.*?^```py\n(.*?)^```"
-ROW = r"^\| (?!who owns|---)([^|]+) \|"
-# What tests each row of the table, besides the examples here.
+GUIDE = ROOT / "flowdata" / "map_style" / "README.md"
+# What tests that a run resumes, for each row of the README's table.
 TESTED = {
-    "you, one process": "test_sampler_resume.py",
-    "you, under torchrun": "test_distributed.py",
+    "you, one process": "map_style/test_sampler_resume.py",
+    "you, under torchrun": "map_style/test_distributed.py",
     "torchdata": "frameworks/test_stateful_ranks.py",
     "accelerate": "frameworks/test_accelerate.py",
     "transformers Trainer": "frameworks/test_trainer.py",
     "TRL SFTTrainer": "frameworks/test_trl_and_peft.py",
     "Lightning": "frameworks/test_lightning.py",
+    "anyone, over tar shards": "streaming/test_stream_resume.py",
 }
-FRAMEWORKS = ["accelerate", "transformers", "TRL", "Lightning", "torchdata"]
+WITHOUT_STATE = ["anyone, in a WebDataset pipeline", "anyone, weighting the loss instead"]
+FRAMEWORKS = ["torchdata", "accelerate", "transformers", "TRL", "Lightning"]
 
 
-def examples():
-    section = re.search(SECTION, README.read_text(encoding="utf-8"), re.M | re.S)
-    return dict(re.findall(EXAMPLE, section[1], re.M | re.S)) if section else {}
+def example(framework):
+    """The one example under a framework's heading, and where it is."""
+    text = section(GUIDE, framework)
+    (block,) = [block for block in blocks(GUIDE) if block.language == "py" and block.text in text]
+    return "\n" * (block.line - 1) + block.text
 
 
 class Seen(TensorDataset):
@@ -51,21 +51,22 @@ class Seen(TensorDataset):
 
 
 def test_each_row_of_the_table_has_a_test_that_resumes_a_run():
-    section = re.search(SECTION, README.read_text(encoding="utf-8"), re.M | re.S)[1]
-    rows = [row.strip() for row in re.findall(ROW, section, re.M)]
-    assert rows
-    tests = Path(__file__).parents[1]
-    for row in rows:
-        (file,) = (file for owner, file in TESTED.items() if row.startswith(owner))
-        text = (tests / file).read_text()
+    owners = [row[0] for row in table_rows(section(README, "Which door?"))]
+    assert owners == [*TESTED, *WITHOUT_STATE]
+    for file in TESTED.values():
+        text = (Path(__file__).parents[1] / file).read_text()
         assert "pytest.mark.skip(" not in text
         assert re.search(r"def test_\w*(resum|goes_on|started_again)", text), file
 
 
-def test_the_readme_has_an_example_for_each_framework():
-    assert list(examples()) == FRAMEWORKS
+def test_each_framework_of_the_table_has_an_example():
+    assert set(TESTED) >= {"torchdata", "accelerate", "transformers Trainer", "Lightning"}
+    linked = {anchor for path, anchor in links(README) if (ROOT / path) == GUIDE}
+    assert {framework.lower() for framework in FRAMEWORKS} <= linked
+    assert len([block for block in blocks(GUIDE) if block.language == "py"]) == len(FRAMEWORKS)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'set_vital'")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_an_example_runs_and_draws_no_row_of_weight_zero(framework, tmp_path, monkeypatch):
@@ -94,7 +95,7 @@ def test_an_example_runs_and_draws_no_row_of_weight_zero(framework, tmp_path, mo
         "optimizer": torch.optim.SGD(network.parameters(), lr=0.01),
         **(language() if framework in ("transformers", "TRL") else {}),
     }
-    exec(compile(examples()[framework], str(README), "exec"), names)
+    exec(compile(example(framework), name_of(GUIDE), "exec"), names)
     if "trainer" in names:
         assert names["trainer"].state.global_step == 2
         assert isinstance(names["trainer"].train_dataset, flowdata.FlowDataset)
@@ -104,7 +105,7 @@ def test_an_example_runs_and_draws_no_row_of_weight_zero(framework, tmp_path, mo
 
 
 def language():
-    """What the README scored: rows with losses, a model, a tokenizer."""
+    """What the guide takes for given: rows with losses, a model, a tokenizer."""
     import datasets
     from frameworks_language import make_model, make_tokenizer, sentences
     from transformers import DataCollatorForSeq2Seq

@@ -74,7 +74,8 @@ class Parts:
                 raise self._unwritable_error(error) from error
             try:
                 _lock(handle)
-                # Who held it before may have removed the folder with it.
+                # Who held the lock before may have removed the folder with it: then this is the
+                # lock of a file that no other process will ever see.
                 if _is_same_file(path, handle):
                     return handle
             except (BlockingIOError, PermissionError) as error:
@@ -197,7 +198,7 @@ def _lock(handle: int) -> None:
     """Take the lock of a file or raise, where the system has record locks (not on Windows).
 
     Not flock: loader workers would inherit that, and hold it on for a while after this process
-    was killed.
+    was killed. A record lock goes with the first handle of the file that this process closes.
     """
     with contextlib.suppress(ModuleNotFoundError):
         import fcntl

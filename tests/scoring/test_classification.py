@@ -107,6 +107,15 @@ def test_a_row_without_a_class_has_no_loss_rather_than_the_smallest_one():
     assert losses.isnan().tolist() == [False, False, True, False, False, False]
 
 
+@pytest.mark.parametrize("function", [classification, cross_entropy])
+@pytest.mark.parametrize("bad", [-1, -99, 5])
+def test_a_class_that_the_model_does_not_have_is_an_error(function, bad):
+    classes = CLASSES.clone()
+    classes[2] = bad
+    with pytest.raises(IndexError, match=f"Target {bad} is out of bounds"):
+        function(MODEL, (LOGITS, classes))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_of_half_precision_are_scored_in_single_precision(dtype):
     logits = LOGITS.to(dtype)

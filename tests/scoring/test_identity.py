@@ -18,7 +18,10 @@ from flowdata import CausalLM, FlowDataWarning, MismatchError, score
         ({"model": Line(2.0)}, "model_hash"),
         ({"data": values(49)}, "it has rows=50, here it is 49"),
         ({"data": values(50)[::-1]}, "data_fingerprint"),
-        ({"loss": lambda model, batch: model(batch)}, "it has loss='absolute', here it is '<lambda>'"),
+        (
+            {"loss": lambda model, batch: model(batch)},
+            "it has loss='absolute', here it is '<lambda>'",
+        ),
     ],
 )
 def test_another_pass_into_the_same_output_is_refused(unfinished, finished, change, named):

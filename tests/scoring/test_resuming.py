@@ -1,6 +1,9 @@
 """Going on with a pass that ended early, for whatever reason."""
 
+import fcntl
 import os
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -153,6 +156,34 @@ def test_a_second_call_in_the_same_process_is_refused_and_does_no_harm(tmp_path)
 def test_a_system_without_record_locks_scores_without_them(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
     assert scored(tmp_path / "losses.parquet").losses.tolist() == list(range(50))
+
+
+def test_a_lock_on_a_folder_that_is_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
+    """As when the call before, which held the lock, finishes between opening and locking."""
+    parts, lockf, locked = Parts(tmp_path / "losses.parquet"), fcntl.lockf, []
+
+    def late(handle, operation):
+        if not locked:
+            shutil.rmtree(parts.folder)
+        locked.append(handle)
+        lockf(handle, operation)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with parts.locked():
+        assert len(locked) == 2
+        # In a process of its own: this one would lose its lock with any handle of the file.
+        command = [sys.executable, "-c", LOCKING, str(parts.folder / "lock")]
+        assert subprocess.run(command, timeout=60).returncode == 7
+
+
+LOCKING = """
+import fcntl, sys
+
+try:
+    fcntl.lockf(open(sys.argv[1], "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(7)
+"""
 
 
 def test_a_table_that_another_call_finished_while_this_one_waited_is_not_scored_again(

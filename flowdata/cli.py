@@ -185,6 +185,7 @@ def _run_score(options: argparse.Namespace) -> None:
 def _print_result(losses: LossTable, output: Path) -> None:
     from flowdata.report.summary import summary_text, weights_of
 
+    # The table first: it took hours, and is safe whatever its weights are.
     print(f"{output} is written; look at it with: flowdata inspect {output}\n")
     try:
         print(summary_text(losses, weights_of(losses)))
@@ -330,6 +331,7 @@ def _at_least(least: int, text: str) -> int:
 
 
 def _temperature(text: str) -> Temperature:
+    # A number, or a name; what the name may be is for the function that reads it to say.
     try:
         temperature: Temperature = float(text)
     except ValueError:

@@ -56,7 +56,7 @@ def html_report(
         ModuleNotFoundError: without matplotlib.
     """
     known = losses.provenance
-    title = f"{_short(known.model) or 'Losses'}: {len(losses):,} samples"
+    title = f"{_base_name(known.model) or 'Losses'}: {len(losses):,} samples"
     summary = weights.summary()
     cards = {
         "samples": f"{summary.rows:,}",
@@ -87,7 +87,7 @@ def html_report(
     )
 
 
-def _short(model: str | None) -> str:
+def _base_name(model: str | None) -> str:
     """The last part of a model's name or path."""
     return (model or "").rstrip("/").rpartition("/")[2]
 
@@ -111,8 +111,8 @@ def _figures(losses: LossTable, weights: FlowWeights) -> list[str]:
         "<p>A sample is drawn in proportion to its weight, which falls with its loss; the "
         "temperature is where it has fallen to 37 %.</p>",
         '<div class="figures">',
-        _drawn(lambda axes: plot_losses(axes, {"samples": valid}, weights)),
-        _drawn(lambda axes: plot_expected_counts(axes, weights)),
+        _draw_svg(lambda axes: plot_losses(axes, {"samples": valid}, weights)),
+        _draw_svg(lambda axes: plot_expected_counts(axes, weights)),
         "</div>",
     ]
 
@@ -152,11 +152,11 @@ def _comparison(losses: LossTable, other: LossTable, comparison: Comparison) -> 
         ["draws in common", f"{comparison.shared_draws:.1%}"],
         ["hardest tenth in common", f"{comparison.hardest_shared:.1%}"],
     ]
-    name = _short(other.provenance.model) or "the other table"
+    name = _base_name(other.provenance.model) or "the other table"
     return [
         f"<h2>Compared with {html.escape(name)}</h2>",
         '<div class="figures">',
-        _drawn(lambda axes: plot_comparison(axes, losses.losses, other.losses)),
+        _draw_svg(lambda axes: plot_comparison(axes, losses.losses, other.losses)),
         _table(["", f"{comparison.rows:,} rows"], rows),
         "</div>",
     ]
@@ -188,7 +188,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_column: int 
     )
 
 
-def _drawn(draw: Callable[[Any], None]) -> str:
+def _draw_svg(draw: Callable[[Any], None]) -> str:
     """A figure as SVG inside the page, its text as text."""
     try:
         import matplotlib
@@ -198,10 +198,12 @@ def _drawn(draw: Callable[[Any], None]) -> str:
             "the figures of a report need matplotlib: pip install 'flowdata[plot]'"
         ) from error
 
+    # Text as text can be found and copied, and without a date the same table gives the same page.
     page = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure = Figure(figsize=(6.2, 4.0), layout="constrained")
         draw(figure.subplots())
         figure.savefig(page, format="svg", metadata={"Date": None})
     text = page.getvalue()
+    # HTML has no place for the XML declaration before it.
     return text[text.index("<svg") :]

@@ -48,6 +48,7 @@ def epoch_summaries(weights: FlowWeights) -> list[EpochSummary]:
 def extremes(losses: NDArray[np.float32], number: int) -> tuple[list[int], list[int]]:
     """Rows of the lowest and of the highest finite losses, most extreme first."""
     rows = np.flatnonzero(np.isfinite(losses))
+    # Stable: of equal losses the first row comes first, on any machine.
     order = rows[np.argsort(losses[rows], kind="stable")]
     return order[:number].tolist(), order[::-1][:number].tolist()
 
@@ -81,11 +82,11 @@ def compare(first: LossTable, second: LossTable, temperature: Temperature = "med
             f"the tables have {len(first):,} and {len(second):,} rows: only tables of one data "
             "set can be compared"
         )
-    prints = [table.provenance.data_fingerprint for table in (first, second)]
-    if None not in prints and prints[0] != prints[1]:
+    known = [table.provenance.data_fingerprint for table in (first, second)]
+    if None not in known and known[0] != known[1]:
         warn(
-            f"the tables were made for other data sets (fingerprints {prints[0]} and {prints[1]}): "
-            "their rows may not belong together"
+            f"the tables were made for different data sets (fingerprints {known[0]} and "
+            f"{known[1]}): their rows may not belong together"
         )
     valid = np.isfinite(first.losses) & np.isfinite(second.losses)
     if not valid.any():

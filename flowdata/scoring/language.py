@@ -27,11 +27,11 @@ _WINDOW = 1_024
 class CausalLM:
     """The loss of a causal language model: mean cross-entropy over the response tokens.
 
-    Rows are dicts: with ``input_ids`` and ``labels`` (-100 where a token is not scored), or with
-    text in the columns named here. The response, and the end-of-sequence token after it, is
-    scored; of a chat, what the assistant says. A row with None in a column has no response
-    token. Batches are made of rows of similar length, and logits are made for response tokens
-    only.
+    Rows are dicts: with ``input_ids`` and ``labels`` (-100, or any number below 0, where a token
+    is not scored), or with text in the columns named here. The response, and the end-of-sequence
+    token after it, is scored; of a chat, what the assistant says. A row with None in a column has
+    no response token. Batches are made of rows of similar length, and logits are made for response
+    tokens only.
 
     Args:
         tokenizer: fast tokenizer of the model, for rows of text.

@@ -34,7 +34,7 @@ _LOCKED_HERE_GUARD = threading.Lock()
 
 
 class Parts:
-    """The folder ``<table>.parts``: the run's identity, a lock, and scores of rows done so far."""
+    """The folder ``<table>.parts``: the pass's identity, a lock, and the rows scored so far."""
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -55,6 +55,7 @@ class Parts:
         try:
             handle = self._open_lock()
             try:
+                # For people and for `_locked_error`: the lock itself says nothing of its holder.
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
                 yield
@@ -94,7 +95,7 @@ class Parts:
             TableFileError: when the identity cannot be written.
         """
         path = self.folder / _IDENTITY
-        if self.empty:
+        if self.is_empty:
             try:
                 with replacing(path) as temporary:
                     temporary.write_text(json.dumps(identity, indent=1))
@@ -108,7 +109,7 @@ class Parts:
         )
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether no scores were saved yet."""
         return next(self.folder.glob("*.parquet"), None) is None
 
@@ -118,7 +119,7 @@ class Parts:
         try:
             yield
         except BaseException:
-            if self.empty:
+            if self.is_empty:
                 self.remove()
             raise
 
@@ -147,6 +148,7 @@ class Parts:
                 warn(
                     f"the part {path} cannot be read ({error}); its rows are scored again",
                 )
+                # So that the next call does not warn of rows that were scored again.
                 path.unlink()
         return parts
 
@@ -158,7 +160,7 @@ class Parts:
         """
         merged = self.folder / _MERGED
         try:
-            # What a kill leaves of it is in the folder, and goes with it.
+            # Inside the folder: what a kill leaves of a half-written table goes with the folder.
             table.save(merged)
             move_into_place(merged, self.table)
         except (OSError, TableFileError) as error:

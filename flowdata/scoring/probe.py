@@ -96,6 +96,7 @@ def _compute_features(
     """What the head sees, shape (n, in_features), and the targets, shape (n,)."""
     seen: list[Tensor] = []
     targets: list[Tensor] = []
+    # What goes into the head is the backbone's output, wherever in the model the head is.
     hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         with bar, evaluating(model):
@@ -130,6 +131,7 @@ def _fit_head(
         penalised.backward()  # type: ignore[no-untyped-call]
         return penalised.item()
 
+    # The caller may have gradients switched off.
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():

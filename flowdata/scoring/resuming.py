@@ -79,6 +79,7 @@ def score_resumably(
         left = ranks.run_on_first(begin)
         if left.size:
             _save_regularly(score_rows(left), parts, save_every)
+        # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
         ranks.run_on_first(finish)
     return LossTable.load(output, tokens=True)
@@ -102,6 +103,7 @@ def _save_regularly(scores: Iterator[ScoredRows], parts: Parts, save_every: floa
             if time.monotonic() - saved >= save_every:
                 parts.add(concatenate_parts(unsaved))
                 unsaved, saved = [], time.monotonic()
+    # Also after an error or Ctrl-C: what was scored before it is kept.
     finally:
         if unsaved:
             parts.add(concatenate_parts(unsaved))

@@ -127,16 +127,18 @@ def score(
         stack.enter_context(evaluating(model))
         if not adapters:
             stack.enter_context(without_adapters(model))
-        work = _make_pass(loss, model, device_of(model, device), batch_size, collate_fn)
+        scoring_pass = _make_pass(loss, model, device_of(model, device), batch_size, collate_fn)
 
         def score_rows(left: NDArray[np.int64]) -> Iterator[ScoredRows]:
             """Score this rank's share of the rows that are left."""
             mine = rows_of_rank(left, ranks, dataset)
             done = (rows - left.size) // ranks.size
+            # tqdm takes the rate from what is done since `initial`: what a pass before has done
+            # must not look fast.
             bar.reset(total=done + mine.size)
             bar.initial = bar.n = done
             bar.refresh()
-            scores = _score_windows(work, dataset, mine, num_workers, bar)
+            scores = _score_windows(scoring_pass, dataset, mine, num_workers, bar)
             return _refuse_or_drop_invalid(scores, on_invalid)
 
         def merge(parts: list[ScoredRows]) -> LossTable:
@@ -170,17 +172,22 @@ def score(
 
 
 def _score_windows(
-    work: ScoringPass,
+    scoring_pass: ScoringPass,
     dataset: Any,
     rows: NDArray[np.int64],
     num_workers: int,
     bar: "tqdm[Any]",
 ) -> Iterator[ScoredRows]:
+    """Read these rows window by window and score them, with the bar moving on."""
     tokens, started = 0, time.monotonic()
     for window_rows, window in read_batches(
-        dataset, rows, size=work.window, collate_fn=work.collate, num_workers=num_workers
+        dataset,
+        rows,
+        size=scoring_pass.window,
+        collate_fn=scoring_pass.collate,
+        num_workers=num_workers,
     ):
-        for scores in work.score_window(window_rows, window):
+        for scores in scoring_pass.score_window(window_rows, window):
             if scores.n_tokens is not None:
                 tokens += int(scores.n_tokens.sum())
                 rate = tokens / (time.monotonic() - started)

@@ -48,6 +48,7 @@ class LossTable:
     ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
+        # Weights, plans and fingerprints are made of them once: they must not change under those.
         losses.flags.writeable = False
         self.losses = losses
         self.provenance = provenance
@@ -161,6 +162,7 @@ class LossTable:
         try:
             with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 provenance = _read_provenance(path, file.schema_arrow)
+                # They are many times the rest, and only reweighting tokens needs them.
                 unwanted = () if tokens else (_TOKEN_LOSSES,)
                 names = [name for name in file.schema_arrow.names if name not in unwanted]
                 columns = file.read(names)
@@ -344,5 +346,6 @@ def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
             f"{path} was written by flowdata {values.get('flowdata')} with schema version "
             f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
         )
+    # Fields that a later version adds to the same schema are none of its meaning.
     known = {field.name for field in fields(Provenance)}
     return Provenance(**{name: value for name, value in values.items() if name in known})

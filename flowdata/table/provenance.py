@@ -10,6 +10,7 @@ from torch import nn
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint, transform_fingerprint
 from flowdata.version import __version__
 
+# Raised when a table of this version would be misread by an older one.
 SCHEMA_VERSION = 1
 
 
@@ -77,6 +78,7 @@ class Provenance:
 
     def identity(self) -> dict[str, Any]:
         """What makes two scoring passes the same one."""
+        # Not the model's name, which is a path as often as not, nor times and versions.
         names = (
             *("rows", "loss", "dtype", "model_hash", "adapters"),
             *("data_fingerprint", "transform"),

@@ -137,6 +137,7 @@ class ShardIndex:
             lengths,
             compressed,
         )
+        # Readers seek to these places and read these sizes: a damaged index must not reach them.
         index._check()
         return index
 
@@ -208,4 +209,5 @@ def compact_keys(keys: Any) -> Any:
     """Keys with offsets of 4 bytes, where they are below 2 GB together."""
     import pyarrow as pa
 
+    # pyarrow 26: offsets of `string` are int32, those of `large_string` int64.
     return keys.cast(pa.string() if keys.nbytes < 1 << 31 else pa.large_string())

@@ -85,7 +85,7 @@ def test_tables_of_other_data_are_compared_with_a_warning():
     one, other, unknown = (
         LossTable.from_losses([1.0, 2.0], dataset=data) for data in ([1, 2], [2, 1], None)
     )
-    with pytest.warns(FlowDataWarning, match="made for other data sets"):
+    with pytest.warns(FlowDataWarning, match="made for different data sets"):
         compare(one, other)
     assert compare(one, one).correlation == compare(one, unknown).correlation == 1.0
 

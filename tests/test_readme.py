@@ -182,7 +182,7 @@ def test_every_example_of_a_guide_runs_and_its_loaders_train(page, names, capsys
 
 
 def assert_printed(shown: str, printed: str) -> None:
-    """The lines that are shown were printed in this order; numbers, to five percent."""
+    """The lines that are shown were printed in this order; numbers, to ten percent, as processors differ."""
     lines = iter(printed.splitlines())
     for line in shown.splitlines():
         if line.strip() != LEFT_OUT:
@@ -194,7 +194,7 @@ def is_like(line: str, found: str) -> bool:
         return False
     pairs = zip(NUMBER.findall(line), NUMBER.findall(found), strict=True)
     values = ((one.replace(",", ""), other.replace(",", "")) for one, other in pairs)
-    return all(float(one) == pytest.approx(float(other), rel=0.05) for one, other in values)
+    return all(float(one) == pytest.approx(float(other), rel=0.1) for one, other in values)
 
 
 def results(page: Path, language: str):

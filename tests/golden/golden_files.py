@@ -1,0 +1,68 @@
+"""Files that are golden records: loss tables, an index, and an unfinished scoring pass."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from golden_inputs import index_of, losses, table_of
+from torch.utils.data import TensorDataset
+
+import flowdata
+from flowdata import LossTable
+
+
+def files(folder):
+    """What is saved, by the name of its file."""
+    tokens = np.arange(20, dtype=np.int32) * 7 % 5
+    by_token = losses(int(tokens.sum())).astype(np.float32)
+    by_row = losses(20).astype(np.float32)
+    provenance = flowdata.Provenance.now(20, loss="causal_lm", model_name="none", dtype="float32")
+    table = LossTable(by_row, provenance, n_tokens=tokens, token_losses=by_token)
+    return {
+        "tokens.parquet": table,
+        "shards.parquet": table_of(folder),
+        "index.parquet": index_of(folder),
+    }
+
+
+def contents(path):
+    """Columns, types and flowdata's metadata of a Parquet file, but for time and version."""
+    table = pq.read_table(path)
+    texts = table.schema.metadata or {}
+    metadata = {name.decode(): json.loads(text) for name, text in texts.items()}
+    for name in ("created", "flowdata"):
+        metadata.get("flowdata", {}).pop(name, None)
+    return table.to_pydict(), [str(column.type) for column in table.columns], metadata
+
+
+class Stopped(Exception):
+    pass
+
+
+def model():
+    line = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        line.weight.copy_(torch.arange(16).reshape(4, 4) / 8 - 1)
+        line.bias.copy_(torch.arange(4) / 4)
+    return line
+
+
+def examples():
+    """60 rows whose squared errors are exact in float32."""
+    inputs = (torch.arange(240) * 5 % 7).reshape(60, 4) / 4
+    return TensorDataset(inputs, (torch.arange(240) * 3 % 11).reshape(60, 4) / 2)
+
+
+def scored(output, most=60):
+    """The table of a scoring pass, and how many rows it took; it stops after so many batches."""
+    network, rows = model(), []
+
+    def count(_, inputs):
+        if len(rows) == most:
+            raise Stopped
+        rows.append(len(inputs[0]))
+
+    network.register_forward_pre_hook(count)
+    options = {"batch_size": 8, "save_every": 0.0, "progress": False}
+    return flowdata.score(network, examples(), "mse", output=output, **options), sum(rows)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from flowdata import FlowSampler, FlowWeights, LossTable, Strata
-from flowdata.reweight import reweighting_loader
+from flowdata.reweight import reweight
 
 T = TypeVar("T")
 
@@ -150,20 +150,22 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
             data, sampler=FlowSampler(weights, seed=seed, **samplers[method]), **options
         )
     kinds: dict[str, dict[str, Any]] = {
-        REWEIGHTED: {"normalize": None, "shuffle": True},
-        NORMALIZED: {"normalize": "mean", "shuffle": True},
-        TOKENS: {"normalize": "mean", "shuffle": True, "level": "token"},
-        HALF: {"alpha": 0.5, "seed": seed},
+        REWEIGHTED: {"normalize": None},
+        NORMALIZED: {"normalize": "mean"},
+        TOKENS: {"normalize": "mean", "level": "token"},
+        HALF: {"alpha": 0.5},
     }
     if method in kinds:
-        made: DataLoader[Any] = reweighting_loader(
+        weighted, collate = reweight(
             data,
             tuning.tokens if method == TOKENS else weights,
             target=tuning.target,
+            collate_fn=tuning.collate_fn,
             **kinds[method],
-            **options,
         )
-        return made
+        sampler = FlowSampler(weights, alpha=0.5, seed=seed) if method == HALF else None
+        options["collate_fn"] = collate
+        return DataLoader(weighted, sampler=sampler, shuffle=sampler is None, **options)
     if method == FEWER_STEPS:
         fewer = RandomSampler(data, num_samples=max(round(weights.mean * len(data)), 1))
         return DataLoader(data, sampler=fewer, **options)

@@ -6,6 +6,7 @@ an operation in place may change values, but not which weights belong to the mem
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flowdata.reweight.onehot import scattered_rows
@@ -85,12 +86,15 @@ def _refuse_other_elements(func: Function, given: TargetData, places: Any, value
         # `labels[mask] += 1` sets elements that were read from the same places.
         weights = given.weights.clone()
         weights[plain(places)] = value.weights.to(weights.dtype)
-        agreed_weights(func, [given.weights, weights], given.shape)
-    elif isinstance(value, Tensor) and value.numel() > 1:
+        what = "" if torch.equal(weights, given.weights) else "elements of other weights"
+    else:
+        several = isinstance(value, Tensor) and value.numel() > 1
+        what = f"{value.numel()} elements without weights" if several else ""
+    if what:
         raise UnweightedLossError(
-            f"{name_of(func)} puts {value.numel()} other elements, which have no weights, into a "
-            "weighted target; a single number may be set, anything else before it is weighted, or "
-            "in flowdata.reweight.plain(target)"
+            f"{name_of(func)} puts {what} into a weighted target, whose weights stay as they are: "
+            "set single numbers only, or make a new tensor, by torch.where or torch.cat. In a "
+            "metric, or before it is weighted: take flowdata.reweight.plain(target)"
         )
 
 
@@ -144,3 +148,17 @@ def _refuse_gradients(func: Function, args: tuple[Any, ...], kwargs: dict[str, A
     """Make sure that what is written into a target has no gradient."""
     values = (*args[1:], *kwargs.values())
     refuse_gradient(func, [part for part in values if isinstance(part, Tensor)])
+
+
+def refuse_out_target(func: Function, out: Any) -> None:
+    """Make sure that no result is written into a target, by ``out=target``.
+
+    Raises:
+        UnweightedLossError: when it would be.
+    """
+    if targets_in(out):
+        raise UnweightedLossError(
+            f"{name_of(func)}(..., out=) puts other elements into a weighted target, whose weights "
+            "stay as they are: leave out= away and use what is returned, or write into "
+            "flowdata.reweight.plain(target)"
+        )

@@ -31,6 +31,11 @@ class Ledger:
     """
 
     def __init__(self) -> None:
+        self._watches_steps = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches and steps so far, as in a new process."""
         # All by the source of an `Origin`.
         self._unused: dict[str, str] = {}
         """The name of the last batch that was read since a step without weights."""
@@ -39,14 +44,13 @@ class Ledger:
         self._weighted: set[str] = set()
         """Where gradients came through weights since the last step."""
         self._warned: set[str] = set()
-        self._watches = False
 
     def add_batch(self, origin: Origin) -> None:
         """A new batch was read."""
         if get_worker_info() is not None or not torch.is_grad_enabled() or not enabled():
             return
-        if not self._watches:
-            self._watches = True
+        if not self._watches_steps:
+            self._watches_steps = True
             register_optimizer_step_post_hook(self._after_step)
         self._unused.update(dict.fromkeys(origin.sources, origin.name))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from flowdata.reweight.in_place import refuse_out_target
 from flowdata.reweight.ledger import LEDGER
 from flowdata.reweight.patches import patch_libraries
 from flowdata.reweight.rules import rule_of
@@ -45,6 +46,7 @@ class WeightedTarget(TargetData):
     Raises:
         ValueError: for weights of another shape.
 
+    >>> import torch
     >>> target = WeightedTarget(torch.tensor([0, 1]), torch.tensor([1.0, 0.5]))
     >>> logits = torch.zeros(2, 2, requires_grad=True)
     >>> round(torch.nn.functional.cross_entropy(logits, target, reduction="sum").item(), 4)
@@ -90,6 +92,8 @@ class WeightedTarget(TargetData):
 # The compiler would trace the rules themselves, and lose its way in them.
 @left_to_eager_mode
 def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if "out" in kwargs:
+        refuse_out_target(func, kwargs["out"])
     return rule_of(func)(func, args, kwargs)
 
 

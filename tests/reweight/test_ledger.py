@@ -1,75 +1,89 @@
-"""Losses that cannot be seen raise, or their batch is warned of; nothing else is."""
+"""A training whose loss flowdata cannot see is warned of at its third step; no other is."""
 
 import copy
-import gc
+import ctypes
 import pickle
+import subprocess
+import sys
+import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data._utils.pin_memory import pin_memory
+from torch.utils.data import TensorDataset
+from weighted_loading import weighted_loader
 
+import flowdata
 from flowdata import FlowDataWarning
-from flowdata.reweight import (
-    UnweightedLossError,
-    WeightedTarget,
-    plain,
-    reweight,
-    reweighting_loader,
-)
+from flowdata.reweight import UnweightedLossError, WeightedTarget
 
-ROWS = 12
+ROWS, CLASSES, BATCH = 12, 5, 4
 
-
-def target_of(count=4, kind=torch.long):
-    return WeightedTarget(torch.arange(1, 1 + count).to(kind), torch.linspace(0.5, 2, count))
+# The copies, and the losses that are warned of, are what is tested.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
+    pytest.mark.filterwarnings("always::flowdata.FlowDataWarning"),
+]
 
 
-def let_go(targets):
-    targets.clear()
-    gc.collect()
+class Training:
+    """A model, its optimizer and a loader of weighted batches, three an epoch."""
+
+    def __init__(self, **options):
+        data = TensorDataset(torch.randn(ROWS, 3), torch.arange(ROWS) % CLASSES)
+        options = {"batch_size": BATCH} | options
+        self.loader = weighted_loader(data, np.linspace(0.1, 2, ROWS), **options)
+        self.model = nn.Linear(3, CLASSES)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
+
+    def epochs(self, loss, count=1):
+        for _ in range(count):
+            for inputs, targets in self.loader:
+                self.step(loss(self.model(inputs), targets))
+
+    def step(self, loss):
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
 
-def losses_warned_of(recwarn):
-    gc.collect()
-    return [str(warning.message) for warning in recwarn if warning.category is FlowDataWarning]
+def own(outputs, targets: torch.Tensor):
+    return -outputs.log_softmax(1).gather(1, targets[:, None]).mean()
 
 
-def test_own_log_softmax_and_gather_raises():
-    logits = torch.zeros(4, 5, requires_grad=True)
-    target = target_of()
-    with pytest.raises(UnweightedLossError, match="gather mixes a weighted target"):
-        logits.log_softmax(1).gather(1, target[:, None])
-    with pytest.raises(UnweightedLossError, match="__getitem__"):
-        logits.log_softmax(1)[range(4), target]
-    with pytest.raises(UnweightedLossError, match="register_loss"):
-        (F.one_hot(target, 5) * logits.log_softmax(1)).sum()
-    regression = WeightedTarget(torch.ones(4, 5), torch.ones(4))
-    with pytest.raises(UnweightedLossError, match="explicit"):
-        (logits - regression).square().mean()
+scripted = torch.jit.script(own)
+"""A function that takes the memory of the targets, as a fused kernel does."""
 
 
-def test_an_own_loss_into_which_a_target_is_written_is_refused():
-    logits = torch.zeros(4, 5, requires_grad=True)
-    with pytest.raises(UnweightedLossError, match="embedding"):
-        nn.Embedding(9, 3)(target_of())
-    with pytest.raises(UnweightedLossError, match="mul_"):
-        (logits * 1).mul_(target_of()[:, None])
-    with pytest.raises(UnweightedLossError, match="copy_"):
-        target_of(kind=torch.float32).copy_(logits[:, 0])
-    with pytest.raises(UnweightedLossError, match="__setitem__"):
-        target_of(kind=torch.float32)[0] = logits[0, 0]
-    with pytest.raises(UnweightedLossError, match="gather"):
-        nn.AdaptiveLogSoftmaxWithLoss(8, 12, [2])(torch.randn(4, 8), target_of() + 5)
+def one_hot(outputs, targets):
+    return F.binary_cross_entropy_with_logits(outputs, F.one_hot(targets.long(), CLASSES).float())
 
 
-def test_a_numpy_round_trip_is_warned_of(watched):
-    targets = [target_of()]
-    torch.from_numpy(targets[0].numpy())
-    with pytest.warns(FlowDataWarning, match="weights of a batch did not come into any loss"):
-        let_go(targets)
+def memory(targets):
+    """What is at the address, as a kernel reads it."""
+    numbers = ctypes.c_int64 * len(targets)
+    return torch.frombuffer(numbers.from_address(targets.data_ptr()), dtype=torch.int64).clone()
+
+
+COPIES = {
+    "tensor": torch.tensor,
+    "as_tensor of another kind": lambda y: torch.as_tensor(y, dtype=torch.float32),
+    "Variable": torch.autograd.Variable,
+    "new_tensor": lambda y: y.new_tensor(y),
+    "LongTensor of a list": lambda y: torch.LongTensor(y.tolist()),
+    "NumPy": lambda y: torch.from_numpy(y.numpy()),
+    "into another": lambda y: torch.empty_like(y).copy_(y),
+    "dlpack, as nn.DataParallel": lambda y: torch.from_dlpack(torch.utils.dlpack.to_dlpack(y)),
+    "memory": memory,
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_loop_over_copies_of_its_targets_is_warned_of(copied):
+    with pytest.warns(FlowDataWarning, match="an optimizer took 3 steps without them"):
+        Training().epochs(lambda outputs, targets: one_hot(outputs, copied(targets)))
 
 
 class Square(torch.autograd.Function):
@@ -97,136 +111,246 @@ class CrossEntropy(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("function", "shape", "kind"),
-    [(Square, (4,), torch.float32), (CrossEntropy, (4, 5), torch.long)],
+    "loss",
+    [lambda outputs, y: Square.apply(outputs[:, 0], y.float()), CrossEntropy.apply],
+    ids=["of its own", "by hand"],
 )
-def test_a_custom_autograd_function_is_warned_of(watched, function, shape, kind):
-    predicted = torch.zeros(*shape, requires_grad=True)
-    targets = [target_of(kind=kind)]
-    function.apply(predicted, targets[0]).backward()
+def test_a_custom_autograd_function_is_warned_of(loss):
     with pytest.warns(FlowDataWarning, match="custom autograd function"):
-        let_go(targets)
+        Training().epochs(loss)
 
 
-def test_a_kernel_that_takes_the_memory_is_warned_of(watched):
-    targets = [target_of()]
-    assert targets[0].data_ptr() == plain(targets[0]).data_ptr()
-    with pytest.warns(FlowDataWarning, match="fused"):
-        let_go(targets)
+@pytest.mark.parametrize("batches", [1, 2])
+def test_steps_after_a_function_that_takes_the_batch_are_warned_of(batches):
+    training = Training(batch_size=2)
+    found = iter(training.loader)
+
+    def loop():
+        for _ in range(3):
+            for _ in range(batches):
+                inputs, targets = next(found)
+                scripted(training.model(inputs), targets).backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+
+    with pytest.warns(FlowDataWarning, match="took 3 steps without them"):
+        loop()
 
 
-def test_a_loss_without_gradient_does_not_count(watched):
-    targets = [target_of()]
-    logits = torch.zeros(4, 5, requires_grad=True)
-    with torch.no_grad():
-        F.cross_entropy(logits, targets[0])
-    torch.from_numpy(targets[0].numpy())
-    with pytest.warns(FlowDataWarning, match="did not come into any loss"):
-        let_go(targets)
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_weighted_loss_that_is_only_logged_does_not_count(gradients):
+    def loss(outputs, targets):
+        with torch.set_grad_enabled(gradients):
+            assert F.cross_entropy(outputs, targets).item() > 0
+        return scripted(outputs, targets)
+
+    with pytest.warns(FlowDataWarning, match="took 3 steps without them"):
+        Training().epochs(loss)
 
 
-def test_a_step_without_any_weights_is_warned_of(watched):
-    """A copy that no rule sees, as nn.DataParallel's scatter and torch.func make them."""
-    model = nn.Linear(3, 5)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    unseen = torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(torch.arange(4)))
-    targets = [target_of()]
-    F.cross_entropy(model(torch.zeros(4, 3)), unseen).backward()
-    optimizer.step()
-    with pytest.warns(FlowDataWarning, match="DataParallel"):
-        let_go(targets)
+def test_joined_targets_that_are_trained_on_unseen_are_warned_of():
+    training = Training(batch_size=2)
+    found = iter(training.loader)
+
+    def loop():
+        for (x, y), (other_x, other_y) in zip(found, found, strict=True):
+            together = torch.cat([y, other_y])
+            training.step(scripted(training.model(torch.cat([x, other_x])), together))
+
+    with pytest.warns(FlowDataWarning, match="took 3 steps without them"):
+        loop()
 
 
-def test_the_warning_names_the_rows_and_comes_once_for_each_reweight(watched):
-    data = TensorDataset(torch.randn(ROWS, 3), torch.arange(ROWS) % 5)
-
-    def pass_over(loader):
-        for _, targets in loader:
-            targets.numpy()
-            del targets
-
+def test_the_warning_names_the_rows_and_comes_once_for_each_reweight():
     for _ in range(2):
-        loader = reweighting_loader(data, range(ROWS), batch_size=4)
+        training = Training()
         with pytest.warns(FlowDataWarning) as caught:
-            pass_over(loader)
+            training.epochs(scripted, 4)
         [message] = [str(warning.message) for warning in caught]
-        assert "the batch of 4 samples, rows 0, 1, 2, 3 did" in message
+        assert "the batch of 4 samples, rows 8, 9, 10, 11 did" in message
 
 
-def test_the_rows_come_with_batches_of_workers(watched):
-    data = TensorDataset(torch.randn(ROWS, 3), torch.arange(ROWS) % 5)
-    batches = iter(reweighting_loader(data, range(ROWS), batch_size=9, num_workers=2))
-    targets = [next(batches)[1]]
-    targets[0].numpy()
-    with pytest.warns(FlowDataWarning, match=r"rows 0, 1, 2, 3, 4, 5, 6, 7, \.\.\. did"):
-        let_go(targets)
+def test_the_rows_come_with_batches_of_workers():
+    training = Training(batch_size=9, num_workers=2)
+    with pytest.warns(FlowDataWarning, match=r"the batch of 9 samples, rows 0, 1, .*7, \.\.\. did"):
+        training.epochs(scripted, 2)
 
 
-def test_a_target_that_loses_its_weights_to_a_view_is_warned_of(watched):
-    target = target_of()
-    view = target[:2]
-    with pytest.warns(FlowDataWarning, match="did not come into any loss"):
-        view[0] = target[3]
+def test_weights_of_early_epochs_do_not_hide_later_ones_without(recwarn):
+    training = Training()
+    training.epochs(F.cross_entropy)
+    assert warned_of(recwarn) == []
+    training.epochs(scripted)
+    [message] = warned_of(recwarn)
+    assert "took 3 steps without them" in message
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda t: t[:2], lambda t: t.to("cpu")])
-def test_what_is_cut_from_a_batch_is_on_its_account(watched, recwarn, way):
-    target = target_of()
-    target.numpy()
-    part = way(target)
-    F.cross_entropy(torch.zeros(len(part), 5, requires_grad=True), part)
-    del target, part
-    assert losses_warned_of(recwarn) == []
+def warned_of(recwarn):
+    found = [str(each.message) for each in recwarn if each.category is FlowDataWarning]
+    recwarn.clear()
+    return found
 
 
-def test_batches_that_are_joined_settle_each_others_account(watched, recwarn):
-    first, second = target_of(), pickle.loads(pickle.dumps(target_of()))
-    second.numpy()
-    F.cross_entropy(torch.zeros(8, 5, requires_grad=True), torch.cat([first, second]))
-    assert first.ledger.weighted
-    del first, second
-    assert losses_warned_of(recwarn) == []
+def test_a_weighted_training_beside_does_not_hide_one_without(recwarn):
+    training, other = Training(), Training()
+    for (inputs, targets), (other_inputs, others) in zip(
+        training.loader, other.loader, strict=True
+    ):
+        training.step(F.cross_entropy(training.model(inputs), targets))
+        other.step(scripted(other.model(other_inputs), others))
+    assert len(warned_of(recwarn)) == 1
 
 
-@pytest.mark.parametrize("use", ["loss", "no grad", "nothing", "pinned"])
-def test_weights_that_came_into_a_loss_or_were_not_needed_are_not_warned_of(watched, use, recwarn):
-    target = target_of()
-    if use == "no grad":
-        with torch.no_grad():
-            assert (target == 1).sum() == 1
-            assert target.tolist() == [1, 2, 3, 4]
-    if use == "loss":
-        F.cross_entropy(torch.zeros(4, 5, requires_grad=True), target)
-        assert (target[:2] == 1).sum() == 1
-    if use == "pinned" and torch.cuda.is_available():
-        assert pin_memory([target])[0].weights.is_pinned()
-    del target
-    assert losses_warned_of(recwarn) == []
+LOOKS = {
+    "size": lambda y: (len(y), y.size(), y.size(0), y.shape, y.numel(), y.stride()),
+    "kind": lambda y: (y.dtype, y.is_floating_point(), y.is_contiguous(), y.is_pinned()),
+    "like": lambda y: (torch.zeros_like(y), y.new_ones(2), torch.zeros(len(y), 1).view_as(y)),
+    "text": repr,
+    "elements": lambda y: (y.tolist(), y.unique(), y.numpy(), y == 1, y.data_ptr()),
+    "loss": lambda y: F.cross_entropy(torch.zeros(len(y), 5, requires_grad=True), y),
+}
 
 
-def test_a_training_that_stops_early_and_evaluates_is_not_warned_of(watched, recwarn):
-    """Batches read ahead and never used; an optimizer that uses none; metrics."""
-    data = TensorDataset(torch.randn(ROWS, 3), torch.arange(ROWS) % 5)
-    model, other = nn.Linear(3, 5), nn.Linear(3, 5)
-    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model, other)]
-    loader = iter(reweighting_loader(data, range(ROWS), batch_size=3))
-    ahead = next(loader)
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_targets_may_be_looked_at_with_gradients_on(look, recwarn):
+    training = Training()
     for _ in range(2):
-        (inputs, targets), ahead = ahead, next(loader)
-        other(inputs).sum().backward()
-        optimizers[1].step()
-        loss = F.cross_entropy(model(inputs), targets)
-        assert 0 <= (model(inputs).argmax(1) == targets).float().mean() <= 1
-        loss.backward()
-        optimizers[0].step()
-    with torch.no_grad():
-        for inputs, targets in reweighting_loader(data, range(ROWS), batch_size=3):
-            assert (model(inputs).argmax(1) == targets).sum() <= 3
-    del ahead, targets, loader
-    assert losses_warned_of(recwarn) == []
+        for _, targets in training.loader:
+            look(targets)
+        training.epochs(F.cross_entropy)
+    assert warned_of(recwarn) == []
 
 
-def test_a_wrapped_data_set_without_its_collate_fn_makes_no_batches():
-    data, _ = reweight(TensorDataset(torch.randn(4, 3), torch.arange(4)), [1.0] * 4)
-    with pytest.raises(TypeError, match=r"default_collate.*Weighed"):
-        next(iter(DataLoader(data, batch_size=2)))
+WAYS = [copy.copy, copy.deepcopy, lambda y: y[:2], lambda y: y.to("cpu"), lambda y: y.clone()]
+WAYS += [lambda y: pickle.loads(pickle.dumps(y)), lambda y: torch.cat([y, y])[: len(y)]]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_cut_from_a_batch_carries_its_weights(way, recwarn):
+    def loss(outputs, targets):
+        part = way(targets)
+        return F.cross_entropy(outputs[: len(part)], part)
+
+    Training().epochs(loss)
+    assert warned_of(recwarn) == []
+
+
+def test_batches_of_two_data_sets_that_are_joined_are_of_both(recwarn):
+    training, other = Training(), Training()
+    for (x, y), (other_x, other_y) in zip(training.loader, other.loader, strict=True):
+        together = torch.cat([y, other_y])
+        training.step(F.cross_entropy(training.model(torch.cat([x, other_x])), together))
+    assert warned_of(recwarn) == []
+
+
+def test_targets_joined_after_their_loss_are_not_warned_of(recwarn):
+    training, targets, joined = Training(), [], None
+
+    def loss(outputs, target):
+        nonlocal joined
+        joined = target if joined is None else torch.cat([joined, target])
+        targets.append(target)
+        return F.cross_entropy(outputs, target)
+
+    training.epochs(loss)
+    assert (torch.cat(targets) == joined).all()
+    assert torch.cat(targets).tolist() == [row % CLASSES for row in range(ROWS)]
+    assert len(joined.origin.sources) == 1
+    assert warned_of(recwarn) == []
+
+
+def test_what_trains_beside_is_not_warned_of(recwarn):
+    """Other models, evaluations, validation losses with gradients on, and batches left over."""
+    training, other = Training(), Training()
+    plain = torch.randn(BATCH, 3)
+    leftover = next(iter(other.loader))
+    for _ in range(5):
+        for _ in range(12):
+            other.step(other.model(plain).square().mean())
+        training.epochs(F.cross_entropy)
+        for inputs, targets in other.loader:
+            with torch.no_grad():
+                assert F.cross_entropy(other.model(inputs), targets) > 0
+        for inputs, targets in training.loader:
+            outputs = training.model(inputs)
+            assert F.cross_entropy(outputs, targets) > 0
+            assert 0 <= (outputs.argmax(1) == targets).float().mean() <= 1
+    del leftover
+    assert warned_of(recwarn) == []
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_training_with_batches_read_ahead_is_not_warned_of(ahead, recwarn):
+    """Another optimizer steps in between, as of a GAN; some batches are never used."""
+    training, other = Training(batch_size=1), Training()
+    loader = iter(training.loader)
+    read = [next(loader) for _ in range(ahead)]
+    for batch in loader:
+        read.append(batch)
+        inputs, targets = read.pop(0)
+        other.step(other.model(inputs).sum())
+        loss = F.cross_entropy(training.model(inputs), targets)
+        assert 0 <= (training.model(inputs).argmax(1) == targets).float().mean() <= 1
+        training.step(loss)
+    for _ in range(9):
+        other.step(other.model(torch.randn(BATCH, 3)).sum())
+    assert warned_of(recwarn) == []
+
+
+def test_evaluation_between_trainings_without_weights_is_not_warned_of(recwarn):
+    training = Training()
+    for _ in range(4):
+        with torch.no_grad():
+            for inputs, targets in training.loader:
+                assert F.cross_entropy(training.model(inputs), targets) > 0
+        training.step(training.model(inputs).square().mean())
+    assert warned_of(recwarn) == []
+
+
+def test_after_an_error_there_is_no_warning_too(recwarn):
+    with pytest.raises(UnweightedLossError, match=r"predicted\.detach\(\)"):
+        Training().epochs(own)
+    assert warned_of(recwarn) == []
+
+
+def test_with_guards_off_nothing_is_warned_of(recwarn):
+    flowdata.guards.off()
+    try:
+        Training().epochs(scripted)
+    finally:
+        flowdata.guards.on()
+    assert warned_of(recwarn) == []
+
+
+def test_targets_made_by_hand_are_warned_of_too():
+    training = Training()
+
+    def loop():
+        for row in range(3):
+            target = WeightedTarget(torch.tensor([row]), torch.ones(1))
+            training.step(scripted(training.model(torch.randn(1, 3)), target))
+
+    with pytest.warns(FlowDataWarning, match="weights of a batch did not come into any loss"):
+        loop()
+
+
+def test_a_script_is_warned_of_once_and_ends_quietly():
+    script = """
+        import numpy, torch
+        from torch.nn import functional as F
+        from torch.utils.data import DataLoader, TensorDataset
+        from flowdata.reweight import WeightedTarget, reweight
+        data = TensorDataset(torch.randn(12, 3), torch.arange(12) % 5)
+        data, collate = reweight(data, numpy.ones(12))
+        model = torch.nn.Linear(3, 5)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for inputs, targets in DataLoader(data, batch_size=4, collate_fn=collate):
+            F.cross_entropy(model(inputs), torch.from_numpy(targets.numpy())).backward()
+            optimizer.step()
+        part, unused = targets[:2], WeightedTarget(torch.arange(3), torch.ones(3))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ended.stderr.count("did not come into any loss") == 1
+    assert "rows 8, 9, 10, 11" in ended.stderr
+    assert "ignored" not in ended.stderr

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from flowdata.reweight import UnweightedLossError, WeightedTarget
-from flowdata.reweight.elements import WeightedLosses
+from flowdata.reweight.weighted_losses import WeightedLosses
 
 N, C = 6, 4
 
@@ -100,7 +100,7 @@ def test_without_a_gradient_they_are_plain():
 
 @pytest.mark.parametrize("reduce", [torch.Tensor.mean, lambda x: (x.view(-1) * MASK).sum() / 4])
 def test_they_pass_through_a_compiled_step(logits, reduce):
-    torch._dynamo.reset()
+    torch.compiler.reset()
     target = WeightedTarget(TARGETS, WEIGHTS)
 
     @torch.compile(backend="aot_eager")

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
+from weighted_loading import weighted_loader
 
 from flowdata import FlowWeights
-from flowdata.reweight import WeightedTarget, reweighting_loader
+from flowdata.reweight import UnweightedLossError, WeightedTarget, plain
 
 ROWS, BATCH, RATE = 24, 6, 0.1
 
@@ -54,7 +55,7 @@ def test_accelerate_keeps_the_weights_also_over_accumulated_batches(data, weight
     model = nn.Linear(5, 3)
     expected = by_hand(copy.deepcopy(model), data, weights, batches_a_step=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    loader = reweighting_loader(data, weights, batch_size=BATCH)
+    loader = weighted_loader(data, weights, batch_size=BATCH)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     for inputs, targets in loader:
         with accelerator.accumulate(model):
@@ -68,7 +69,7 @@ def test_gathered_targets_are_those_of_metrics(data, weights):
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    loader = accelerator.prepare(reweighting_loader(data, weights, batch_size=BATCH))
+    loader = accelerator.prepare(weighted_loader(data, weights, batch_size=BATCH))
     gathered = [accelerator.gather_for_metrics(targets) for _, targets in loader]
     assert torch.cat(gathered).tolist() == data.tensors[1].tolist()
 
@@ -102,7 +103,7 @@ def test_lightning_trains_as_by_hand(data, weights, tmp_path, workers):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, reweighting_loader(data, weights, batch_size=BATCH, num_workers=workers))
+    trainer.fit(module, weighted_loader(data, weights, batch_size=BATCH, num_workers=workers))
     torch.testing.assert_close(flat(module.layer), expected, rtol=1e-6, atol=1e-7)
 
 
@@ -116,19 +117,24 @@ def test_torchmetrics_see_plain_targets(data, weights, count):
         metrics.MulticlassF1Score,
     )
     for kind in kinds:
-        weighted, plain = kind(num_classes=3), kind(num_classes=3)
+        weighted, unweighted = kind(num_classes=3), kind(num_classes=3)
         for part in torch.arange(ROWS).chunk(count):
             target = data.tensors[1][part]
             weighted.update(predicted[part], WeightedTarget(target, torch.rand(len(part))))
-            plain.update(predicted[part], target)
-        assert torch.equal(weighted.compute(), plain.compute())
+            unweighted.update(predicted[part], target)
+        assert torch.equal(weighted.compute(), unweighted.compute())
         assert type(weighted.compute()) is torch.Tensor
 
 
-def test_a_metric_that_sorts_in_place_sees_a_plain_target(data):
+def test_a_metric_that_sorts_in_place_needs_a_plain_target(data):
     regression = pytest.importorskip("torchmetrics.regression")
     predicted, target = data.tensors[0][:, 0], data.tensors[0][:, 1]
-    weighted, plain = regression.KendallRankCorrCoef(), regression.KendallRankCorrCoef()
-    weighted.update(predicted, WeightedTarget(target, torch.rand(ROWS)))
-    plain.update(predicted, target)
-    assert torch.equal(weighted.compute(), plain.compute())
+    metric, expected = regression.KendallRankCorrCoef(), regression.KendallRankCorrCoef()
+    weighted = WeightedTarget(target, torch.rand(ROWS))
+    metric.update(predicted, weighted)
+    with pytest.raises(UnweightedLossError, match=r"metric.*plain\(target\)"):
+        metric.compute()
+    metric.reset()
+    metric.update(predicted, plain(weighted))
+    expected.update(predicted, target)
+    assert torch.equal(metric.compute(), expected.compute())

@@ -9,9 +9,9 @@ import torch
 from launching import torchrun
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
+from weighted_loading import drawing_loader, weighted_loader
 
 from flowdata import FlowSampler, FlowWeights
-from flowdata.reweight import reweighting_loader
 
 pytestmark = pytest.mark.slow
 
@@ -75,9 +75,10 @@ def test_every_alpha_has_the_expected_gradient_of_the_full_data_on_a_real_model(
         counts = np.bincount(np.concatenate([list(sampler) for _ in range(EPOCHS)]), minlength=6)
         long_run = torch.from_numpy(counts / counts.sum() * residual).float() @ each
         assert (long_run - full).norm() < 2e-2 * full.norm(), alpha
-        options = {"alpha": alpha, "seed": 1, "batch_size": len(rows)}
-        loader = reweighting_loader(rows, weights, **options)
-        order = list(FlowSampler(weights, alpha=alpha, seed=1)) if alpha else range(len(rows))
+        order, loader = range(len(rows)), weighted_loader(rows, weights, batch_size=len(rows))
+        if alpha:
+            order = list(FlowSampler(weights, alpha=alpha, seed=1))
+            loader = drawing_loader(rows, weights, alpha, {"seed": 1}, batch_size=len(rows))
         once = np.bincount(list(order), minlength=6) / len(rows)
         expected = torch.from_numpy(once * residual).float() @ each
         assert (gradient(next(iter(loader))) - expected).norm() < 1e-5 * full.norm(), alpha

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from weighted_loading import drawing_loader, weighted_loader
 
 import flowdata
 from flowdata import EpochPlan, FlowDataset, FlowWeights, LossTable, MismatchError
-from flowdata.reweight import WeightedTarget, plain, reweight, reweighting_loader
+from flowdata.reweight import WeightedTarget, plain, reweight
 
 ROWS = 24
 Pair = namedtuple("Pair", "image label")
@@ -72,9 +73,7 @@ def test_an_unchanged_loop_trains_as_a_hand_written_weighted_loss(data, losses, 
     )
     model = nn.Linear(5, 3)
     other = copy.deepcopy(model)
-    loader = reweighting_loader(
-        data, weights, normalize=normalize, batch_size=7, num_workers=workers
-    )
+    loader = weighted_loader(data, weights, normalize=normalize, batch_size=7, num_workers=workers)
     found = train(model, loader)
     by_hand = train_by_hand(other, data, torch.from_numpy(expected).float(), 7)
     torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=1e-7)
@@ -103,7 +102,7 @@ def test_the_target_is_found_in_batches_of_all_kinds(data, losses, item, options
         options = {"target": place}
     items = [item(x, y) for x, y in data]
     weights = FlowWeights.from_losses(losses, normalize="mean")
-    [batch] = reweighting_loader(items, weights, batch_size=ROWS, **options)
+    [batch] = weighted_loader(items, weights, batch_size=ROWS, **options)
     found = [part for part in leaves(batch) if isinstance(part, WeightedTarget)]
     assert len(found) == 1
     assert torch.equal(plain(found[0]), data.tensors[1])
@@ -120,7 +119,7 @@ def test_a_batch_encoding_keeps_its_kind(losses):
         made = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
         return BatchEncoding(made)
 
-    [batch] = reweighting_loader(items, losses, batch_size=ROWS, collate_fn=encode)
+    [batch] = weighted_loader(items, losses, batch_size=ROWS, collate_fn=encode)
     assert type(batch) is BatchEncoding
     moved = batch.to("cpu")["labels"]
     np.testing.assert_allclose(moved.weights.numpy(), losses / losses.mean(), rtol=1e-6)
@@ -132,7 +131,7 @@ def test_several_targets_share_the_weights(data, losses):
     def place(batch, weigh):
         return batch | {"start": weigh(batch["start"]), "end": weigh(batch["end"])}
 
-    [batch] = reweighting_loader(items, losses, batch_size=ROWS, target=place)
+    [batch] = weighted_loader(items, losses, batch_size=ROWS, target=place)
     assert torch.equal(batch["start"].weights, batch["end"].weights)
 
 
@@ -144,13 +143,13 @@ def leaves(value):
 
 
 def test_weights_can_be_an_entry_of_the_batch_instead(data, losses):
-    [(_, targets, weights)] = reweighting_loader(data, losses, entry="w", batch_size=ROWS)
+    [(_, targets, weights)] = weighted_loader(data, losses, entry="w", batch_size=ROWS)
     assert type(targets) is torch.Tensor
     np.testing.assert_allclose(weights.numpy(), losses / losses.mean(), rtol=1e-6)
     items = [{"x": x, "labels": y} for x, y in data]
-    [batch] = reweighting_loader(items, losses, entry="flow_weight", batch_size=ROWS)
+    [batch] = weighted_loader(items, losses, entry="flow_weight", batch_size=ROWS)
     assert torch.equal(batch["flow_weight"], weights)
-    listed = reweighting_loader(
+    listed = weighted_loader(
         data, losses, entry="w", batch_size=ROWS, collate_fn=lambda items: [torch.ones(1)]
     )
     assert type(next(iter(listed))) is list
@@ -171,9 +170,8 @@ def test_every_alpha_has_the_same_expected_gradient(data, losses, alpha):
     )
     full = share @ per_row
     epochs, total = 100, torch.zeros_like(full)
-    loader = reweighting_loader(
-        TensorDataset(inputs, targets), weights, alpha=alpha, batch_size=ROWS
-    )
+    loader_of = drawing_loader if alpha else weighted_loader
+    loader = loader_of(TensorDataset(inputs, targets), weights, alpha=alpha, batch_size=ROWS)
     for _ in range(epochs if alpha else 1):
         for x, y in loader:
             loss = F.cross_entropy(model(x), y)
@@ -185,7 +183,8 @@ def test_every_alpha_has_the_same_expected_gradient(data, losses, alpha):
 
 def test_alpha_draws_by_a_part_of_the_weight(data, losses):
     weights = FlowWeights.from_losses(losses)
-    loader = reweighting_loader(data, weights, alpha=0.5, seed=3, batch_size=ROWS, epoch_size=12)
+    draws = {"seed": 3, "epoch_size": 12}
+    loader = drawing_loader(data, weights, alpha=0.5, draws=draws, batch_size=ROWS)
     [(inputs, targets)] = loader
     rows = EpochPlan(weights, alpha=0.5, seed=3, epoch_size=12)[:]
     assert torch.equal(inputs, data.tensors[0][rows])
@@ -245,19 +244,19 @@ def test_tokens_get_their_own_weights_where_their_labels_are():
         token_losses=np.array([1.0, 2.0, 3.0, 4.0], dtype=np.float32),
     )
     expected = table.token_weights(normalize="mean").values
-    [batch] = reweighting_loader(rows, table, level="token", batch_size=2)
+    [batch] = weighted_loader(rows, table, level="token", batch_size=2)
     spread = torch.zeros(2, 4)
     spread[0, 2:], spread[1, 1:3] = (
         torch.from_numpy(expected[part]) for part in (slice(2), slice(2, 4))
     )
     torch.testing.assert_close(batch["labels"].weights, spread)
-    [noted] = reweighting_loader(rows, table, level="token", batch_size=2, entry="w")
+    [noted] = weighted_loader(rows, table, level="token", batch_size=2, entry="w")
     torch.testing.assert_close(noted["w"], spread)
     assert type(noted["labels"]) is torch.Tensor
     short = copy.deepcopy(rows)
     short[0]["labels"][2] = -100
     with pytest.raises(ValueError, match="has 1 labels, but its table has 2 response tokens"):
-        list(reweighting_loader(short, table, level="token", batch_size=2))
+        list(weighted_loader(short, table, level="token", batch_size=2))
 
 
 def test_wrong_calls_are_refused(data, losses):
@@ -279,20 +278,17 @@ def test_wrong_calls_are_refused(data, losses):
         ({"collate_fn": lambda items: items[0][0]}, "as a function"),
     ):
         with pytest.raises(TypeError, match=message):
-            next(iter(reweighting_loader(data, losses, batch_size=4, **options)))
+            next(iter(weighted_loader(data, losses, batch_size=4, **options)))
     items = [{"x": x} for x, _ in data]
     with pytest.raises(TypeError, match="the batch has no 'labels'"):
-        next(iter(reweighting_loader(items, losses)))
+        next(iter(weighted_loader(items, losses)))
     _, collate = reweight(data, losses)
     with pytest.raises(TypeError, match=r"have no weights.*evaluation"):
         next(iter(DataLoader(data, collate_fn=collate)))
-    for options in ({"shuffle": True}, {"batch_sampler": [[0]]}):
-        with pytest.raises(ValueError, match="draws by weight"):
-            reweighting_loader(data, losses, alpha=0.5, **options)
 
 
 def test_the_names_are_exported():
-    assert flowdata.reweighting_loader is reweighting_loader
+    assert flowdata.reweight.reweight is reweight
     assert flowdata.WeightedTarget is WeightedTarget
 
 
@@ -309,7 +305,7 @@ def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
     stream = flowdata.FlowShards(tmp_path / "a.tar", table, mode="reweight", alpha=alpha).decode()
     if as_tuple:
         stream = stream.to_tuple("cls", "cls", "__weight__")
-    loader = reweighting_loader(stream, target=None if as_tuple else "cls", batch_size=5)
+    loader = weighted_loader(stream, target=None if as_tuple else "cls", batch_size=5)
     expected = table.weights().residual(alpha or 0.0)
     seen = []
     for batch in loader:
@@ -319,13 +315,13 @@ def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
     if alpha is None:
         assert sorted(seen) == list(range(ROWS))
     with pytest.raises(TypeError, match="a stream needs samples with a weight"):
-        next(iter(reweighting_loader(stream.map(lambda sample: 3), batch_size=5)))
+        next(iter(weighted_loader(stream.map(lambda sample: 3), batch_size=5)))
     with pytest.raises(TypeError, match="weights are needed"):
-        reweighting_loader([1, 2])
+        weighted_loader([1, 2])
     with pytest.raises(TypeError, match="bring their weights"):
-        reweighting_loader(stream, [1, 2])
+        weighted_loader(stream, [1, 2])
     with pytest.raises(ValueError, match="for weights of rows"):
-        reweighting_loader(stream, normalize=None)
+        weighted_loader(stream, normalize=None)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
@@ -335,7 +331,7 @@ def test_a_stream_has_no_wrong_weights(weight):
             yield {"x": 1, "labels": 2, "__weight__": weight}
 
     with pytest.raises(ValueError, match="must be finite and >= 0"):
-        list(reweighting_loader(Stream(), batch_size=1))
+        list(weighted_loader(Stream(), batch_size=1))
 
 
 @pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, torch.tensor, int])
@@ -345,7 +341,7 @@ def test_the_weight_at_the_end_of_a_stream_is_any_number(kind):
             for row in range(4):
                 yield torch.zeros(2), row, kind(row)
 
-    [(_, targets)] = reweighting_loader(Stream(), batch_size=4)
+    [(_, targets)] = weighted_loader(Stream(), batch_size=4)
     assert targets.weights.tolist() == targets.tolist() == [0, 1, 2, 3]
 
 
@@ -356,4 +352,4 @@ def test_a_target_is_not_taken_for_a_weight(sample):
             yield sample
 
     with pytest.raises(TypeError, match=f"after input and target.*tuple of {len(sample)}"):
-        next(iter(reweighting_loader(Stream())))
+        next(iter(weighted_loader(Stream())))

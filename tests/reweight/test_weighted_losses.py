@@ -14,8 +14,8 @@ from flowdata.reweight import (
     weighable,
     weighted_mean,
 )
-from flowdata.reweight.elements import WeightedLosses
-from flowdata.reweight.target import LOSSES
+from flowdata.reweight.rules import LOSS_RULES
+from flowdata.reweight.weighted_losses import WeightedLosses
 
 N, C, T = 7, 4, 3
 
@@ -176,7 +176,7 @@ def test_every_loss_of_torch_that_has_a_target_is_known():
         if callable(function) and not name.startswith("_") and has_target(function)
     }
     assert len(found) > 15
-    assert {name for name in found if getattr(F, name) not in LOSSES} == set()
+    assert {name for name in found if getattr(F, name) not in LOSS_RULES} == set()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -1,0 +1,106 @@
+"""Patches of libraries: made once, soft, and not at all with guards off."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from transformers.trainer_pt_utils import LabelSmoother
+from weighted_language import LENGTHS, make_rows, padded, small_model
+
+from flowdata.reweight import WeightedTarget
+
+
+def test_label_smoothing_is_what_it_was_for_plain_labels():
+    smoother = LabelSmoother(epsilon=0.1)
+    batch = padded(make_rows())
+    outputs = {"logits": small_model()(**batch).logits}
+    ones = WeightedTarget(batch["labels"], torch.ones(len(LENGTHS)))
+    for options in ({}, {"num_items_in_batch": 7}, {"num_items_in_batch": torch.tensor(7)}):
+        for shift in (True, False):
+            torch.testing.assert_close(
+                smoother(outputs, ones, shift_labels=shift, **options),
+                smoother(outputs, batch["labels"], shift_labels=shift, **options),
+            )
+
+
+def said(script, environment=None):
+    """What a script prints, as JSON, in a process of its own."""
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    environment = os.environ | (environment or {})
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+SEEN = """
+    import json, sys, torch
+    import flowdata.reweight
+    imported = sorted({"torch._dynamo", "transformers"} & set(sys.modules))
+    import torch._dynamo.config as config
+    from transformers.trainer_pt_utils import LabelSmoother
+    def seen():
+        return [LabelSmoother.__call__.__name__, len(config.nontraceable_tensor_subclasses)]
+    before = seen()
+    flowdata.reweight.WeightedTarget(torch.arange(3), torch.ones(3))
+    call = LabelSmoother.__call__
+    flowdata.reweight.WeightedTarget(torch.arange(3), torch.ones(3))
+    wrapped = hasattr(call, "__wrapped__"), LabelSmoother.__call__ is call
+    print(json.dumps([imported, before, seen(), wrapped]))
+"""
+
+
+def test_they_are_made_with_the_first_target_and_once():
+    imported, before, after, wrapped = said(SEEN)
+    assert imported == []
+    assert before == ["__call__", 0]
+    assert after == ["__call__", 2]
+    assert wrapped == [True, True]
+
+
+def test_with_guards_off_none_is_made():
+    _, before, after, wrapped = said(SEEN, {"FLOWDATA_GUARDS": "off"})
+    assert before == after
+    assert wrapped == [False, True]
+
+
+REFUSED = """
+    import json, torch
+    from torch.nn import functional as F
+    from transformers.trainer_pt_utils import LabelSmoother
+    from flowdata.reweight import UnweightedLossError, WeightedTarget
+    {before}
+    target = WeightedTarget(torch.tensor([0, 1, 2]), torch.tensor([0.5, 1.0, 3.0]))
+    logits = torch.randn(1, 3, 4, requires_grad=True)
+    found = []
+    try:
+        LabelSmoother(0.1)({{"logits": logits}}, target[None])
+    except UnweightedLossError:
+        found.append("label smoothing")
+    def loss(logits, target):
+        return F.cross_entropy(2 * logits, target)
+    compiled = torch.compile(loss, backend="eager")(logits[0], target)
+    torch.testing.assert_close(compiled, loss(logits[0], target))
+    print(json.dumps(found))
+"""
+
+UNEXPECTED = {
+    "guards off": "import flowdata; flowdata.guards.off()",
+    "another signature": "LabelSmoother.__call__ = lambda self, outputs, labels, more=0: (\n"
+    "        outputs['logits'].gather(-1, labels[..., None]))",
+    "no such field": "del LabelSmoother.epsilon\n"
+    "    LabelSmoother.__init__ = lambda self, epsilon: setattr(self, 'ignore_index', -100)",
+    "no such class": "import transformers; del transformers.trainer_pt_utils.LabelSmoother",
+    "another kind of setting": "import torch._dynamo.config as config\n"
+    "    config.nontraceable_tensor_subclasses = ()",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", UNEXPECTED.values(), ids=UNEXPECTED)
+def test_where_a_library_is_not_as_expected_losses_are_weighted_or_raise(before):
+    smoothing = "nontraceable" not in before
+    assert said(REFUSED.format(before=before)) == ["label smoothing"] * smoothing

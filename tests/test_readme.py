@@ -81,6 +81,8 @@ def one_process_group(tmp_path):
 def names(tmp_path, monkeypatch):
     """What the guides take for given: a model, data, a language model, shards; in a new folder."""
     monkeypatch.chdir(tmp_path)
+    # A guide switches guards off and on: whatever they were is put back.
+    monkeypatch.setenv("FLOWDATA_GUARDS", os.environ.get("FLOWDATA_GUARDS", ""))
     torch.manual_seed(0)
     digits = load_digits()
     images = torch.from_numpy(digits.data).float() / 16

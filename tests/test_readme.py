@@ -184,7 +184,7 @@ def test_every_example_of_a_guide_runs_and_its_loaders_train(page, names, capsys
 
 
 def assert_printed(shown: str, printed: str) -> None:
-    """The lines that are shown were printed in this order; numbers, to ten percent, as processors differ."""
+    """The lines shown were printed in this order; numbers to ten percent, as processors differ."""
     lines = iter(printed.splitlines())
     for line in shown.splitlines():
         if line.strip() != LEFT_OUT:

@@ -16,9 +16,10 @@ from flowdata.reweight.weighted_data import WeightedItem
 Weigh: TypeAlias = Callable[[Any], WeightedTarget]
 Target: TypeAlias = int | str | Callable[[Any, Weigh], Any] | None
 
-_NAMES = ("labels", "label", "target", "targets")
-_SHOWN = 8
-_IGNORED = 0
+_TARGET_KEYS = ("labels", "label", "target", "targets")
+_ROWS_SHOWN = 8
+_FIRST_CLASS = 0
+"""Smaller labels are ignored by losses, as the -100 of torch, and have no weight of a token."""
 
 
 class Collate:
@@ -48,36 +49,38 @@ class Collate:
                 "evaluation shares this collate_fn, give its data set weights of one: "
                 "reweight(data, np.ones(len(data)))"
             )
+        # The target is found in the batch, not in the items: padding and stacking are done by then.
         batch = self._collate([item.item for item in items])
         if self._entry is None:
-            return self._placed(batch, lambda target: self._weighed(target, items))
+            return self._replace_target(batch, lambda target: self._weigh(target, items))
         weights = torch.tensor([np.mean(item.weight) for item in items], dtype=torch.float32)
         if isinstance(items[0].weight, np.ndarray):
+            # Weights of tokens need the labels of the batch, for their places.
             found: list[Tensor] = []
-            batch = self._placed(batch, lambda target: self._noted(target, items, found))
+            batch = self._replace_target(batch, lambda target: self._collect(target, items, found))
             [weights] = found
         if isinstance(batch, Mapping):
             cast(Any, batch)[self._entry] = weights
             return batch
         return [*batch, weights] if isinstance(batch, list) else (*batch, weights)
 
-    def _noted(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
+    def _collect(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
         """The target as it is, and its weights put down in a list."""
-        weighed = self._weighed(target, items)
-        found.append(weighed.weights)
-        return plain(weighed)
+        weighted = self._weigh(target, items)
+        found.append(weighted.weights)
+        return plain(weighted)
 
-    def _weighed(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
+    def _weigh(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
         weights = weights_of(target, [item.weight for item in items])
         return WeightedTarget(target, weights, _batch_name(items), self._source)
 
-    def _placed(self, batch: Any, weigh: Callable[[Any], Any]) -> Any:
+    def _replace_target(self, batch: Any, weigh: Callable[[Any], Any]) -> Any:
         if callable(self._target):
             return self._target(batch, weigh)
         place = self._target
         if isinstance(batch, Mapping):
             if place is None:
-                place = next((name for name in _NAMES if name in batch), "labels")
+                place = next((name for name in _TARGET_KEYS if name in batch), "labels")
             if place not in batch:
                 raise TypeError(f"the batch has no {place!r}, but {list(batch)}: give target=")
             cast(Any, batch)[place] = weigh(batch[place])
@@ -92,6 +95,7 @@ class Collate:
         parts = list(batch)
         parts[position] = weigh(parts[position])
         if isinstance(batch, tuple):
+            # A named tuple stays one.
             return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
         return parts
 
@@ -115,7 +119,7 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
         return torch.tensor(weights, dtype=torch.float32)
     spread = torch.zeros(target.shape, dtype=torch.float32)
     for row, tokens in enumerate(weights):
-        places = (target[row, 1:] >= _IGNORED).nonzero()[:, 0] + 1
+        places = (target[row, 1:] >= _FIRST_CLASS).nonzero()[:, 0] + 1
         if places.numel() != len(tokens):
             raise ValueError(
                 f"sample {row} of the batch has {places.numel()} labels, but its table has "
@@ -126,7 +130,9 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
 
 
 def _batch_name(items: list[WeightedItem]) -> str:
-    names = [str(item.name) for item in itertools.islice(items, _SHOWN) if item.name is not None]
+    names = [
+        str(item.name) for item in itertools.islice(items, _ROWS_SHOWN) if item.name is not None
+    ]
     if not names:
         return f"a batch of {len(items)} samples"
     more = ", ..." if len(items) > len(names) else ""

@@ -74,6 +74,7 @@ def reweight(
     >>> targets
     WeightedTarget(tensor([3, 5]), weights=tensor([0.5000, 1.5000]))
     """
+    # The name goes to the workers and comes back with their batches, so it is no object's id.
     collate = Collate(target, entry, collate_fn, source=uuid.uuid4().hex)
     if level not in ("sample", "token"):
         raise ValueError(f'level must be "sample" or "token", got {level!r}')

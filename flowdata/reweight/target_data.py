@@ -56,6 +56,7 @@ class TargetData(Tensor):
                 f"{tuple(target.shape)}: they need its leading dimensions"
             )
         refuse_dispatch()
+        # A target is no parameter: what is made of it is to need no gradient.
         made = target.detach().as_subclass(cls)
         trailing = (1,) * (target.ndim - weights.ndim)
         made.weights = weights.reshape(weights.shape + trailing).expand(target.shape)

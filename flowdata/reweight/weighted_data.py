@@ -18,6 +18,7 @@ from flowdata.table.loss_table import LossTable
 WEIGHT_KEY = "__weight__"
 _KEY = "__key__"
 _PAIR = 2
+"""Parts of a tuple without a weight: input and target."""
 _PASSED_ON = ("set_epoch", "state_dict", "load_state_dict")
 
 
@@ -50,6 +51,7 @@ class WeightedRows(Dataset[WeightedItem]):
         return WeightedItem(self.dataset[row], self._weight(row), row)
 
     def __getitems__(self, rows: Sequence[int]) -> list[WeightedItem]:
+        # torch's fetcher asks for a whole batch at once where a data set has this method.
         fetch: Any = getattr(self.dataset, "__getitems__", None)
         items = fetch(rows) if callable(fetch) else [self.dataset[row] for row in rows]
         return [
@@ -58,7 +60,7 @@ class WeightedRows(Dataset[WeightedItem]):
         ]
 
     def __getattr__(self, name: str) -> Any:
-        return _passed_on(self, name)
+        return _pass_on(self, name)
 
     def _weight(self, row: int) -> Any:
         return float(self._values[row])
@@ -106,9 +108,9 @@ class WeightedStream(IterableDataset[WeightedItem]):
         for sample in self.dataset:
             if isinstance(sample, Mapping) and WEIGHT_KEY in sample:
                 item: Any = {name: part for name, part in sample.items() if name != WEIGHT_KEY}
-                yield WeightedItem(item, _checked(sample[WEIGHT_KEY]), sample.get(_KEY))
+                yield WeightedItem(item, _check_weight(sample[WEIGHT_KEY]), sample.get(_KEY))
             elif isinstance(sample, tuple) and len(sample) > _PAIR and _is_number(sample[-1]):
-                yield WeightedItem(sample[:-1], _checked(sample[-1]), None)
+                yield WeightedItem(sample[:-1], _check_weight(sample[-1]), None)
             else:
                 raise TypeError(
                     "a stream needs samples with a weight: dicts with a __weight__, as "
@@ -117,7 +119,7 @@ class WeightedStream(IterableDataset[WeightedItem]):
                 )
 
     def __getattr__(self, name: str) -> Any:
-        return _passed_on(self, name)
+        return _pass_on(self, name)
 
 
 def loss_weights(
@@ -132,6 +134,7 @@ def loss_weights(
     }
     if normalize not in divisors:
         raise ValueError(f'normalize must be None, "mean", "max" or "sum", got {normalize!r}')
+    # residual(alpha) has mean 1 over the draws, whatever alpha, so the scale is that of alpha = 0.
     scaled = weights.residual(alpha) * (weights.mean / divisors[normalize])
     return scaled.astype(np.float32)
 
@@ -150,6 +153,7 @@ def check_length(dataset: Any, weights: int) -> None:
 
 
 def _is_number(value: Any) -> bool:
+    # A vector may be a target at the end of a tuple without a weight, and so may a flag.
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -160,14 +164,14 @@ def _kind(sample: Any) -> str:
     return type(sample).__name__ + parts
 
 
-def _checked(weight: Any) -> float:
+def _check_weight(weight: Any) -> float:
     value = float(weight)
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"a sample of the stream has weight {value}: it must be finite and >= 0")
     return value
 
 
-def _passed_on(view: Any, name: str) -> Any:
+def _pass_on(view: Any, name: str) -> Any:
     """What frameworks call on a data set reaches the one inside, where it has it."""
     if name in _PASSED_ON:
         return getattr(view.dataset, name)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from weighted_loading import weighted_loader
 
-import flowdata
 from flowdata import FlowDataWarning
 from flowdata.reweight import UnweightedLossError, WeightedTarget
 
@@ -23,6 +22,7 @@ ROWS, CLASSES, BATCH = 12, 5, 4
 
 # The copies, and the losses that are warned of, are what is tested.
 pytestmark = [
+    pytest.mark.guard,
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
     pytest.mark.filterwarnings("always::flowdata.FlowDataWarning"),
 ]
@@ -313,12 +313,9 @@ def test_after_an_error_there_is_no_warning_too(recwarn):
     assert warned_of(recwarn) == []
 
 
-def test_with_guards_off_nothing_is_warned_of(recwarn):
-    flowdata.guards.off()
-    try:
-        Training().epochs(scripted)
-    finally:
-        flowdata.guards.on()
+def test_with_guards_off_nothing_is_warned_of(monkeypatch, recwarn):
+    monkeypatch.setenv("FLOWDATA_GUARDS", "off")
+    Training().epochs(scripted)
     assert warned_of(recwarn) == []
 
 

@@ -13,6 +13,8 @@ from weighted_language import LENGTHS, make_rows, padded, small_model
 
 from flowdata.reweight import WeightedTarget
 
+pytestmark = pytest.mark.guard
+
 
 def test_label_smoothing_is_what_it_was_for_plain_labels():
     smoother = LabelSmoother(epsilon=0.1)
@@ -71,8 +73,8 @@ REFUSED = """
     import json, torch
     from torch.nn import functional as F
     from transformers.trainer_pt_utils import LabelSmoother
-    from flowdata.reweight import UnweightedLossError, WeightedTarget
     {before}
+    from flowdata.reweight import UnweightedLossError, WeightedTarget
     target = WeightedTarget(torch.tensor([0, 1, 2]), torch.tensor([0.5, 1.0, 3.0]))
     logits = torch.randn(1, 3, 4, requires_grad=True)
     found = []
@@ -94,6 +96,10 @@ UNEXPECTED = {
     "no such field": "del LabelSmoother.epsilon\n"
     "    LabelSmoother.__init__ = lambda self, epsilon: setattr(self, 'ignore_index', -100)",
     "no such class": "import transformers; del transformers.trainer_pt_utils.LabelSmoother",
+    "no such decorator": "decorate = torch._compile._disable_dynamo\n"
+    "    del torch._compile._disable_dynamo\n"
+    "    import flowdata.reweight\n"
+    "    torch._compile._disable_dynamo = decorate",
     "another kind of setting": "import torch._dynamo.config as config\n"
     "    config.nontraceable_tensor_subclasses = ()",
 }
@@ -102,5 +108,6 @@ UNEXPECTED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("before", UNEXPECTED.values(), ids=UNEXPECTED)
 def test_where_a_library_is_not_as_expected_losses_are_weighted_or_raise(before):
-    smoothing = "nontraceable" not in before
-    assert said(REFUSED.format(before=before)) == ["label smoothing"] * smoothing
+    smoother_is_as_expected = "dynamo" in before
+    refused = [] if smoother_is_as_expected else ["label smoothing"]
+    assert said(REFUSED.format(before=before)) == refused

@@ -253,6 +253,11 @@ def test_tokens_get_their_own_weights_where_their_labels_are():
     [noted] = weighted_loader(rows, table, level="token", batch_size=2, entry="w")
     torch.testing.assert_close(noted["w"], spread)
     assert type(noted["labels"]) is torch.Tensor
+    # Any negative label is one that no loss counts, as in the scoring pass.
+    ignored = copy.deepcopy(rows)
+    ignored[0]["labels"][:2] = torch.tensor([-1, -2])
+    [other] = weighted_loader(ignored, table, level="token", batch_size=2)
+    torch.testing.assert_close(other["labels"].weights, spread)
     short = copy.deepcopy(rows)
     short[0]["labels"][2] = -100
     with pytest.raises(ValueError, match="has 1 labels, but its table has 2 response tokens"):

@@ -217,6 +217,9 @@ def test_unknown_reductions_are_as_wrong_as_without_weights():
     for reduction in ("batchmean", "median"):
         with pytest.raises(ValueError, match="is not a valid value for reduction"):
             F.cross_entropy(rand(N, C), target, reduction=reduction)
+        sequences = WeightedTarget(classes(N, 3) % (C - 1) + 1, rand(N))
+        with pytest.raises(ValueError, match="is not a valid value for reduction"):
+            ctc(rand(6, N, C).log_softmax(2), sequences, reduction=reduction)
 
 
 def test_old_ways_to_ask_for_a_reduction():

@@ -95,7 +95,7 @@ def test_an_unmodified_trainer_trains_as_by_hand(model, tmp_path, level, accumul
 @pytest.mark.parametrize(
     "options",
     [
-        {"label_smoothing_factor": 0.1},
+        pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.guard),
         {"bf16": True},
         {"torch_compile": True, "torch_compile_backend": "eager"},
         {"remove_unused_columns": True},
@@ -156,7 +156,7 @@ SENTENCES = (
     ("level", "options"),
     [
         ("sample", {"dataloader_num_workers": 2}),
-        ("token", {"label_smoothing_factor": 0.1}),
+        pytest.param("token", {"label_smoothing_factor": 0.1}, marks=pytest.mark.guard),
         ("token", {"bf16": True}),
     ],
     ids=["workers", "smoothing", "bf16"],

@@ -43,6 +43,7 @@ test: $(VENV)/installed-test assets
 test-long: $(VENV)/installed-test assets
 	FLOWDATA_GUARDS=off $(PYTEST) -m "not guard"
 	FLOWDATA_FUZZ=20 $(PYTEST) -m hypothesis
+	FLOWDATA_LONG=1 $(PYTEST) tests/guards
 
 test-lowest: .venv-lowest/installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
@@ -53,9 +54,9 @@ test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pip install --quiet -c tests/lowest.txt -e '.[test]'
 	touch $@
 
-# MODULES="flowdata/core/plan.py ..." COUNT=100 SEED=1, all optional.
-mutants: $(VENV)/installed-test
-	$(BIN)/python tests/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(MODULES)
+# Options in OPTIONS="core --count 50 --seed 1 --all", see `tests/programs/mutants.py --help`.
+mutants: $(VENV)/installed-mutants
+	$(BIN)/python tests/programs/mutants.py $(OPTIONS)
 
 assets: $(VENV)/installed-test
 	$(BIN)/python benchmarks/assets.py

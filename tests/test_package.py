@@ -28,6 +28,9 @@ OPTIONAL = (
     "transformers",
     "webdataset",
 )
+OURS = ("test", "mutants", "dev")
+"""Extras for those who work on the package."""
+
 MOST_LINES = 400
 STACK_READERS = ("guards/", "errors.py")
 """Where the call stack may be read: guards, and the helper that places warnings."""
@@ -149,7 +152,7 @@ def test_loading_a_table_imports_nothing_that_fetches(tmp_path):
 
 def test_what_the_package_imports_is_declared_and_the_other_way_round(project):
     imported = distributions_of(imports_of(python_files(PACKAGE)) - {"flowdata"})
-    for_users = [name for name in project["optional-dependencies"] if name not in ("test", "dev")]
+    for_users = [name for name in project["optional-dependencies"] if name not in OURS]
     assert imported - declared(project, *for_users) == set()
     assert declared(project) - imported == set()
 
@@ -159,7 +162,7 @@ def test_what_tests_and_benchmarks_import_is_in_the_extra_test(project, folder):
     files = python_files(folder)
     local = {path.stem for path in files} | {"flowdata"}
     imported = distributions_of(imports_of(files) - local)
-    assert imported - declared(project, "test") == set()
+    assert imported - declared(project, "test", "mutants") == set()
 
 
 def test_the_lowest_releases_that_are_run_are_those_that_are_promised(project):
@@ -173,8 +176,8 @@ def test_the_lowest_releases_that_are_run_are_those_that_are_promised(project):
         for line in (TESTS / "lowest.txt").read_text().splitlines()
         if not line.startswith("#")
     )
-    checkers = {"ruff", "mypy", "import-linter", "build"}
-    assert promised.keys() - checkers == run.keys()
+    tools = {"ruff", "mypy", "import-linter", "build", "mutmut", "libcst"}
+    assert promised.keys() - tools == run.keys()
     for name, version in run.items():
         # 2.13 promises 2.13.0.
         assert {re.sub(r"(\.0)*$", "", bound) for bound in promised[name]} == {

@@ -21,6 +21,8 @@ LAW = examples()
 LOSSES = np.random.default_rng(5).exponential(size=40)
 LOSS_ARRAYS = arrays(np.float64, st.integers(2, 50), elements=st.floats(2.0**-10, 2.0**10))
 ALPHAS = st.floats(0.0, 1.0)
+# np.average, which the law is compared with, has no digits left for subnormal weights.
+PLAIN = st.floats(0.0, 1e6, allow_subnormal=False)
 NORMALIZATIONS = (None, "mean", "max", "sum")
 
 
@@ -231,7 +233,7 @@ def test_draw_and_residual_together_give_the_weighted_mean_for_every_alpha(
 
 
 @LAW
-@given(arrays(np.float64, 20, elements=st.floats(0.0, 1e6)).filter(np.any), ALPHAS)
+@given(arrays(np.float64, 20, elements=PLAIN).filter(np.any), ALPHAS)
 def test_the_law_of_draw_and_residual_holds_for_given_weights_some_of_them_zero(values, alpha):
     weights = FlowWeights.from_weights(values)
     gradients = np.random.default_rng(0).normal(size=20)

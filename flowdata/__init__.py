@@ -67,12 +67,29 @@ _MODULES = {
     "tar.rows": ("ShardRows",),
     "transport.access": ("Access",),
 }
+_PACKAGES = frozenset(
+    {
+        "core",
+        "frameworks",
+        "guards",
+        "map_style",
+        "report",
+        "reweight",
+        "scoring",
+        "streaming",
+        "table",
+        "tar",
+        "transport",
+    }
+)
 _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = sorted(_PLACES)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
@@ -81,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -12,6 +12,7 @@ from flowdata.reweight.operation_names import (
     RESHAPING,
     TAKING_KIND,
     TAKING_SHAPE,
+    is_attribute,
     operation,
 )
 from flowdata.reweight.refusals import UnweightedLossError, name_of
@@ -84,8 +85,11 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
     results = result if isinstance(result, list | tuple) else [result]
     if name not in _LINEAR:
-        # Attributes and methods that give no tensor with a gradient are as of any tensor.
-        if any(isinstance(item, Tensor) and item.requires_grad for item in results):
+        # What gives no tensor with a gradient is as of any tensor, and so are attributes, which
+        # compute nothing: `_base`, say, which torch.compile reads.
+        if not is_attribute(name) and any(
+            isinstance(item, Tensor) and item.requires_grad for item in results
+        ):
             _refuse(func)
         return result
     kept = [

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -49,11 +50,12 @@ def test_a_finished_table_is_given_back_without_scoring(tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, -10])
-def test_a_damaged_part_is_scored_again(unfinished, left):
+def test_a_damaged_part_is_named_once_and_scored_again(unfinished, left):
     part = sorted(Parts(unfinished).folder.glob("*.parquet"))[0]
     part.write_bytes(part.read_bytes()[:left])
-    with pytest.warns(FlowDataWarning, match=part.name):
-        table = scored(unfinished)
+    with pytest.warns(FlowDataWarning, match=part.name), pytest.raises(Stop):
+        scored(unfinished, most=0)
+    table = scored(unfinished)
     assert absolute.rows == 35
     assert table.losses.tolist() == list(range(50))
 
@@ -123,7 +125,9 @@ def test_a_full_disk_at_the_end_keeps_all_rows_for_the_next_call(tmp_path, monke
     output = tmp_path / "losses.parquet"
     with monkeypatch.context() as patch:
         fails_at_the_end(patch, full)
-        with pytest.raises(TableFileError, match=r"No space left.*all 50 rows are kept in .*parts"):
+        with pytest.raises(
+            TableFileError, match=r"parquet: No space left on device; all 50 rows are"
+        ):
             scored(output)
     assert scored(output).losses.tolist() == list(range(50))
     assert absolute.rows == 0
@@ -171,9 +175,25 @@ def test_a_lock_on_a_folder_that_is_removed_meanwhile_is_taken_anew(tmp_path, mo
     monkeypatch.setattr(fcntl, "lockf", late)
     with parts.locked():
         assert len(locked) == 2
-        # In a process of its own: this one would lose its lock with any handle of the file.
-        command = [sys.executable, "-c", LOCKING, str(parts.folder / "lock")]
-        assert subprocess.run(command, timeout=60).returncode == 7
+        assert not can_lock(parts)
+    assert can_lock(parts)
+
+
+def test_the_lock_names_its_holder_and_ends_with_the_pass(tmp_path):
+    parts = Parts(tmp_path / "losses.parquet")
+    parts.folder.mkdir()
+    (parts.folder / "lock").write_text("process 1 on a machine of a long name " * 9)
+    with parts.locked():
+        assert not can_lock(parts)
+    assert can_lock(parts)
+    holder = (parts.folder / "lock").read_text()
+    assert holder == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def can_lock(parts):
+    """Whether another process can; this one would lose its lock with any handle of the file."""
+    command = [sys.executable, "-c", LOCKING, str(parts.folder / "lock")]
+    return subprocess.run(command, timeout=60).returncode != 7
 
 
 LOCKING = """

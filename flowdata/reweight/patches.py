@@ -57,7 +57,7 @@ def patch_label_smoother(_: Sequence[type[Tensor]]) -> bool:
 
     It is taught as users teach their losses, and with plain labels is what it was.
     """
-    # transformers 4.46 to 5.23, `Trainer.compute_loss` with `label_smoothing_factor`: it computes
+    # transformers 5.23, `Trainer.compute_loss` with `label_smoothing_factor`: it computes
     # the loss by `LabelSmoother.__call__`, which gathers log-probabilities of the labels, and adds
     # those of all classes, where it does not need the labels. Without this patch it raises.
     module = sys.modules.get("transformers.trainer_pt_utils")

@@ -61,7 +61,7 @@ def refuse_dispatch() -> None:
     Raises:
         RuntimeError: when accelerate reads batches on one rank for all of them.
     """
-    # accelerate 1.0 to 1.15, `DataLoaderDispatcher.__iter__` and `._fetch_batches`: rank 0 reads,
+    # accelerate 1.15, `DataLoaderDispatcher.__iter__` and `._fetch_batches`: rank 0 reads,
     # joins and slices batches, and broadcasts their memory as plain tensors.
     if group_size() > 1 and is_running("accelerate.data_loader", "DataLoaderDispatcher."):
         raise RuntimeError(

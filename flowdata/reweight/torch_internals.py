@@ -11,7 +11,7 @@ Anything = TypeVar("Anything", bound=Callable[..., Any])
 
 def subclasses_off() -> AbstractContextManager[None]:
     """Inside it, operations see tensors of our classes as plain ones, and ask them nothing."""
-    # torch's notes "Extending PyTorch" give this as the way for subclasses (2.0 and later).
+    # torch 2.13: its notes "Extending PyTorch" give this as the way for subclasses.
     return torch._C.DisableTorchFunctionSubclass()  # noqa: SLF001
 
 
@@ -20,7 +20,7 @@ def left_to_eager_mode(function: Anything) -> Anything:
 
     Without torch's decorator it is the function itself.
     """
-    # torch 2.1 to 2.13, `torch._compile._disable_dynamo`, by which torch.optim leaves its own
+    # torch 2.13, `torch._compile._disable_dynamo`, by which torch.optim leaves its own
     # steps to eager mode. The public `torch.compiler.disable` is the same, but imports the
     # compiler at once, which takes seconds; this imports it with the first call.
     decorate = getattr(getattr(torch, "_compile", None), "_disable_dynamo", None)

@@ -95,6 +95,7 @@ class KeyedPermutation:
         if self.size <= _TABLE_SIZE:
             return self._table.take(positions)
         cells = self._shift_all(positions.astype(self._dtype))
+        # Cycle walking: a cell outside [0, size) goes on along its cycle until it is inside.
         while (outside := cells >= self.size).any():
             cells[outside] = self._shift_all(cells[outside])
         return cells.astype(np.int64)

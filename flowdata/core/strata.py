@@ -76,6 +76,7 @@ class Strata:
         _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         if sizes.size * self.levels > _MOST_STRATA:
             raise ValueError(f"{sizes.size:,} groups of {self.levels} levels are too many")
+        # Group by group, and in each from heavy to light, so that levels are runs of the order.
         order = np.lexsort((-weights.relative, numbers))
         places = np.arange(groups.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         levels = places * self.levels // np.repeat(sizes, sizes)
@@ -94,6 +95,7 @@ def dealt(slots: NDArray[np.intp], batch_size: int, random: np.random.Philox) ->
     offset = (int(random.random_raw()) >> 11) * 2.0**-53
     last = ((np.arange(over) + offset) * (slots.size / max(over, 1))).astype(np.int64)
     last = np.minimum(last, slots.size - 1)
+    # Row k of this matrix is the k-th part of the epoch, of which each batch gets one draw.
     parts = np.delete(slots, last).reshape(batch_size, batches)
     by_batch = _each_shuffled(parts, random).T
     whole = _each_shuffled(by_batch, random).reshape(-1)

@@ -61,6 +61,7 @@ def _quantile(losses: NDArray[Any], q: float) -> float:
     place = q * (losses.size - 1)
     below = math.floor(place)
     above = min(below + 1, losses.size - 1)
+    # Linear in the number of losses, where a sort is not.
     ordered = np.partition(losses, [below, above])
     low, high = float(ordered[below]), float(ordered[above])
     return low + (place - below) * (high - low)

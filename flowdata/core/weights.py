@@ -226,6 +226,8 @@ class FlowWeights:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of what the weights were made from, equal on every machine."""
+        # Of what they were made from, not of the weights: the last bit of a power of given weights
+        # depends on the processor.
         digest = xxhash.xxh3_128(
             f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
         )
@@ -261,6 +263,7 @@ class FlowWeights:
         if alpha == 1.0:
             return self
         if alpha == 0.0 or self.temperature is None:
+            # No temperature is left to say it by: FLOW at tau / 0 are equal weights.
             logarithms = self._log_relative()
             kept = ~np.isneginf(logarithms)
             relative = np.zeros(len(self))
@@ -347,6 +350,7 @@ def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArra
     relative = np.empty(losses.size, dtype=np.float64)
     for start in range(0, losses.size, _CHUNK):
         part = relative[start : start + _CHUNK]
+        # Infinite and NaN losses come this far only to be given weight 0 by the caller.
         with np.errstate(invalid="ignore", over="ignore"):
             np.subtract(lowest, losses[start : start + _CHUNK], out=part, dtype=np.float64)
             part /= tau
@@ -375,6 +379,7 @@ def _one_dimensional(values: ArrayLike, what: str) -> NDArray[Any]:
         raise ValueError(f"{what} must be numbers, got dtype {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         return array.astype(np.float64)
+    # Weights are immutable: what the caller can still change is copied.
     return array.copy() if array.flags.writeable else array
 
 

@@ -118,6 +118,8 @@ class SamplerGuard:
     def save(self) -> None:
         """A state of what was drawn is saved, without a word of what was trained on."""
         begun = self._running
+        # accelerate 1.15, data_loader.py: `DataLoaderShard.__iter__` fetches the next batch before
+        # it yields one, to know which is the last.
         if begun is None or not begun.reads_ahead:
             return
         if not (begun.draws.finished and begun.draws.abandoned):
@@ -128,6 +130,8 @@ class SamplerGuard:
             )
 
     def _advise_early_workers(self, caller: Caller, drawn: int, epoch: int) -> None:
+        # Lightning 2.6: before the first epoch of a run `_FitLoop.setup_data` calls iter(), which
+        # starts the workers; `_FitLoop.advance` calls `set_epoch` after that.
         if caller.lightning_fits and not caller.lightning_restarts_workers:
             self._advise_once(
                 f"the loader's workers were started on epoch {drawn} before Lightning "
@@ -136,6 +140,8 @@ class SamplerGuard:
             )
 
     def _advise_prepared(self, epoch: int, position: int) -> None:
+        # accelerate 1.15, data_loader.py: `DataLoaderAdapter.__init__` asks a StatefulDataLoader for
+        # its state, and torchdata 0.11 starts the workers to answer, which draw at once.
         begun = self._running
         if begun is None or not begun.prepared or begun.draws.abandoned:
             return

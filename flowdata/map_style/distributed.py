@@ -63,6 +63,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
             rank=rank,
             drop_last=drop_last,
         )
+        # Every DistributedSampler has this attribute; draws are always in a random order.
         self.shuffle = True
 
     @property

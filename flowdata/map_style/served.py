@@ -83,6 +83,7 @@ class ServedDraws:
         if self.named:
             return epoch
         marks = self._mark_of
+        # A draw that was served in this epoch: somebody has begun the next one.
         if (marks[draws] == epoch % _MARKS + 1).any():
             epoch += 1
             self._words[0] = epoch

@@ -200,6 +200,7 @@ def test_ranks_whose_epochs_nobody_names_draw_anew_all_the_same():
         assert same_rows(drawn, planned(epoch))
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("workers", WORKERS)
 def test_on_several_ranks_a_data_set_that_is_not_told_its_epoch_warns_once(monkeypatch, workers):
     monkeypatch.setenv("WORLD_SIZE", "2")

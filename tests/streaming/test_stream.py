@@ -285,6 +285,7 @@ def test_stages_that_make_several_samples_of_one_are_refused(urls, table):
         list(make(urls, table).batched(8, collation_fn=list).unbatched())
 
 
+@pytest.mark.guard
 def test_the_batch_size_must_be_that_of_the_loader(urls, table):
     told = make(urls, table, batch_size=20)
     batched = make(urls, table).batched(20, collation_fn=list)
@@ -319,6 +320,7 @@ def test_urls_must_be_those_of_the_table(urls, table, folder, tmp_path):
         FlowShards([urls, urls], table)
 
 
+@pytest.mark.guard
 def test_a_framework_must_not_divide_the_stream_again(urls, table):
     from accelerate.data_loader import IterableDatasetShard
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.masses import MOST_DRAWS, Masses, draw_bits, whole_draws
 from flowdata.core.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
 from flowdata.core.strata import Strata, dealt
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
@@ -15,11 +16,9 @@ from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 EpochSize: TypeAlias = int | float | Literal["full", "ess", "distinct"]
 Scheme: TypeAlias = Literal["systematic", "multinomial"]
 
-# One draw is worth 2^bits units of mass. At 2^44 and less, the mass of a row whose expected
-# count is a whole number comes out exact in spite of the rounding of float64.
-_DRAW_BITS = 44
-_TOTAL_BITS = 62
+# Independent draws are points on the whole mass: as fine as a sum in int64 allows.
 _MULTINOMIAL_BITS = 61
+# Points that are looked up at a time: their temporary arrays stay small beside the plan.
 _SEARCHED = 1 << 20
 
 
@@ -88,12 +87,8 @@ class EpochPlan:
         self.scheme = scheme
         self.alpha = alpha
         self._size = resolve_epoch_size(self.weights, epoch_size)
-        self._mass_bits = (
-            min(_DRAW_BITS, _TOTAL_BITS - self._size.bit_length())
-            if scheme == "systematic"
-            else _MULTINOMIAL_BITS
-        )
-        self._masses: _Masses | None = None
+        self._mass_bits = draw_bits(self._size) if scheme == "systematic" else _MULTINOMIAL_BITS
+        self._masses: Masses | None = None
         self._slots: NDArray[Any] | None = None
         self._order: KeyedPermutation | None = None
 
@@ -166,7 +161,7 @@ class EpochPlan:
         if self._slots is None:
             if self._masses is None:
                 total = (self._size if self.scheme == "systematic" else 1) << self._mass_bits
-                self._masses = _Masses(self.weights, total, self._mass_bits)
+                self._masses = Masses(self.weights, total, self._mass_bits)
             if self._codes is not None:
                 self._slots = self._stratified(self._masses, self._codes)
             elif self.scheme == "systematic":
@@ -178,17 +173,19 @@ class EpochPlan:
                 self._slots = self._multinomial(self._masses)
         return self._slots
 
-    def _systematic(self, masses: "_Masses") -> NDArray[Any]:
+    def _systematic(self, masses: Masses) -> NDArray[Any]:
         """Rows by slot: slot k holds the row in which mass (k + 1) 2^b - offset lies."""
         n, bits = len(self.weights), self._mass_bits
         random = random_bits(self.seed, self.epoch, Purpose.ROW_ORDER)
+        # The one random number of a systematic pass: mass that lies before the first row, so that
+        # the first point falls anywhere in the first draw's worth with equal probability.
         carry = int(random.random_raw()) >> (64 - bits)
         slots = np.empty(self._size, dtype=_row_dtype(n))
         filled = 0
         for block in self._shuffled_blocks():
             start = block * CHUNK
             rows = shuffled(min(CHUNK, n - start), random)
-            counts, carry = _whole_draws(masses.of(start, rows), carry, bits)
+            counts, carry = whole_draws(masses.of(start, rows), carry, bits)
             rows += start
             drawn = np.repeat(rows, counts)
             slots[filled : filled + drawn.size] = drawn
@@ -196,14 +193,15 @@ class EpochPlan:
         assert filled == self._size
         return slots
 
-    def _stratified(self, masses: "_Masses", codes: NDArray[np.int64]) -> NDArray[Any]:
+    def _stratified(self, masses: Masses, codes: NDArray[np.int64]) -> NDArray[Any]:
         """Rows by draw: systematic over strata, dealt out to batches."""
         assert self.strata is not None
         random = random_bits(self.seed, self.epoch, Purpose.STRATA)
+        # Sorted by stratum, and at random within: 24 bits for the stratum, 40 for the chance.
         keys = random.random_raw(codes.size) >> 24 | codes.astype(np.uint64) << 40
         order = keys.argsort(kind="stable")
         offset = int(random.random_raw()) >> (64 - self._mass_bits)
-        counts, _ = _whole_draws(masses.all(codes.size)[order], offset, self._mass_bits)
+        counts, _ = whole_draws(masses.all(codes.size)[order], offset, self._mass_bits)
         drawn = dealt(np.repeat(order, counts), self.strata.batch_size, random)
         return drawn.astype(_row_dtype(codes.size))
 
@@ -215,7 +213,7 @@ class EpochPlan:
         blocks_in_order: list[int] = order(np.arange(blocks)).tolist()
         return blocks_in_order
 
-    def _multinomial(self, masses: "_Masses") -> NDArray[Any]:
+    def _multinomial(self, masses: Masses) -> NDArray[Any]:
         """Rows of independent draws, in the order they were drawn."""
         n = len(self.weights)
         edges = masses.all(n)
@@ -229,56 +227,6 @@ class EpochPlan:
             order = np.argsort(points)
             part[order] = np.searchsorted(edges, points[order], side="right")
         return slots
-
-
-class _Masses:
-    """Weights as integers that sum to exactly ``total``, made block by block when asked for.
-
-    Rounding leaves a remainder of some units. It goes to the one row whose mass is furthest
-    from a whole number of draws (2^bits units), so that it cannot change a floor or a ceil.
-    """
-
-    def __init__(self, weights: FlowWeights, total: int, bits: int) -> None:
-        self._relative = weights.relative
-        self._scale = total / weights.total
-        self._row, self._remainder = 0, 0
-        unit = (1 << bits) - 1
-        placed, widest = 0, -1
-        for start in range(0, len(weights), CHUNK):
-            masses = self._rounded(self._relative[start : start + CHUNK])
-            placed += int(masses.sum())
-            slack = np.minimum(masses & unit, -masses & unit)
-            best = int(slack.argmax())
-            if slack[best] > widest:
-                widest, self._row = int(slack[best]), start + best
-        self._remainder = total - placed
-
-    def of(self, start: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Masses of ``rows``, counted from ``start``, all within one block."""
-        masses = self._rounded(self._relative[start : start + CHUNK].take(rows))
-        if self._remainder and start <= self._row < start + rows.size:
-            masses[rows == self._row - start] += self._remainder
-        return masses
-
-    def all(self, n: int) -> NDArray[np.int64]:
-        """Masses of all n rows."""
-        masses = np.empty(n, dtype=np.int64)
-        for start in range(0, n, CHUNK):
-            masses[start : start + CHUNK] = self.of(start, np.arange(min(CHUNK, n - start)))
-        return masses
-
-    def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.rint(relative * self._scale).astype(np.int64)
-
-
-def _whole_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
-    """Draws of rows laid end to end behind a carry, in place, and what is carried on from them."""
-    masses[0] += carry
-    np.cumsum(masses, out=masses)
-    left = int(masses[-1]) & (1 << bits) - 1
-    masses >>= bits
-    masses[1:] -= masses[:-1].copy()
-    return masses, left
 
 
 def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
@@ -301,7 +249,7 @@ def resolve_epoch_size(weights: FlowWeights, epoch_size: EpochSize) -> int:
         raise ValueError(f"epoch_size must be finite, got {epoch_size!r}")
     # A float may overflow when it is multiplied; more rows than a plan can have are as bad.
     size = int(epoch_size) if is_count else round(min(float(epoch_size), 2.0**64) * n)
-    if not 1 <= size < 1 << (_TOTAL_BITS - 12):
+    if not 1 <= size <= MOST_DRAWS:
         raise ValueError(
             f"epoch_size={epoch_size!r} gives an epoch of {size:,} draws over {n:,} rows; "
             "an int counts draws, a float is a fraction of the rows, and at least 1 draw is needed"

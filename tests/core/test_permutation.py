@@ -94,3 +94,19 @@ def test_the_order_is_the_same_in_every_release():
     # A checkpoint of an older release must go on with the draws that were left.
     assert permuted(8, seed=1, epoch=2).tolist() == [0, 3, 1, 6, 7, 4, 2, 5]
     assert permuted(100_000, seed=1, epoch=2)[:4].tolist() == [43445, 47430, 86440, 62548]
+
+
+@pytest.mark.parametrize("size", [(1 << 32) - 5, 3 << 31, 1 << 40])
+def test_positions_beyond_32_bits_are_places_of_their_own(size):
+    # As many as cannot be listed: neighbours at both ends, and some from everywhere.
+    order = KeyedPermutation(size, seed=3, epoch=0, purpose=Purpose.DRAW_ORDER)
+    random = np.random.default_rng(0).integers(0, size, 20_000)
+    positions = np.unique(np.concatenate([np.arange(20_000), size - 1 - np.arange(20_000), random]))
+    places = order(positions)
+    assert places.dtype == np.int64
+    assert np.unique(places).size == positions.size
+    assert 0 <= places.min() < 0.001 * size
+    assert 0.999 * size < places.max() < size
+    # Each tenth of the range gets its share, within ten standard deviations.
+    shares = np.bincount(places * 10 // size, minlength=10) / positions.size
+    assert (np.abs(shares - 0.1) < 10 * np.sqrt(0.09 / positions.size)).all()

@@ -12,7 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flowdata import EpochPlan, FlowWeights, InvalidLossError
-from flowdata.core.permutation import CHUNK
 
 laws = examples(150)
 TABLE = 65_536
@@ -69,56 +68,6 @@ def test_a_row_whose_expected_count_is_whole_is_drawn_exactly_that_often(counts,
     # A third of an integer is rounded, and so is the sum.
     plan = EpochPlan(np.array(counts) / 3, epoch_size=sum(counts) * times, seed=seed)
     assert plan.counts().tolist() == [count * times for count in counts]
-
-
-def masses(plan):
-    """The integers that a plan lays end to end, and how many of them are worth a draw.
-
-    An error of some of these units shows in the draws of one epoch in 10^10 or fewer, so the
-    tests of exactness look at the integers themselves.
-    """
-    plan.counts()
-    n = len(plan.weights)
-    blocks = [
-        plan._masses.of(start, np.arange(min(CHUNK, n - start))) for start in range(0, n, CHUNK)
-    ]
-    return np.concatenate(blocks), 1 << plan._mass_bits
-
-
-@laws
-@given(some_weights, draws)
-def test_the_masses_are_the_expected_counts_to_2_to_the_minus_44_and_sum_to_the_epoch(
-    weights, size
-):
-    found, draw = masses(EpochPlan(weights, epoch_size=size))
-    assert draw == 2**44
-    assert sum(found.tolist()) == size * draw
-    for mass, expected in zip(found.tolist(), expected_counts(weights, size), strict=True):
-        # Half a unit of its own and, for one row, of each other; 2^-50 of float64 arithmetic.
-        assert abs(mass - expected * draw) <= 1 + len(weights) / 2 + expected * draw / 2**50
-        assert mass == 0 or expected > 0
-
-
-@laws
-@given(st.lists(st.integers(0, 64), min_size=1, max_size=60).filter(any))
-def test_a_whole_expected_count_up_to_64_has_exactly_its_mass(counts):
-    # The first row is half of all draws; the others are whole, or not with one draw in three.
-    total = sum(counts)
-    whole, draw = masses(EpochPlan(np.array(counts) / 3, epoch_size=total))
-    assert whole.tolist() == [count * draw for count in counts]
-    half, draw = masses(EpochPlan([7.0 * total, *(7.0 * np.array(counts))], epoch_size=2))
-    assert half[0] == draw
-
-
-@pytest.mark.parametrize("scheme", ["systematic", "multinomial"])
-@pytest.mark.parametrize("zeros", [0, CHUNK + 5])
-def test_the_masses_of_many_blocks_sum_to_the_epoch(scheme, zeros):
-    weights = np.random.default_rng(2).gamma(2.0, size=3 * CHUNK + 17)
-    weights[:zeros] = 0
-    found, draw = masses(EpochPlan(weights, scheme=scheme))
-    assert found.sum() == (len(weights) * draw if scheme == "systematic" else draw)
-    assert not found[:zeros].any()
-    assert found.min() >= 0
 
 
 @laws

@@ -164,3 +164,52 @@ def test_a_plan_is_the_same_after_pickling():
 def test_what_cannot_be_strata_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_an_epoch_of_a_million_draws_keeps_counts_and_shares():
+    random = np.random.default_rng(6)
+    weights, groups = random.gamma(2.0, size=70_001), random.integers(0, 7, 70_001)
+    draws = (1 << 20) + 37
+    plan = EpochPlan(weights, epoch_size=draws, seed=1, strata=Strata(groups, 64))
+    expected = draws * weights / weights.sum()
+    assert plan.counts().sum() == draws
+    assert (np.abs(plan.counts() - expected) < 1 + 1e-9).all()
+    batches = groups[plan[: draws // 64 * 64]].reshape(-1, 64)
+    for group in range(7):
+        counts = (batches == group).sum(axis=1)
+        assert counts.max() - counts.min() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"])
+def test_the_type_of_the_groups_is_of_no_matter(dtype):
+    groups = np.arange(40) % 3
+    strata, other = Strata(groups, 4), Strata(groups.astype(dtype), 4)
+    assert other.fingerprint == strata.fingerprint
+    # Nor is how they lie in memory.
+    assert Strata(np.repeat(groups, 2).astype(dtype)[::2], 4).fingerprint == strata.fingerprint
+    plans = [EpochPlan(np.ones(40), seed=2, strata=made)[:].tolist() for made in (strata, other)]
+    assert plans[0] == plans[1]
+
+
+def test_groups_may_be_true_or_false():
+    groups = np.arange(10) % 2
+    assert Strata(groups == 1, 2).fingerprint == Strata(groups, 2).fingerprint
+
+
+def test_the_fingerprint_is_the_same_on_every_machine_and_in_every_release():
+    # States hold it: with another one, no run with strata could go on.
+    assert Strata([0, 1, 1, -2], batch_size=2).fingerprint == "66a88483d0bac2912f4fc7d475bea93f"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Strata([0, 1, 2], 2, 5),
+        Strata([0, 1, 1, 1], 2, 5),
+        Strata([1, 0, 1], 2, 5),
+        Strata([0, 1, 1], 3, 5),
+        Strata([0, 1, 1], 2, 4),
+    ],
+)
+def test_the_fingerprint_changes_with_groups_batch_size_and_levels(other):
+    assert other.fingerprint != Strata([0, 1, 1], 2, 5).fingerprint

@@ -1,10 +1,5 @@
 """FlowWeights: exp(-loss / temperature), its scale, its powers and what it says about itself."""
 
-import math
-import os
-import subprocess
-import sys
-
 import datasets
 import numpy as np
 import pytest
@@ -194,92 +189,6 @@ def test_the_fingerprint_changes_with_a_loss_its_place_the_temperature_and_the_k
         make().power(0.5),
     ]
     assert len({weights.fingerprint for weights in all_}) == len(all_)
-
-
-POWERS = """
-import numpy as np
-from flowdata import FlowWeights
-
-values = np.random.default_rng(0).random(10_000)
-print(FlowWeights.from_losses(values).power(0.37).fingerprint)
-print(FlowWeights.from_weights(values).power(0.37).fingerprint)
-"""
-
-
-@pytest.mark.slow
-def test_fingerprints_of_powers_do_not_depend_on_the_vector_instructions_of_the_machine():
-    x86 = "X86_V3 X86_V4 AVX512_ICL AVX512_SPR AVX2 FMA3 AVX512F AVX512_SKX"
-    without = os.environ | {"NPY_DISABLE_CPU_FEATURES": x86, "PYTHONWARNINGS": "ignore"}
-    prints = [
-        subprocess.check_output([sys.executable, "-c", POWERS], env=env, text=True)
-        for env in (os.environ, without)
-    ]
-    assert prints[0] == prints[1]
-
-
-@LAW
-@given(LOSS_ARRAYS, ALPHAS, st.integers(0, 2**32), st.sampled_from(["median", "mean", 3.0]))
-def test_draw_and_residual_together_give_the_weighted_mean_for_every_alpha(
-    losses, alpha, seed, temperature
-):
-    gradients = np.random.default_rng(seed).normal(size=losses.size)
-    weights = make(losses, temperature=temperature)
-    plain = np.exp((losses.min() - losses) / weights.temperature)
-    drawn = weights.power(alpha)
-    parts = drawn.relative / drawn.total * weights.residual(alpha)
-    np.testing.assert_allclose(parts, plain / plain.sum(), rtol=1e-9, atol=1e-300)
-    wanted = np.average(gradients, weights=plain)
-    assert np.sum(parts * gradients) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
-
-
-@LAW
-@given(arrays(np.float64, 20, elements=PLAIN).filter(np.any), ALPHAS)
-def test_the_law_of_draw_and_residual_holds_for_given_weights_some_of_them_zero(values, alpha):
-    weights = FlowWeights.from_weights(values)
-    gradients = np.random.default_rng(0).normal(size=20)
-    chances = weights.power(alpha).values / weights.power(alpha).values.sum()
-    found = np.sum(chances * weights.residual(alpha) * gradients)
-    assert found == pytest.approx(np.average(gradients, weights=values), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_a_power_keeps_dropped_rows_at_exactly_zero(alpha):
-    weights = make([1.0, np.nan, 2.0, -1.0, np.inf], on_invalid="drop")
-    drawn = weights.power(alpha)
-    assert drawn.values[[1, 3, 4]].tolist() == [0.0, 0.0, 0.0]
-    np.testing.assert_allclose(drawn.values[[0, 2]], weights.values[[0, 2]] ** alpha, rtol=1e-12)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_powers_and_residuals_of_weights_with_zeros_raise_no_numerical_warning(alpha):
-    for weights in (FlowWeights.from_weights([0.0, 1.0]), make([1, np.nan], on_invalid="drop")):
-        assert np.isfinite(weights.power(alpha).values).all()
-        assert np.isfinite(weights.residual(alpha)).all()
-
-
-def test_a_power_equals_a_higher_temperature():
-    np.testing.assert_allclose(
-        make().power(0.25).values, make(temperature=4 * np.median(LOSSES)).values, rtol=1e-12
-    )
-
-
-def test_a_power_revives_weights_that_underflowed_but_were_not_dropped():
-    weights = make([0.0, 1000.0], temperature=1.0)
-    assert weights.values[1] == 0.0
-    assert weights.power(0.5).values[1] == pytest.approx(math.exp(-500.0))
-
-
-def test_the_residual_is_one_for_pure_resampling_and_has_mean_one_for_pure_reweighting():
-    np.testing.assert_allclose(make().residual(1.0), 1.0, rtol=1e-14)
-    np.testing.assert_allclose(make().residual(0.0), make(normalize="mean").values, rtol=1e-12)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), float("inf")])
-def test_an_alpha_outside_zero_and_one_is_refused(alpha):
-    for method in (make().power, make().residual):
-        with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
-            method(alpha)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-9])

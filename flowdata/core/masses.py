@@ -1,0 +1,70 @@
+"""Masses: weights as integers, so that an epoch's draws add up exactly."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.core.permutation import CHUNK
+from flowdata.core.weights import FlowWeights
+
+# One draw is worth 2^bits units of mass. At 2^44 and less, the mass of a row whose expected
+# count is a whole number comes out exact in spite of the rounding of float64.
+_DRAW_BITS = 44
+_TOTAL_BITS = 62
+MOST_DRAWS = (1 << (_TOTAL_BITS - 12)) - 1
+"""Draws of the longest epoch: 2^12 units of mass are left for each."""
+
+
+def draw_bits(draws: int) -> int:
+    """b, where a draw of an epoch of so many is worth 2^b units of mass."""
+    return min(_DRAW_BITS, _TOTAL_BITS - draws.bit_length())
+
+
+class Masses:
+    """Weights as integers that sum to exactly ``total``, made block by block when asked for.
+
+    Rounding leaves a remainder of some units. It goes to the one row whose mass is furthest
+    from a whole number of draws (2^bits units), so that it cannot change a floor or a ceil.
+    """
+
+    def __init__(self, weights: FlowWeights, total: int, bits: int) -> None:
+        self._relative = weights.relative
+        self._scale = total / weights.total
+        self._row, self._remainder = 0, 0
+        unit = (1 << bits) - 1
+        placed, widest = 0, -1
+        for start in range(0, len(weights), CHUNK):
+            masses = self._rounded(self._relative[start : start + CHUNK])
+            placed += int(masses.sum())
+            slack = np.minimum(masses & unit, -masses & unit)
+            best = int(slack.argmax())
+            if slack[best] > widest:
+                widest, self._row = int(slack[best]), start + best
+        self._remainder = total - placed
+
+    def of(self, start: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Masses of ``rows``, counted from ``start``, all within one block."""
+        masses = self._rounded(self._relative[start : start + CHUNK].take(rows))
+        if self._remainder and start <= self._row < start + rows.size:
+            masses[rows == self._row - start] += self._remainder
+        return masses
+
+    def all(self, n: int) -> NDArray[np.int64]:
+        """Masses of all n rows."""
+        masses = np.empty(n, dtype=np.int64)
+        for start in range(0, n, CHUNK):
+            masses[start : start + CHUNK] = self.of(start, np.arange(min(CHUNK, n - start)))
+        return masses
+
+    def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:
+        return np.rint(relative * self._scale).astype(np.int64)
+
+
+def whole_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
+    """Draws of rows laid end to end behind a carry, in place, and what is carried on from them."""
+    masses[0] += carry
+    np.cumsum(masses, out=masses)
+    # Points lie 2^bits apart: a row is drawn once for each that its mass passes.
+    left = int(masses[-1]) & (1 << bits) - 1
+    masses >>= bits
+    masses[1:] -= masses[:-1].copy()
+    return masses, left

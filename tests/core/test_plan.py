@@ -324,3 +324,11 @@ def test_weights_that_cannot_be_drawn_by_are_refused(weights, message):
 def test_weights_that_are_not_a_row_of_numbers_are_refused(weights, message):
     with pytest.raises(ValueError, match=message):
         EpochPlan(weights)
+
+
+def test_a_copy_or_a_pickle_does_not_hold_what_was_computed():
+    plan = EpochPlan(np.ones(100_000))
+    fresh = len(pickle.dumps(plan))
+    plan.counts()
+    for made in (plan, plan.released(), plan.at_epoch(1)):
+        assert len(pickle.dumps(made)) < fresh + 1000

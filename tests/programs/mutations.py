@@ -56,7 +56,7 @@ class Sites(libcst.CSTVisitor):
             return False
         if isinstance(node, libcst.If) and "TYPE_CHECKING" in source(node.test):
             return False
-        if isinstance(node, libcst.AnnAssign) and "TypeAlias" in source(node.annotation):
+        if isinstance(node, libcst.AnnAssign) and "TypeAlias" in source(node.annotation.annotation):
             return False
         if isinstance(node, libcst.Expr) and isinstance(node.value, libcst.SimpleString):
             return False

@@ -1,5 +1,6 @@
 """Reading by places, the transports under it, the cache and the index."""
 
+import gzip
 import tarfile
 
 import numpy as np
@@ -117,6 +118,24 @@ def test_a_place_behind_the_end_is_an_error(folder):
             reader = ShardReader(place, Access(retries=1))
             with pytest.raises(ShardError, match=r"a\.bin"):
                 reader.read(np.array([len(CONTENT) - 5]), np.array([10]))
+
+
+@pytest.mark.parametrize("kind", ["gzip", "pipe", "server"])
+def test_a_sample_that_is_cut_off_behind_a_stream_is_an_error(folder, kind):
+    # None of them tells its length beforehand.
+    place = Place("pipe:cat " + str(folder / "a.bin"), -1, False)
+    if kind == "gzip":
+        (folder / "a.gz").write_bytes(gzip.compress(CONTENT))
+        place = Place(str(folder / "a.gz"), -1, True)
+    with ShardServer(folder, ranges=False, head=False) as server:
+        if kind == "server":
+            place = Place(server.url("a.bin"), -1, False)
+        reader = ShardReader(place, Access(retries=1, allow_pipe=True))
+        [whole] = reader.read(np.array([len(CONTENT) - 10]), np.array([10]))
+        assert bytes(whole) == CONTENT[-10:]
+        with pytest.raises(ShardError, match=r"a\.(bin|gz) is cut off or corrupt: .*300,000"):
+            reader.read(np.array([len(CONTENT) - 5]), np.array([6]))
+        reader.close()
 
 
 def test_a_failing_command_is_named(tmp_path):

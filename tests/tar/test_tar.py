@@ -228,6 +228,13 @@ def test_of_two_names_before_a_member_the_first_holds(tmp_path, first):
     assert sample["__key__"] == first.decode().lower().replace("x", "p")
 
 
+@pytest.mark.parametrize("slashes", [b"/", b"//"])
+def test_slashes_behind_the_path_of_a_pax_header_do_not_count(tmp_path, slashes):
+    content = extended(b"x", record(b"path", b"dir/b.txt" + slashes)) + A_FILE + bytes(1024)
+    [sample], [expected] = indexed(content, tmp_path), by_webdataset(content, tmp_path)
+    assert bare(sample) == bare(expected) == {"__key__": "dir/b", "txt": b"1"}
+
+
 def test_names_that_are_no_utf8_are_keys_as_webdataset_makes_them(tmp_path):
     content = header(name=b"caf\xe9.txt") + padded(b"1") + A_FILE + bytes(1024)
     path = tmp_path / "a.tar"

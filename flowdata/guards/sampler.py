@@ -140,8 +140,8 @@ class SamplerGuard:
             )
 
     def _advise_prepared(self, epoch: int, position: int) -> None:
-        # accelerate 1.15, data_loader.py: `DataLoaderAdapter.__init__` asks a StatefulDataLoader for
-        # its state, and torchdata 0.11 starts the workers to answer, which draw at once.
+        # accelerate 1.15, data_loader.py: `DataLoaderAdapter.__init__` asks a StatefulDataLoader
+        # for its state, and torchdata 0.11 starts the workers to answer, which draw at once.
         begun = self._running
         if begun is None or not begun.prepared or begun.draws.abandoned:
             return

@@ -7,6 +7,7 @@ from webdataset import autodecode
 
 from flowdata.errors import ShardError
 
+# What webdataset's decoders hand to pickle or torch.load, by extension.
 _PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})
 
 

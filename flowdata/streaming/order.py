@@ -46,6 +46,7 @@ class Layout:
         batches = -(-own // self.batch)
         each, more = divmod(batches, self.workers)
         shares = [(each + (worker < more)) * self.batch for worker in range(self.workers)]
+        # The last batch of all may be incomplete.
         if batches:
             shares[(batches - 1) % self.workers] -= batches * self.batch - own
         return shares
@@ -134,6 +135,7 @@ class StreamOrder:
         self, positions: Positions, layout: Layout, done: Sequence[int], generation: int
     ) -> NDArray[np.int64]:
         """Positions not drawn yet, when each rank's workers have done so many, ascending."""
+        # Each worker's draws come out mixed within windows, so what is left is no run of positions.
         open_ = np.ones(len(positions), dtype=np.bool_)
         for rank in range(layout.ranks):
             for worker, count in enumerate(done):
@@ -165,6 +167,8 @@ class StreamOrder:
         """Windows as (group, number, what they take of each shard): each takes an equal part."""
         cuts = self._cuts(positions)
         held = np.flatnonzero(np.diff(cuts))
+        # Shards that are open together are read to their end before the next ones are opened, and
+        # each window takes as large a part of every one of them: so all end at the same time.
         for group, start in enumerate(range(0, held.size, self._shards_open)):
             places = held[start : start + self._shards_open]
             first, counts = cuts[places], cuts[places + 1] - cuts[places]
@@ -189,6 +193,7 @@ class StreamOrder:
         """The rows of positions within one shard."""
         shard = self._shards[place]
         first, last = self._bounds[shard], self._bounds[shard + 1]
+        # Positions count in reading order, `_until` in the order of the table.
         before = int(self._until[first]) - int(self._edges[place])
         drawn = self._until[first : last + 1]
         wanted = (_array(positions) + before).astype(drawn.dtype)

@@ -69,6 +69,7 @@ class Progress:
         if window + shards_open > 1 << 16:
             raise ValueError(f"window and shards_open can be 65,536 together, got {window:,}")
         self._plan, self._bounds = plan, bounds
+        # What divides the table into shards: with other shards, positions mean other draws.
         self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self.shards_open = window, shards_open
@@ -242,6 +243,7 @@ class Progress:
             self._guard.load(epoch)
             self._passes.set_epoch(epoch)
             return
+        # torchdata asks a worker that had come to its end to go on all the same: it gives nothing.
         self._ended_before = self._saved is not None and self._saved.ended
         if self._ended_before:
             self._stretches, self._saved = (), None

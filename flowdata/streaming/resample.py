@@ -73,6 +73,7 @@ class resample:
         epoch = self._passes.begin()
         self._plan = self._plan.at_epoch(epoch)
         counts = self._plan.counts().astype(np.int32)
+        # Let go of this epoch's draws, of which the counts are all that is needed.
         self._plan = self._plan.at_epoch(epoch + 1)
         times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, counts))
         url, times = "", {}

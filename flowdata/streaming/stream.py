@@ -200,6 +200,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             TypeError: for one that shuffles.
         """
+        # webdataset 1.0, filters.py: a stage is a `RestCurried` of its function, under `f`.
         made_by = getattr(stage, "f", None)
         if made_by is wds.filters.shuffle.f or isinstance(stage, wds.filters.detshuffle):
             self.shuffle()

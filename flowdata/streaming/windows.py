@@ -91,6 +91,7 @@ class WindowReader:
         return dict(zip(rows.tolist(), views, strict=True))
 
     def _reader(self, group: int, shard: int) -> ShardReader:
+        # Shards of the group before are read to their end: their files and connections go.
         if group != self._group:
             self._close()
             self._group = group

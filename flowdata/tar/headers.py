@@ -89,6 +89,7 @@ def _members(stream: ForwardStream, name: str) -> Iterator[Member]:
             path, size = said.get("path", path), int(said.get("size", size))
         _check(header, path, size, said, name)
         member = Member(path, offset if first is None else first, stream.tell(), size)
+        # Links, folders and devices have no content here; a kind that nobody knows may have some.
         if header.kind in tarfile.REGULAR_TYPES:
             _pass(stream, member, name)
             yield member
@@ -104,11 +105,13 @@ def _members(stream: ForwardStream, name: str) -> Iterator[Member]:
 def usual(block: bytes) -> Header | None:
     """A header as almost all are written, None for others; tarfile takes ten times as long."""
     match = _USUAL.match(block)
+    # The checksum is the sum of all bytes, with its own field taken for eight spaces.
     if match is None or int(match[3], 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         return None
     name, kind = match[1].split(b"\0", 1)[0], match[4]
     if match[5][0] and kind not in tarfile.GNU_TYPES:
         name = match[5].split(b"\0", 1)[0] + b"/" + name
+    # Before POSIX a folder was a file whose name ends so.
     if kind == tarfile.AREGTYPE and name.endswith(b"/"):
         kind = tarfile.DIRTYPE
     return Header(_decoded(name), kind, int(match[2], 8))
@@ -154,6 +157,7 @@ def _body(header: Header, stream: ForwardStream, name: str) -> bytes:
 
 def _said(header: Header, body: bytes, where: str) -> dict[str, str]:
     """What is known of the next member from a header before it."""
+    # Where a link leads to does not matter: links are no members of samples.
     if header.kind == tarfile.GNUTYPE_LONGLINK:
         return {}
     if header.kind == tarfile.GNUTYPE_LONGNAME:
@@ -202,6 +206,7 @@ def _check(header: Header, path: str, size: int, said: dict[str, str], name: str
 
 def _pass(stream: ForwardStream, member: Member, name: str) -> None:
     if member.size:
+        # A seek beyond the end of a file succeeds: only reading the last byte shows it is there.
         stream.seek(member.end - 1)
         if not stream.read(1):
             raise ShardError(

@@ -89,6 +89,7 @@ def _indexed(url: str, access: Access) -> _Part:
         for sample in _refuse_twice(walk(content, name), name):
             keys.append(sample.key if sample.key.isascii() else escaped_key(sample.key))
             places.append((sample.offset, sample.size))
+        # The checksum of a gzip stream is behind its last byte.
         if compressed:
             _read_to_the_end(content, name)
         length = transport.length()

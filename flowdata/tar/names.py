@@ -85,6 +85,7 @@ class _Names:
 def _place(url: str) -> str:
     """A URL as a path of its own, the same wherever the process runs."""
     if url.startswith(PIPE):
+        # A command is one name, whatever paths are in it.
         return url.replace("/", "\u2215")
     path = local_path(url)
     return shown(url) if path is None else os.path.abspath(path).replace(os.sep, "/")

@@ -14,8 +14,10 @@ from flowdata.transport.access import Access, NoRangesError, Readable, Transport
 from flowdata.transport.connect import connect
 from flowdata.transport.urls import shown
 
+# About what the disk and the kernel read ahead anyway; see benchmarks/streaming.py for servers.
 GAP = 16_384
 """Bytes between two samples that are read over rather than asked for anew."""
+# Bytes of one read, so that a window of neighbouring samples does not become one allocation.
 _SPAN = 1 << 23
 
 

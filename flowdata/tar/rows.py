@@ -15,6 +15,7 @@ from flowdata.tar.samples import parsed
 from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls, expanded, shown
 
+# Shards whose files or connections stay open, the one used longest ago making room.
 _OPEN = 8
 
 

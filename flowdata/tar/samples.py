@@ -100,6 +100,7 @@ def _add_plain_members(sample: dict[str, Any], content: memoryview, key: str) ->
             return False
         sample[match[2].lower()] = content[start:end].tobytes()
         position = start + padded(header.size)
+    # A member may be called __key__, and have overwritten it.
     return len(sample) > 2 and sample["__key__"] is key
 
 

@@ -15,6 +15,7 @@ from flowdata.transport.urls import shown
 
 _PART = 1 << 20
 _SUFFIX = ".shard"
+# Seconds after which a copy that nobody finished is taken for that of a killed process.
 _ABANDONED = 3600.0
 
 
@@ -60,6 +61,7 @@ def _is_whole(path: Path, length: int) -> bool:
     if length >= 0 and path.stat().st_size != length:
         path.unlink(missing_ok=True)
         return False
+    # The time of a copy is when it was used last, by which the cache makes room.
     with contextlib.suppress(OSError):
         os.utime(path)
     return True

@@ -15,7 +15,9 @@ from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import retrying, whole
 from flowdata.transport.urls import shown
 
+# What may pass: time-outs, too many requests, and servers that are in trouble.
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What a server answers to a header with more ranges than it takes.
 _NOT_TOGETHER = frozenset({400, 413, 416, 431})
 # Ranges of one request: its header has to stay below what servers take.
 _RANGES = 64
@@ -39,6 +41,7 @@ class HttpTransport:
         self._host = _host(url)
         self._asked = urlsplit(url)._replace(netloc=self._host).geturl() if "@" in url else url
         self._proxy = _proxy(url, self._host)
+        # Compressed on the way, byte ranges would be those of the compressed content.
         self._headers = {"Accept-Encoding": "identity"} | _sign_in(url) | dict(access.headers)
         self._length: int | None = None
         self._ranged = True
@@ -59,7 +62,7 @@ class HttpTransport:
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
         """Exactly these bytes, span by span."""
         if spans and self._host not in _RANGED:
-            # A server without ranges would send its whole shard twice.
+            # One range first, alone: a server without ranges would send its whole shard twice.
             yield self._read_one(*spans[0])
             spans = spans[1:]
         for together in _requests(spans):

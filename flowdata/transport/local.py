@@ -17,6 +17,7 @@ class LocalTransport:
 
     def __init__(self, path: Path) -> None:
         try:
+            # Spans are read whole, so a buffer would only copy them once more.
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise ShardError(f"there is no shard {path} ({_reason(error, path)})") from error
@@ -31,6 +32,7 @@ class LocalTransport:
         for offset, size in spans:
             self._file.seek(offset)
             content = self._file.read(size) or b""
+            # One read gives at most 2 GB on Linux, and may give less.
             while len(content) < size and (more := self._file.read(size - len(content))):
                 content += more
             yield whole(content, size, offset, str(self._path))

@@ -47,5 +47,6 @@ class _PipeStream:
     def close(self) -> None:
         assert self._process.stdout is not None
         self._process.stdout.close()
+        # It may be asleep in a write that nobody reads.
         self._process.kill()
         self._process.wait()

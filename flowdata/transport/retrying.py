@@ -27,6 +27,7 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
         wait = 0.0
         try:
             return fetch()
+        # These two will not pass, however often they are tried.
         except (FileNotFoundError, PermissionError) as error:
             raise ShardError(f"there is no shard {shown(url)}, or it is not for you") from error
         except RefusedError as error:
@@ -36,6 +37,7 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
         except (HTTPError, OSError, EOFError, TimeoutError) as error:
             failure = error
         if attempt < access.retries:
+            # A server that says how long to wait is obeyed, up to a limit.
             time.sleep(min(max(wait, FIRST_WAIT * 2**attempt), _LONGEST_WAIT))
     raise ShardError(
         f"{shown(url)} could not be read in {access.retries + 1} attempts; the last failed with "

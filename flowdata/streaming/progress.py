@@ -13,7 +13,7 @@ from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.errors import MismatchError, warn
 from flowdata.guards.stream import StreamGuard
 from flowdata.streaming.order import Layout, Positions, StreamOrder, Window, share_of
-from flowdata.streaming.passes import Passes
+from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
     STRETCHES,
     SavedProcess,
@@ -73,7 +73,7 @@ class Progress:
         self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self.shards_open = window, shards_open
-        self._passes = Passes(plan.seed)
+        self._epochs = SharedEpochs(plan.seed)
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
@@ -89,12 +89,12 @@ class Progress:
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._passes.to_come()
+        return self._epochs.upcoming()
 
     @property
     def plan(self) -> EpochPlan:
         """The plan of that epoch."""
-        return self._plan.at_epoch(self.epoch, seed=self._passes.seed)
+        return self._plan.at_epoch(self.epoch, seed=self._epochs.seed)
 
     @property
     def ranks(self) -> int:
@@ -113,9 +113,9 @@ class Progress:
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; a loaded position in it is kept."""
-        drawn = self._passes.running() if self._passes.workers >= 0 else None
+        drawn = self._epochs.running() if self._epochs.workers >= 0 else None
         self._guard.name_epoch(epoch, drawn=drawn)
-        self._passes.set_epoch(epoch)
+        self._epochs.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._running is not None:
             self._stretches, self._saved = (), None
         self._running = None
@@ -144,7 +144,7 @@ class Progress:
             RuntimeError, ValueError: see `StreamGuard.begin`.
         """
         self._guard.begin(ranks=self._ranks, items=items)
-        epoch = self._passes.begin()
+        epoch = self._epochs.begin()
         order = self._order(epoch)
         layout = self._layout(workers, together)
         before = self._stretches if self._stretches_epoch == epoch else ()
@@ -190,7 +190,7 @@ class Progress:
             run.done += 1
             run.drawn = drawn
         if run.drawn > run.done:
-            self._passes.set_dropped(run.drawn - run.done)
+            self._epochs.set_dropped(run.drawn - run.done)
 
     def finish(self, run: WorkerEpoch) -> None:
         """A worker has given out all that it owed."""
@@ -204,7 +204,7 @@ class Progress:
             return self._state_at(non_negative(position, "position"), together)
         run, info = self._drawing(), get_worker_info()
         if run is None:
-            if info is None and self._passes.workers > 0:
+            if info is None and self._epochs.workers > 0:
                 raise ValueError(
                     "DataLoader workers draw, so this process does not know how far they are: "
                     "give position=, the draws trained on in this epoch over all ranks, or use "
@@ -221,7 +221,7 @@ class Progress:
 
     def _drawing(self) -> WorkerEpoch | None:
         """The run of this process, if it is this one that draws, and not its workers."""
-        if get_worker_info() is None and self._passes.workers > 0:
+        if get_worker_info() is None and self._epochs.workers > 0:
             return None
         return self._running
 
@@ -237,21 +237,21 @@ class Progress:
         found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
         epoch, stretches = found[EPOCH], read_stretches(found)
         self._saved = read_process(found, stretches)
-        self._passes.set_seed(found[SEED])
+        self._epochs.set_seed(found[SEED])
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
         if get_worker_info() is None:
             self._guard.load(epoch)
-            self._passes.set_epoch(epoch)
+            self._epochs.set_epoch(epoch)
             return
         # torchdata asks a worker that had come to its end to go on all the same: it gives nothing.
         self._ended_before = self._saved is not None and self._saved.ended
         if self._ended_before:
             self._stretches, self._saved = (), None
-        self._passes.set_own(epoch + self._ended_before)
+        self._epochs.set_for_worker(epoch + self._ended_before)
 
     def _state_at(self, position: int, together: int | None) -> dict[str, Any]:
-        epoch = self._passes.running()
-        layout = self._layout(max(self._passes.workers, 0), together)
+        epoch = self._epochs.running()
+        layout = self._layout(max(self._epochs.workers, 0), together)
         known = self._stretches if self._stretches_epoch == epoch else ()
         past = known[:-1] if known and known[-1].layout == layout else known
         if layout.workers > 1 and together is None:
@@ -276,7 +276,7 @@ class Progress:
         run = self._drawing()
         if run is not None and run.done == here:
             return state | self._dropped(run)
-        if dropped := self._passes.dropped:
+        if dropped := self._epochs.dropped:
             warn(
                 f"{dropped:,} draws were dropped in epoch {epoch}, by the handler or a stage: a "
                 f"run that goes on from position={position} gives as many samples as are left, "
@@ -285,7 +285,7 @@ class Progress:
         return state
 
     def _order(self, epoch: int) -> StreamOrder:
-        plan = self._plan.at_epoch(epoch, seed=self._passes.seed)
+        plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
         return StreamOrder(plan, self._bounds, window=self._window, shards_open=self.shards_open)
 
     def _left(self, order: StreamOrder, stretches: Sequence[Stretch]) -> Positions:
@@ -307,6 +307,6 @@ class Progress:
         return {PLAN: self._plan.identity(), _STREAM: stream}
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
-        plan = self._plan.at_epoch(epoch, seed=self._passes.seed)
+        plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
         progress = {STRETCHES: write_stretches(stretches)}
         return save_state(plan, **{_STREAM: self._identity()[_STREAM]}, **progress)

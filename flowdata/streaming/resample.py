@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
-from flowdata.streaming.passes import Passes
+from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.table.shard_index import plain_keys
 from flowdata.tar.names import match
@@ -62,15 +62,15 @@ class resample:
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
-        self._passes = Passes(self._plan.seed)
+        self._epochs = SharedEpochs(self._plan.seed)
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass, in worker processes too."""
-        self._passes.set_epoch(epoch)
+        self._epochs.set_epoch(epoch)
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The samples that are drawn, each copy a dict of its own."""
-        epoch = self._passes.begin()
+        epoch = self._epochs.begin()
         self._plan = self._plan.at_epoch(epoch)
         counts = self._plan.counts().astype(np.int32)
         # Let go of this epoch's draws, of which the counts are all that is needed.

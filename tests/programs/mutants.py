@@ -33,7 +33,7 @@ MODULES = (
     "map_style",
     "streaming/order.py",
     "streaming/progress.py",
-    "streaming/passes.py",
+    "streaming/shared_epochs.py",
     "scoring/parts.py",
     "scoring/tokens.py",
     "reweight/losses.py",

@@ -1,4 +1,4 @@
-"""Passes: which epoch a pass over a stream is, agreed on by all worker processes."""
+"""SharedEpochs: which epoch a pass over a stream is, agreed on by all worker processes."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ _EPOCH_BITS = 32
 _EPOCHS = (1 << _EPOCH_BITS) - 1
 
 
-class Passes:
+class SharedEpochs:
     """Counts the passes that loaders make over a data set, in memory shared by their workers.
 
     A loader starts each of its workers at a different moment, and some never where a pass is left
@@ -69,10 +69,10 @@ class Passes:
     def running(self) -> int:
         """The epoch of the pass that began last, or of the one to come if none did."""
         if self.workers < 0:
-            return self.to_come()
+            return self.upcoming()
         return max(int((self._words[self.workers] & _EPOCHS).max()) - 1, 0)
 
-    def to_come(self) -> int:
+    def upcoming(self) -> int:
         """The epoch of the next pass, seen between two passes."""
         return int((self._words & _EPOCHS).max())
 
@@ -85,7 +85,7 @@ class Passes:
         self._dropped.zero_()
         self._last[0] = -1
 
-    def set_own(self, epoch: int) -> None:
+    def set_for_worker(self, epoch: int) -> None:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
         worker, workers, loader = _here()
         self._words[workers, worker] = loader << _EPOCH_BITS | epoch

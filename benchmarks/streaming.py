@@ -183,11 +183,11 @@ def bytes_of_an_epoch(urls: str, table: LossTable, weights: FlowWeights, source:
     """Bytes read in an epoch of raw samples, against those of the samples drawn."""
     assert table.index is not None
     stream = FlowShards(urls, table, weights, epoch_size="distinct", window=BUFFER)
-    counts = stream._source.progress._plan.counts()
+    counts = stream.plan.counts()
     owed = int(table.index.sizes[counts > 0].sum())
     for _ in stream:
         pass
-    return {f"{source} bytes read / owed": [stream._source.bytes_read / owed]}
+    return {f"{source} bytes read / owed": [stream.bytes_read / owed]}
 
 
 def resumed(urls: str, table: LossTable, weights: FlowWeights, source: str) -> Figures:

@@ -98,6 +98,7 @@ def test_without_a_gradient_they_are_plain():
     assert type(losses_of(torch.zeros(N, C))) is torch.Tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", [torch.Tensor.mean, lambda x: (x.view(-1) * MASK).sum() / 4])
 def test_they_pass_through_a_compiled_step(logits, reduce):
     torch.compiler.reset()

@@ -61,6 +61,7 @@ def test_it_holds_under_autocast(model):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["sample", "token"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_computes_its_own_loss(model, level, backend):
@@ -78,6 +79,7 @@ def test_a_compiled_model_computes_its_own_loss(model, level, backend):
     assert close(gradients(compiled, loss), gradients(expected_model, expected))
 
 
+@pytest.mark.slow
 def test_a_compiled_step_with_a_loss_of_torch():
     layer, inputs = torch.nn.Linear(5, 3), torch.randn(4, 5)
     target = WeightedTarget(torch.tensor([0, 1, 2, 1]), torch.tensor([0.1, 0.5, 2.0, 3.0]))

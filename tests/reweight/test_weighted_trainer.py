@@ -97,7 +97,11 @@ def test_an_unmodified_trainer_trains_as_by_hand(model, tmp_path, level, accumul
     [
         pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.guard),
         {"bf16": True},
-        {"torch_compile": True, "torch_compile_backend": "eager"},
+        pytest.param(
+            {"torch_compile": True, "torch_compile_backend": "eager"},
+            marks=pytest.mark.slow,
+            id="torch_compile",
+        ),
         {"remove_unused_columns": True},
     ],
     ids=lambda options: next(iter(options)),

@@ -122,6 +122,7 @@ def test_copies_do_not_come_out_side_by_side_after_a_shuffle(urls, table):
     assert adjacent < 25
 
 
+@pytest.mark.slow
 def test_long_run_frequencies_follow_the_weights(urls, table):
     """Chi-square of 150 epochs of 30 multinomial draws, false alarms below 1e-6."""
     dataset = pipeline(urls, resample(table, epoch_size=30, scheme="multinomial", seed=2))
@@ -147,6 +148,7 @@ def test_samples_that_the_table_does_not_know_are_refused(urls, table, tmp_path)
         resample(LossTable.from_losses([1.0, 2.0]))
 
 
+@pytest.mark.slow
 def test_it_is_found_in_the_package_without_importing_webdataset_first():
     import subprocess
     import sys

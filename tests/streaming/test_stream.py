@@ -141,6 +141,7 @@ def test_set_epoch_says_which_epoch_the_next_pass_is(urls, table, workers):
     assert orders[0] == orders[1]
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_draw_the_same(urls, table):
     stream = FlowShards(urls, table, **SMALL, batch_size=8).to_tuple("txt")
     forked = list(loader_over(stream, 2, collate_fn=pickle.dumps))
@@ -363,6 +364,7 @@ def test_pickles_are_not_decoded_unless_asked_for(tmp_path):
     assert sample["pickle"] == len(data)
 
 
+@pytest.mark.slow
 def test_a_pipe_runs_only_if_it_is_allowed(folder, table):
     urls = [f"pipe:cat {folder}/s-{shard}.tar" for shard in range(5)]
     index = table.index

@@ -120,6 +120,7 @@ def test_an_adapter_added_by_transformers_itself_leaves_the_fingerprint_of_the_b
     assert model_fingerprint(model) == model_fingerprint(classifier())
 
 
+@pytest.mark.slow
 def test_a_compiled_or_wrapped_model_has_the_fingerprint_of_the_model_inside():
     inner, expected = network(), model_fingerprint(network())
     compiled_part = network()

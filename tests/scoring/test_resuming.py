@@ -173,10 +173,30 @@ def test_a_lock_on_a_folder_that_is_removed_meanwhile_is_taken_anew(tmp_path, mo
         lockf(handle, operation)
 
     monkeypatch.setattr(fcntl, "lockf", late)
+    before = open_files()
     with parts.locked():
         assert len(locked) == 2
         assert not can_lock(parts)
     assert can_lock(parts)
+    assert open_files() == before
+
+
+def test_a_lock_that_is_held_names_its_holder_and_leaves_no_file_open(tmp_path, monkeypatch):
+    def held(handle, operation):
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", held)
+    parts = Parts(tmp_path / "losses.parquet")
+    before = open_files()
+    for holder in ("another process", "process 7 on a node"):
+        with pytest.raises(TableFileError, match=rf"^{holder} is scoring into .*parts now; wait"):
+            parts.locked().__enter__()
+        (parts.folder / "lock").write_text("process 7 on a node")
+    assert open_files() == before
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
 
 
 def test_the_lock_names_its_holder_and_ends_with_the_pass(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.arrays import count_rows, is_invalid, one_dimensional
 from flowdata.core.exponential import exp
 from flowdata.core.temperature import Temperature, resolve_temperature
 from flowdata.errors import InvalidLossError, warn
@@ -17,7 +18,6 @@ Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
 OnInvalid: TypeAlias = Literal["raise", "drop"]
 
 _CHUNK = 1 << 14
-_SHOWN_ROWS = 5
 
 
 @runtime_checkable
@@ -139,13 +139,13 @@ class FlowWeights:
             InvalidLossError: for empty data, invalid losses, a temperature that is not positive.
             ValueError: for a wrong shape or an unknown option.
         """
-        array = _one_dimensional(losses, "losses")
+        array = one_dimensional(losses, "losses")
         if on_invalid not in ("raise", "drop"):
             raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
-        invalid = _invalid(array)
+        invalid = is_invalid(array)
         if invalid.any() and on_invalid == "raise":
             raise InvalidLossError(
-                _count_rows(invalid, "losses that are NaN, infinite or negative", array)
+                count_rows(invalid, "losses that are NaN, infinite or negative", array)
                 + '; fix the samples or the model, or pass on_invalid="drop" to give these rows '
                 "weight 0"
             )
@@ -171,11 +171,11 @@ class FlowWeights:
             InvalidLossError: for empty data, negative, NaN or infinite weights, or all zeros.
             ValueError: for a wrong shape.
         """
-        array = _one_dimensional(weights, "weights")
-        invalid = _invalid(array)
+        array = one_dimensional(weights, "weights")
+        invalid = is_invalid(array)
         if invalid.any():
             raise InvalidLossError(
-                _count_rows(invalid, "weights that are NaN, infinite or negative", array)
+                count_rows(invalid, "weights that are NaN, infinite or negative", array)
                 + "; a weight must be finite and >= 0"
             )
         highest = float(array.max())
@@ -316,7 +316,7 @@ class FlowWeights:
             with np.errstate(divide="ignore"):
                 return np.log(self.relative)
         losses = self._source.astype(np.float64)
-        invalid = _invalid(losses)
+        invalid = is_invalid(losses)
         with np.errstate(invalid="ignore"):
             logarithms: NDArray[np.float64] = (losses[~invalid].min() - losses) / self.temperature
         logarithms[invalid] = -np.inf
@@ -356,43 +356,6 @@ def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArra
             part /= tau
             exp(part)
     return relative
-
-
-def as_array(values: ArrayLike) -> NDArray[Any]:
-    """A numpy array of anything array-like, tensors with a gradient or in bfloat16 included."""
-    tensor: Any = values
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        # numpy has no bfloat16.
-        small = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-        tensor = (tensor.double() if small else tensor).numpy()
-    return np.asarray(tensor)
-
-
-def _one_dimensional(values: ArrayLike, what: str) -> NDArray[Any]:
-    array = as_array(values)
-    if array.ndim != 1:
-        raise ValueError(f"{what} must have shape (n,), got shape {array.shape}")
-    if array.size == 0:
-        raise InvalidLossError(f"{what} are empty: at least one row is needed")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{what} must be numbers, got dtype {array.dtype}")
-    if array.dtype not in (np.float32, np.float64):
-        return array.astype(np.float64)
-    # Weights are immutable: what the caller can still change is copied.
-    return array.copy() if array.flags.writeable else array
-
-
-def _invalid(values: NDArray[Any]) -> NDArray[np.bool_]:
-    invalid: NDArray[np.bool_] = ~(np.isfinite(values) & (values >= 0))
-    return invalid
-
-
-def _count_rows(mask: NDArray[np.bool_], what: str, values: NDArray[Any]) -> str:
-    rows = np.flatnonzero(mask)
-    shown = ", ".join(f"row {row}: {values[row]}" for row in rows[:_SHOWN_ROWS])
-    more = ", ..." if rows.size > _SHOWN_ROWS else ""
-    return f"{rows.size:,} of {mask.size:,} {what} ({shown}{more})"
 
 
 def _check(normalize: Normalization) -> Normalization:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from flowdata.core.arrays import as_array
 from flowdata.core.temperature import Temperature
-from flowdata.core.weights import FlowWeights, Normalization, OnInvalid, as_array
+from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
 from flowdata.files import replacing
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint

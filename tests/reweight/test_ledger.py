@@ -331,6 +331,7 @@ def test_targets_made_by_hand_are_warned_of_too():
         loop()
 
 
+@pytest.mark.slow
 def test_a_script_is_warned_of_once_and_ends_quietly():
     script = """
         import numpy, torch

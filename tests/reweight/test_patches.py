@@ -55,6 +55,7 @@ SEEN = """
 """
 
 
+@pytest.mark.slow
 def test_they_are_made_with_the_first_target_and_once():
     imported, before, after, wrapped = said(SEEN)
     assert imported == []
@@ -63,6 +64,7 @@ def test_they_are_made_with_the_first_target_and_once():
     assert wrapped == [True, True]
 
 
+@pytest.mark.slow
 def test_with_guards_off_none_is_made():
     _, before, after, wrapped = said(SEEN, {"FLOWDATA_GUARDS": "off"})
     assert before == after

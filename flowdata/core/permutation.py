@@ -107,12 +107,16 @@ class KeyedPermutation:
         column = cells - row * self._columns
         for number, shifts in enumerate(self._rounds):
             if number % 2 == 0:
-                row += shifts.take(column)
+                row += shifts.take(self._as_indices(column))
                 # Unsigned, row - rows wraps to a huge number wherever row < rows.
                 np.minimum(row, row - self._rows, out=row)
             else:
-                column += shifts.take(row)
+                column += shifts.take(self._as_indices(row))
                 np.minimum(column, column - self._columns, out=column)
         row *= self._columns
         row += column
         return row
+
+    def _as_indices(self, cells: NDArray[np.unsignedinteger[Any]]) -> NDArray[Any]:
+        # numpy 1.26 takes no unsigned 64-bit integers for indices; the bits are the same.
+        return cells.view(np.int64) if self._dtype is np.uint64 else cells

@@ -55,6 +55,12 @@ def test_a_row_the_model_cannot_take_is_refused_with_the_reason(row, error, mess
         score(llama(), [samples(1)[0], row], "causal_lm", progress=False)
 
 
+def test_a_row_that_cannot_be_read_is_named_where_samples_are_cut_too():
+    rows = [{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [1], "labels": [1, 2]}]
+    with pytest.raises(ValueError, match=r"row 1: .*one shape"):
+        score(llama(), rows, CausalLM(max_length=5), progress=False)
+
+
 @pytest.mark.slow
 def test_a_row_that_a_worker_cannot_read_is_named_too():
     rows = [*samples(3), {"input_ids": [1], "labels": [1, 2]}]

@@ -51,7 +51,7 @@ class Cursor:
         return self.plan.rows(draws % len(self.plan))
 
     def step(self, steps: int) -> "Cursor":
-        """The place that so many steps lead to."""
+        """The place that many steps later."""
         return replace(self, position=min(self.position + steps * self.replicas, len(self.plan)))
 
     def at(self, epoch: int, position: int = 0) -> "Cursor":

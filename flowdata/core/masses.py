@@ -30,12 +30,13 @@ class Masses:
         self._relative = weights.relative
         self._scale = total / weights.total
         self._row, self._remainder = 0, 0
-        unit = (1 << bits) - 1
+        # The bits of a mass that are less than a whole draw.
+        fraction = (1 << bits) - 1
         placed, widest = 0, -1
         for start in range(0, len(weights), CHUNK):
             masses = self._rounded(self._relative[start : start + CHUNK])
             placed += int(masses.sum())
-            slack = np.minimum(masses & unit, -masses & unit)
+            slack = np.minimum(masses & fraction, -masses & fraction)
             best = int(slack.argmax())
             if slack[best] > widest:
                 widest, self._row = int(slack[best]), start + best
@@ -59,8 +60,14 @@ class Masses:
         return np.rint(relative * self._scale).astype(np.int64)
 
 
-def whole_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
-    """Draws of rows laid end to end behind a carry, in place, and what is carried on from them."""
+def count_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:
+    """Draws of rows that are laid end to end after a carry, and what is carried on to the next.
+
+    Args:
+        masses: of the rows, int64; overwritten by the draws, which are returned.
+        carry: mass before the first row, below 2^bits.
+        bits: 2^bits is the mass of one draw.
+    """
     masses[0] += carry
     np.cumsum(masses, out=masses)
     # Points lie 2^bits apart: a row is drawn once for each that its mass passes.

@@ -18,7 +18,7 @@ _ROUNDS = 6
 
 
 class Purpose(enum.IntEnum):
-    """What a stream of random numbers is for; streams of different purposes are independent."""
+    """What a sequence of random numbers is for; those of different purposes are independent."""
 
     ROW_ORDER = 0
     BLOCK_ORDER = 1

@@ -1,4 +1,4 @@
-"""EpochPlan: which sample is drawn when, as a pure function of (weights, seed, epoch)."""
+"""EpochPlan: weighted sampling of an epoch, as a pure function of (weights, seed, epoch)."""
 
 import copy
 import math
@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.masses import MOST_DRAWS, Masses, draw_bits, whole_draws
+from flowdata.core.masses import MOST_DRAWS, Masses, count_draws, draw_bits
 from flowdata.core.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
-from flowdata.core.strata import Strata, dealt
+from flowdata.core.strata import Strata, deal_to_batches
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 
 EpochSize: TypeAlias = int | float | Literal["full", "ess", "distinct"]
@@ -19,7 +19,7 @@ Scheme: TypeAlias = Literal["systematic", "multinomial"]
 # Independent draws are points on the whole mass: as fine as a sum in int64 allows.
 _MULTINOMIAL_BITS = 61
 # Points that are looked up at a time: their temporary arrays stay small beside the plan.
-_SEARCHED = 1 << 20
+_SEARCH_BLOCK = 1 << 20
 
 
 class EpochPlan:
@@ -81,7 +81,7 @@ class EpochPlan:
         self.weights = as_weights(weights).power(alpha)
         """The weights that are drawn by, after `alpha`."""
         self.strata = strata
-        self._codes = None if strata is None else strata.codes(self.weights)
+        self._stratum_of_row = None if strata is None else strata.codes(self.weights)
         self.seed = non_negative(seed, "seed")
         self.epoch = non_negative(epoch, "epoch")
         self.scheme = scheme
@@ -127,7 +127,7 @@ class EpochPlan:
         return np.bincount(self._filled_slots(), minlength=len(self.weights))
 
     def identity(self) -> dict[str, Any]:
-        """What decides which rows an epoch draws, but seed and epoch; JSON-able.
+        """What decides which rows an epoch draws, except seed and epoch; JSON-able.
 
         A saved position means the same draw in every plan of this identity.
         """
@@ -162,8 +162,8 @@ class EpochPlan:
             if self._masses is None:
                 total = (self._size if self.scheme == "systematic" else 1) << self._mass_bits
                 self._masses = Masses(self.weights, total, self._mass_bits)
-            if self._codes is not None:
-                self._slots = self._stratified(self._masses, self._codes)
+            if self._stratum_of_row is not None:
+                self._slots = self._stratified(self._masses, self._stratum_of_row)
             elif self.scheme == "systematic":
                 self._order = KeyedPermutation(
                     self._size, seed=self.seed, epoch=self.epoch, purpose=Purpose.DRAW_ORDER
@@ -185,7 +185,7 @@ class EpochPlan:
         for block in self._shuffled_blocks():
             start = block * CHUNK
             rows = shuffled(min(CHUNK, n - start), random)
-            counts, carry = whole_draws(masses.of(start, rows), carry, bits)
+            counts, carry = count_draws(masses.of(start, rows), carry, bits)
             rows += start
             drawn = np.repeat(rows, counts)
             slots[filled : filled + drawn.size] = drawn
@@ -201,8 +201,8 @@ class EpochPlan:
         keys = random.random_raw(codes.size) >> 24 | codes.astype(np.uint64) << 40
         order = keys.argsort(kind="stable")
         offset = int(random.random_raw()) >> (64 - self._mass_bits)
-        counts, _ = whole_draws(masses.all(codes.size)[order], offset, self._mass_bits)
-        drawn = dealt(np.repeat(order, counts), self.strata.batch_size, random)
+        counts, _ = count_draws(masses.all(codes.size)[order], offset, self._mass_bits)
+        drawn = deal_to_batches(np.repeat(order, counts), self.strata.batch_size, random)
         return drawn.astype(_row_dtype(codes.size))
 
     def _shuffled_blocks(self) -> list[int]:
@@ -220,8 +220,8 @@ class EpochPlan:
         np.cumsum(edges, out=edges)
         random = random_bits(self.seed, self.epoch, Purpose.MULTINOMIAL)
         slots = np.empty(self._size, dtype=_row_dtype(n))
-        for start in range(0, self._size, _SEARCHED):
-            part = slots[start : start + _SEARCHED]
+        for start in range(0, self._size, _SEARCH_BLOCK):
+            part = slots[start : start + _SEARCH_BLOCK]
             points = (random.random_raw(part.size) >> (64 - self._mass_bits)).view(np.int64)
             # Searching for sorted points walks through the edges once instead of at random.
             order = np.argsort(points)

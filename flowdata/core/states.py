@@ -40,7 +40,8 @@ def read_state(
         needed: keys that its owner reads beside seed and epoch.
 
     Raises:
-        MismatchError: for what is no such state, one of other draws, or of a newer flowdata.
+        MismatchError: if it is no saved state of this kind, or belongs to another plan, or was
+            written by a newer flowdata.
         ValueError: for a seed or an epoch that is no int >= 0.
     """
     if not isinstance(state, Mapping):
@@ -53,7 +54,7 @@ def read_state(
             f"the saved state has version={found[VERSION]!r}, this flowdata reads up to "
             f"{_CURRENT}: load it with the version of flowdata that saved it"
         )
-    refuse_other(
+    require_same(
         identity,
         {name: found[name] for name in identity},
         what=f"the saved {owner} state",
@@ -65,7 +66,7 @@ def read_state(
     return found
 
 
-def refuse_other(
+def require_same(
     identity: Mapping[str, Any], found: Mapping[str, Any], *, what: str, advice: str
 ) -> None:
     """Make sure that what was found has the identity that is needed.

@@ -15,11 +15,11 @@ _MOST_STRATA = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Strata:
-    """What a batch is to be a fair picture of: labels, and the weights within each.
+    """Groups of rows; every batch gets each group, and its heavy and light rows, in proportion.
 
-    With it a plan fills every batch from rows that are sorted by group and weight: of each of
-    ``batch_size`` equal parts of the epoch one draw, so that the share of every group, and of
-    easy and hard samples in it, is the same in all batches up to two draws. How often a row is
+    The epoch's draws, sorted by group and weight, are cut into ``batch_size`` equal parts, and each
+    batch takes one draw from each part. So the share of every group, and of easy and hard samples
+    in it, is the same in all batches up to two draws. How often a row is
     drawn in an epoch, and in expectation, does not change. Gradients get less noisy by as much as
     groups and weights explain them.
 
@@ -85,8 +85,10 @@ class Strata:
         return codes
 
 
-def dealt(slots: NDArray[np.intp], batch_size: int, random: np.random.Philox) -> NDArray[np.intp]:
-    """Sorted draws dealt out to batches, each of which gets one of every equal part of them.
+def deal_to_batches(
+    slots: NDArray[np.intp], batch_size: int, random: np.random.Philox
+) -> NDArray[np.intp]:
+    """Deal sorted draws out to batches, each of which gets one of every equal part of them.
 
     Draws that are over, spread evenly, make the last batch. Within a batch they are in a random
     order, so that ranks which share it are alike.

@@ -1,4 +1,4 @@
-"""FlowWeights: what a loss is worth, ``w = exp(-loss / temperature)``, and what that implies."""
+"""FlowWeights: the weight of each row, ``w = exp(-loss / temperature)``, and what it implies."""
 
 import functools
 import math
@@ -263,7 +263,7 @@ class FlowWeights:
         if alpha == 1.0:
             return self
         if alpha == 0.0 or self.temperature is None:
-            # No temperature is left to say it by: FLOW at tau / 0 are equal weights.
+            # alpha = 0 gives equal weights, which no finite temperature does.
             logarithms = self._log_relative()
             kept = ~np.isneginf(logarithms)
             relative = np.zeros(len(self))

@@ -1,4 +1,4 @@
-"""What frameworks that own the training loop need: the epoch named, the position restored.
+"""What frameworks that own the training loop need: the epoch set, the position restored.
 
 `trainer` is for transformers, `trl` for TRL, `lightning` for Lightning. Each imports its framework,
 so nothing here is imported with flowdata. `asking` finds out who draws, `checks` warns.

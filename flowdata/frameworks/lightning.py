@@ -32,7 +32,7 @@ class _Feed:
 
 
 class FlowCallback(Callback):
-    """Names the epoch and, on resuming from a checkpoint, goes on at its next draw.
+    """Sets the epoch and, on resuming from a checkpoint, goes on at its next draw.
 
     Samplers, data sets and streams are told before the loader's workers are started on the wrong
     epoch, and a plain DataLoader resumes in the middle of an epoch as if it had never stopped.
@@ -56,8 +56,8 @@ class FlowCallback(Callback):
     >>> callbacks = [FlowCallback()]  # lightning.Trainer(..., callbacks=callbacks)
     """
 
-    names_epochs_of_flowdata = True
-    """By this guards know that epochs are named, see `flowdata.guards.callers`."""
+    sets_epochs_of_flowdata = True
+    """By this guards know that epochs are set, see `flowdata.guards.detection`."""
 
     def __init__(self, *data: Source) -> None:
         self._given = data
@@ -68,7 +68,7 @@ class FlowCallback(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Name the epoch to data sets, whose items workers may fetch before training starts."""
+        """Set the epoch of data sets, whose items workers may fetch before training starts."""
         if stage == "fit":
             for source in self._given:
                 source.set_epoch(trainer.current_epoch)
@@ -86,7 +86,7 @@ class FlowCallback(Callback):
             _begins(source, self._epoch) for source in self._drawn() if source not in self._given
         ):
             _stop_workers(trainer)
-            self._name(self._epoch)
+            self._set_epoch(self._epoch)
             _start_workers(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +97,7 @@ class FlowCallback(Callback):
             # Lightning starts the workers, a second time, after this.
             _stop_workers(trainer)
             self._find(trainer)
-            self._name(self._epoch)
+            self._set_epoch(self._epoch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -106,9 +106,9 @@ class FlowCallback(Callback):
         self._epoch, self._batches = trainer.current_epoch, batch_idx + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Name the next epoch, to which a checkpoint of this one's end leads."""
+        """Set the next epoch, to which a checkpoint of this one's end leads."""
         self._epoch, self._batches = trainer.current_epoch + 1, 0
-        self._name(self._epoch)
+        self._set_epoch(self._epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """What `on_train_start` of the next run needs."""
@@ -145,7 +145,7 @@ class FlowCallback(Callback):
     def _drawn(self) -> list[Source]:
         return [*self._datasets, *(feed.source for feed in self._feeds)]
 
-    def _name(self, epoch: int) -> None:
+    def _set_epoch(self, epoch: int) -> None:
         for source in self._drawn():
             source.set_epoch(epoch)
 
@@ -174,7 +174,7 @@ class FlowCallback(Callback):
             if not (kept and is_stream(feed.source)):
                 feed.source.load_state_dict(state[_STATE])
         if not batches:
-            self._name(epoch)
+            self._set_epoch(epoch)
         if not kept:
             _start_workers(trainer)
 

@@ -15,7 +15,7 @@ _DRAWS = "draws_a_step"
 
 
 class FlowCallback(TrainerCallback, ExportableState):
-    """Names the epoch to the FlowDataset, FlowSampler or FlowShards that the Trainer draws from.
+    """Sets the epoch of the FlowDataset, FlowSampler or FlowShards that the Trainer draws from.
 
     It makes every sampling order right, on any number of processes and after
     ``resume_from_checkpoint``. A FlowDataset with ``train_sampling_strategy="sequential"`` is
@@ -64,7 +64,7 @@ class FlowCallback(TrainerCallback, ExportableState):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Name the epoch before the Trainer iterates over its loader."""
+        """Set the epoch before the Trainer iterates over its loader."""
         for source in self._sources:
             source.set_epoch(self._next_epoch)
         self._next_epoch += 1

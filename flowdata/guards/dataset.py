@@ -3,8 +3,8 @@
 from typing import Protocol
 
 from flowdata.errors import warn
-from flowdata.guards.callers import Caller, find_caller
-from flowdata.guards.epochs import UNKNOWN, EpochNames, advise_even_batches
+from flowdata.guards.detection import Caller, find_caller
+from flowdata.guards.epochs import UNKNOWN, SetEpochs, advise_even_batches
 from flowdata.guards.ranks import run_size
 from flowdata.guards.switch import enabled
 
@@ -13,11 +13,11 @@ class Epochs(Protocol):
     """What all processes of a data set share about its epochs."""
 
     advised: bool
-    """Whether advice about naming was given, or is not needed."""
+    """Whether advice about `set_epoch` was given, or is not needed."""
 
     @property
-    def named(self) -> bool:
-        """Whether the running epoch was named."""
+    def epoch_was_set(self) -> bool:
+        """Whether `set_epoch` was called."""
 
 
 class DatasetGuard:
@@ -25,30 +25,30 @@ class DatasetGuard:
 
     def __init__(self, epochs: Epochs) -> None:
         self._epochs = epochs
-        self._names = EpochNames()
+        self._set_epochs = SetEpochs()
         self._has_looked = False
 
-    def name_epoch(self, epoch: int) -> None:
-        """An epoch is named, which is to be drawn from now on."""
-        self._names.add(epoch, drawn=UNKNOWN)
+    def on_set_epoch(self, epoch: int) -> None:
+        """An epoch is set, which is to be drawn from now on."""
+        self._set_epochs.add(epoch, drawn=UNKNOWN)
 
-    def length_is_read(self, draws: int) -> None:
+    def on_len(self, draws: int) -> None:
         """Somebody asks for the length: perhaps a sampler, at the beginning of a pass."""
         if not enabled():
             return
         caller = find_caller()
-        if caller.sampler_iterates and not caller.accelerate_prepares:
+        if caller.sampler_iterates and not caller.accelerate_builds_loader:
             advise_even_batches(caller, draws)
-            self._advise_naming(caller)
+            self._advise_setting(caller)
 
-    def items_are_read(self) -> None:
+    def on_items(self) -> None:
         """Items are served; who asks for them is found out once."""
         if not self._has_looked:
             self._has_looked = True
             if enabled():
-                self._advise_naming(find_caller())
+                self._advise_setting(find_caller())
 
-    def iterate(self) -> None:
+    def on_iter(self) -> None:
         """Somebody goes through all items.
 
         Raises:
@@ -62,19 +62,19 @@ class DatasetGuard:
                 "already"
             )
 
-    def _advise_naming(self, caller: Caller) -> None:
-        """Warn, once in all processes, where epochs cannot be told apart unless they are named."""
-        if self._epochs.named or self._epochs.advised:
+    def _advise_setting(self, caller: Caller) -> None:
+        """Warn, once in all processes, where epochs cannot be told apart unless they are set."""
+        if self._epochs.epoch_was_set or self._epochs.advised:
             return
-        if caller.callback_names:
+        if caller.callback_sets_epoch:
             # Workers are not to warn either; they may be ahead of the callback.
             self._epochs.advised = True
-        elif text := _why_to_name(caller):
+        elif text := _why_to_set(caller):
             self._epochs.advised = True
             warn(text)
 
 
-def _why_to_name(caller: Caller) -> str:
+def _why_to_set(caller: Caller) -> str:
     if caller.lightning_fits:
         return (
             "Lightning names the epoch to samplers only: give its Trainer "

@@ -1,16 +1,16 @@
-"""Advice about epochs: who names the one that is drawn, and who divides it between ranks."""
+"""Advice about epochs: who sets the one that is drawn, and who divides it between ranks."""
 
 from typing import Any
 
 from flowdata.errors import warn
-from flowdata.guards.callers import Caller, find_caller
+from flowdata.guards.detection import Caller, find_caller
 
 UNKNOWN = -1
 """In place of the epoch that is being drawn, for who does not know it."""
 
 
-class EpochNames:
-    """The epochs that a loop has named, as against those that accelerate names by itself.
+class SetEpochs:
+    """The epochs that a loop has set, as against those that accelerate sets by itself.
 
     accelerate 1.15, data_loader.py: `DataLoaderShard.__iter__` calls ``set_epoch`` with its own
     count before each pass. In each process the count begins at 0, and it counts only those
@@ -19,14 +19,14 @@ class EpochNames:
 
     def __init__(self) -> None:
         self.last: int | None = None
-        """The epoch that the loop named last, or that was loaded; None if it never did."""
+        """The epoch that the loop set last, or that was loaded; None if it never did."""
 
     def add(self, epoch: int, *, drawn: int | None) -> None:
-        """An epoch is named; warn where accelerate's count is not what the loop meant.
+        """An epoch is set; warn where accelerate's count is not what the loop meant.
 
         Args:
-            epoch: the one that is named.
-            drawn: the one that has been drawn since an epoch was named; None if none was.
+            epoch: the one that is set.
+            drawn: the one that has been drawn since an epoch was set; None if none was.
         """
         caller = find_caller()
         if not caller.accelerate_iterates:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flowdata.errors import warn
-from flowdata.guards.callers import Caller, can_see_splits, find_caller
-from flowdata.guards.epochs import EpochNames, advise_even_batches
+from flowdata.guards.detection import Caller, can_see_splits, find_caller
+from flowdata.guards.epochs import SetEpochs, advise_even_batches
 from flowdata.guards.ranks import group_size
 from flowdata.guards.switch import enabled
 
@@ -27,14 +27,14 @@ class Pass(Protocol):
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StartedPass:
     """A pass, and who began it."""
 
-    draws: Pass
-    unnamed: bool
-    """Nobody had named its epoch."""
+    sampler_pass: Pass
+    epoch_was_set: bool
+    """Whether its epoch had been set, or loaded."""
     prepared: bool
-    """accelerate began it while it built its loader, before anybody could name an epoch."""
+    """accelerate began it while it built its loader, before anybody could set an epoch."""
     reads_ahead: bool
     """A loader of accelerate draws a batch ahead of the one that it gives out."""
 
@@ -43,13 +43,13 @@ class SamplerGuard:
     """Warns where a framework makes a sampler draw what its user does not expect."""
 
     def __init__(self) -> None:
-        self._names = EpochNames()
-        self._is_named = False
-        """Whether the epoch of the next pass was named or loaded."""
-        self._running: _Begun | None = None
+        self._set_epochs = SetEpochs()
+        self._epoch_was_set = False
+        """Whether the epoch of the next pass was set or loaded."""
+        self._running: _StartedPass | None = None
         self._has_advised = False
 
-    def iterate(self, owner: str, *, rank: int, replicas: int, draws: int) -> None:
+    def on_iter(self, owner: str, *, rank: int, replicas: int, draws: int) -> None:
         """Make sure that every draw goes to one rank: not to all of them, and not to none.
 
         Raises:
@@ -72,11 +72,11 @@ class SamplerGuard:
                 "share"
             )
 
-    def begin(self, draws: Pass, *, at_saved_place: bool, can_go_on: bool) -> None:
+    def on_first_draw(self, sampler_pass: Pass, *, at_saved_place: bool, can_go_on: bool) -> None:
         """A pass draws for the first time.
 
         Args:
-            draws: the pass.
+            sampler_pass: the pass.
             at_saved_place: whether a loader's saved state says where it begins.
             can_go_on: whether, in addition, something of the epoch is left there.
         """
@@ -87,42 +87,46 @@ class SamplerGuard:
                 "sampler is to go on: add flowdata.frameworks.lightning.FlowCallback to the "
                 "Trainer's callbacks, from the first run on"
             )
-        unnamed = not (self._is_named or at_saved_place)
-        if unnamed and caller.accelerate_iterates:
+        epoch_was_set = self._epoch_was_set or at_saved_place
+        if not epoch_was_set and caller.accelerate_iterates:
             warn(
-                f"FlowSampler draws epoch {draws.epoch} because nobody named another: accelerate's "
-                "skip_first_batches hides the sampler from its loader. Call the sampler's "
-                "set_epoch(epoch) before each epoch (under the transformers Trainer: add "
+                f"FlowSampler draws epoch {sampler_pass.epoch} because nobody named another: "
+                "accelerate's skip_first_batches hides the sampler from its loader. Call the "
+                "sampler's set_epoch(epoch) before each epoch (under the transformers Trainer: add "
                 "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
             )
-        self._is_named = False
-        self._running = _Begun(
-            draws, unnamed, unnamed and caller.accelerate_prepares, caller.accelerate_iterates
+        self._epoch_was_set = False
+        self._running = _StartedPass(
+            sampler_pass,
+            epoch_was_set,
+            prepared=not epoch_was_set and caller.accelerate_builds_loader,
+            reads_ahead=caller.accelerate_iterates,
         )
 
-    def name_epoch(self, epoch: int) -> None:
-        """An epoch is named, which the next pass is to draw from its start."""
+    def on_set_epoch(self, epoch: int) -> None:
+        """An epoch is set, which the next pass is to draw from its start."""
         begun = self._running
-        self._names.add(epoch, drawn=None if begun is None or begun.prepared else begun.draws.epoch)
+        drawn = None if begun is None else begun.sampler_pass.epoch
+        self._set_epochs.add(epoch, drawn=None if begun is None or begun.prepared else drawn)
         self._advise_prepared(epoch, 0)
-        if begun and begun.unnamed and not begun.draws.abandoned and begun.draws.epoch != epoch:
-            self._advise_early_workers(find_caller(), begun.draws.epoch, epoch)
-        self._is_named, self._running = True, None
+        if begun and not (begun.epoch_was_set or begun.sampler_pass.abandoned) and drawn != epoch:
+            self._advise_early_workers(find_caller(), begun.sampler_pass.epoch, epoch)
+        self._epoch_was_set, self._running = True, None
 
-    def load(self, epoch: int, position: int) -> None:
+    def on_load(self, epoch: int, position: int) -> None:
         """A state is loaded, from which the next pass is to go on."""
         self._advise_prepared(epoch, position)
-        self._names.last = epoch
-        self._is_named, self._running = True, None
+        self._set_epochs.last = epoch
+        self._epoch_was_set, self._running = True, None
 
-    def save(self) -> None:
+    def on_save(self) -> None:
         """A state of what was drawn is saved, without a word of what was trained on."""
         begun = self._running
         # accelerate 1.15, data_loader.py: `DataLoaderShard.__iter__` fetches the next batch before
         # it yields one, to know which is the last.
         if begun is None or not begun.reads_ahead:
             return
-        if not (begun.draws.finished and begun.draws.abandoned):
+        if not (begun.sampler_pass.finished and begun.sampler_pass.abandoned):
             warn(
                 "accelerate's loader reads a batch ahead of the one that is trained on, so this "
                 "state would lose it: save sampler.state_dict(position=steps x batch size x "
@@ -143,13 +147,14 @@ class SamplerGuard:
         # accelerate 1.15, data_loader.py: `DataLoaderAdapter.__init__` asks a StatefulDataLoader
         # for its state, and torchdata 0.11 starts the workers to answer, which draw at once.
         begun = self._running
-        if begun is None or not begun.prepared or begun.draws.abandoned:
+        if begun is None or not begun.prepared or begun.sampler_pass.abandoned:
             return
-        if (begun.draws.epoch, 0) != (epoch, position):
+        if (begun.sampler_pass.epoch, 0) != (epoch, position):
             warn(
-                f"accelerate started the loader's workers on epoch {begun.draws.epoch} before it "
-                f"was known that epoch {epoch} is to be drawn from draw {position}, and they will "
-                "draw the former: name the epoch, or load the state, before accelerator.prepare()"
+                f"accelerate started the loader's workers on epoch {begun.sampler_pass.epoch} "
+                f"before it was known that epoch {epoch} is to be drawn from draw {position}, and "
+                "they will draw the former: name the epoch, or load the state, before "
+                "accelerator.prepare()"
             )
 
     def _advise_once(self, message: str) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from flowdata.guards.switch import enabled
 
 
-def callers() -> Iterator[tuple[str, str, FrameType]]:
+def frames() -> Iterator[tuple[str, str, FrameType]]:
     """(module, qualified name, frame) of each function that is running, the innermost first.
 
     Nothing where Python has no frames to show.
@@ -30,5 +30,5 @@ def is_running(module: str, function: str) -> bool:
     False where guards are off.
     """
     return enabled() and any(
-        found == module and name.startswith(function) for found, name, _ in callers()
+        found == module and name.startswith(function) for found, name, _ in frames()
     )

@@ -1,29 +1,29 @@
 """StreamGuard: advice to the user of FlowShards, from who reads it."""
 
 from flowdata.errors import warn
-from flowdata.guards.callers import find_caller, items_per_fetch, stream_divider
-from flowdata.guards.epochs import EpochNames
+from flowdata.guards.detection import find_caller, items_per_fetch, stream_divider
+from flowdata.guards.epochs import SetEpochs
 
 
 class StreamGuard:
     """Warns of, or refuses, what a framework does to a stream that has divided itself."""
 
     def __init__(self) -> None:
-        self._names = EpochNames()
-        self._has_named = False
+        self._set_epochs = SetEpochs()
+        self._epoch_was_set = False
         self._has_advised = False
 
-    def name_epoch(self, epoch: int, *, drawn: int | None) -> None:
-        """An epoch is named, and another may have been drawn since the last naming."""
-        # Before the first naming, workers may have begun only because accelerate prepares them.
-        self._names.add(epoch, drawn=drawn if self._has_named else None)
-        self._has_named = True
+    def on_set_epoch(self, epoch: int, *, drawn: int | None) -> None:
+        """An epoch is set, and another may have been drawn since `set_epoch` was last called."""
+        # Before the first call, workers may have begun only because accelerate prepares them.
+        self._set_epochs.add(epoch, drawn=drawn if self._epoch_was_set else None)
+        self._epoch_was_set = True
 
-    def load(self, epoch: int) -> None:
+    def on_load(self, epoch: int) -> None:
         """A state is loaded, from which the next pass is to go on."""
-        self._names.last = epoch
+        self._set_epochs.last = epoch
 
-    def length_is_read(self) -> None:
+    def on_len(self) -> None:
         """Warn where Lightning resumes, and nobody tells the stream from where."""
         if self._has_advised or not find_caller().lightning_resumes:
             return
@@ -34,7 +34,7 @@ class StreamGuard:
             "from the first run on"
         )
 
-    def begin(self, *, ranks: int, items: int | None) -> None:
+    def on_begin(self, *, ranks: int, items: int | None) -> None:
         """A pass begins.
 
         Args:

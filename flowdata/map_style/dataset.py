@@ -12,8 +12,8 @@ from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
-from flowdata.guards.callers import is_fetching_item
 from flowdata.guards.dataset import DatasetGuard
+from flowdata.guards.detection import is_fetching_item
 from flowdata.map_style.served import ServedDraws
 
 _NAMED = "named"
@@ -39,8 +39,8 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     epoch: the items served in the running one are marked in shared memory (one byte a draw), so
     DataLoader workers agree, also persistent ones. That takes passes that are whole, and one
     process: on several ranks, after breaking out of a pass, and where a transform around it reads
-    an item more than once a pass, call `set_epoch`. So too where such a transform is shuffled
-    with ``drop_last``. Items that no DataLoader fetches (``dataset[j]``, as a look at the data
+    an item more than once a pass, call `set_epoch`. Also if a wrapping transform is shuffled
+    with ``drop_last=True``. Items that no DataLoader fetches (``dataset[j]``, as a look at the data
     takes them) are read from the running epoch without being marked.
 
     Args:
@@ -107,30 +107,30 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     def set_epoch(self, epoch: int) -> None:
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
         self._plan_of(epoch)
-        self._guard.name_epoch(epoch)
-        self._served.name_epoch(epoch)
+        self._guard.on_set_epoch(epoch)
+        self._served.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """A fresh, JSON-able dict: the epoch that `set_epoch` named, for `load_state_dict`.
+        """A fresh, JSON-able dict: the epoch that was set, for `load_state_dict`.
 
         Which of its items were served is the sampler's to know.
         """
-        return save_state(self.plan, **{_NAMED: self._served.named})
+        return save_state(self.plan, **{_NAMED: self._served.epoch_was_set})
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on in the epoch of a state, with its seed; an epoch that was named already holds.
+        """Go on in the epoch of a state, with its seed; an epoch that was set before is kept.
 
         Args:
             state: any mapping.
 
         Raises:
             MismatchError: when the state is of other weights or options, or not a state at all.
-            RuntimeError: when nobody had named the epoch that was saved, so that it is not known
+            RuntimeError: when nobody had set the epoch that was saved, so that it is not known
                 which of its items were served.
         """
         identity = {PLAN: self._plan.identity()}
         found = read_state(state, identity, owner="FlowDataset", needed=(_NAMED,))
-        if not (self._served.named or found[_NAMED]):
+        if not (self._served.epoch_was_set or found[_NAMED]):
             raise RuntimeError(
                 f"the state was saved in epoch {found[EPOCH]}, which FlowDataset had found by "
                 "itself, so nobody knows what of it was served: call set_epoch(epoch) before "
@@ -138,7 +138,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             )
         if found[SEED] != self.plan.seed:
             self._served.seed = found[SEED]
-        if not self._served.named:
+        if not self._served.epoch_was_set:
             self.set_epoch(found[EPOCH])
 
     def _plan_of(self, epoch: int) -> EpochPlan:
@@ -147,19 +147,19 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         return self._plan
 
     def __len__(self) -> int:
-        # Samplers ask at each pass, in the process that knows for whom.
-        self._guard.length_is_read(len(self._plan))
+        # Samplers ask at each pass, in the main process, where a framework's frames can be seen.
+        self._guard.on_len(len(self._plan))
         return len(self._plan)
 
     def __iter__(self) -> Iterator[T_co]:
-        self._guard.iterate()
+        self._guard.on_iter()
         return (self[draw] for draw in range(len(self._plan)))
 
     def __getitem__(self, draw: int) -> T_co:
         size = len(self._plan)
         if not -size <= draw < size:
             raise IndexError(f"draw {draw} is outside an epoch of {size:,} draws")
-        if not self._served.named and is_fetching_item():
+        if not self._served.epoch_was_set and is_fetching_item():
             # What stands between the DataLoader and this data set reads items one by one.
             return self.__getitems__([int(draw)])[0]
         return self.dataset[self.plan[int(draw)]]
@@ -171,9 +171,9 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             places[places < 0] += size
             if not 0 <= places.min() <= places.max() < size:
                 raise IndexError(f"a draw of {draws} is outside an epoch of {size:,} draws")
-        if not self._served.named:
-            self._guard.items_are_read()
-        rows = self._plan_of(self._served.serve(places)).rows(places).tolist()
+        if not self._served.epoch_was_set:
+            self._guard.on_items()
+        rows = self._plan_of(self._served.mark(places)).rows(places).tolist()
         # datasets.Dataset reads a batch of rows at once many times faster than row by row.
         fetch_all: Any = getattr(self.dataset, "__getitems__", None)
         if callable(fetch_all):

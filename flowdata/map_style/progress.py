@@ -6,15 +6,15 @@ from typing import Any
 from flowdata.core.cursor import Cursor
 from flowdata.core.plan import non_negative
 from flowdata.guards.sampler import SamplerGuard
-from flowdata.map_style.draws import DrawIterator, Draws
+from flowdata.map_style.draw_iterator import DrawIterator, SamplerPass
 
 
 class SamplerProgress:
     """The place at which the next pass begins, and the pass that is under way.
 
-    Every pass begins the epoch after the last one, unless an epoch is named or a state loaded. A
+    Every pass begins the epoch after the last one, unless an epoch is set or a state loaded. A
     pass takes its place when it draws for the first time, not when it is made: frameworks make
-    iterators before they name the epoch.
+    iterators before they set the epoch.
 
     Args:
         start: the first place.
@@ -23,7 +23,7 @@ class SamplerProgress:
 
     def __init__(self, start: Cursor, *, owner: str) -> None:
         self._next = start
-        self._running: Draws | None = None
+        self._running: SamplerPass | None = None
         self._owner = owner
         self._guard = SamplerGuard()
 
@@ -34,28 +34,28 @@ class SamplerProgress:
     def iterate(self) -> DrawIterator:
         """The iterator of a new pass."""
         cursor = self._next
-        self._guard.iterate(
+        self._guard.on_iter(
             self._owner, rank=cursor.rank, replicas=cursor.replicas, draws=len(cursor.plan)
         )
-        return Draws(self).iterator()
+        return SamplerPass(self).iterator()
 
-    def begin(self, draws: Draws) -> Cursor:
+    def begin(self, sampler_pass: SamplerPass) -> Cursor:
         """Hand a pass its place; the next pass begins with the epoch after it."""
-        saved = draws.saved_place
-        self._guard.begin(
-            draws,
+        saved = sampler_pass.saved_place
+        self._guard.on_first_draw(
+            sampler_pass,
             at_saved_place=saved is not None,
             can_go_on=saved is not None and len(saved) > 0,
         )
         place = self._next if saved is None else saved
-        self._running = draws
+        self._running = sampler_pass
         self._next = place.at(place.plan.epoch + 1)
         return place
 
-    def name_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one, from its start; from a loaded place if that is in it."""
         plan = self._next.plan.at_epoch(epoch)
-        self._guard.name_epoch(epoch)
+        self._guard.on_set_epoch(epoch)
         if plan is not self._next.plan:
             self._next = replace(self._next, plan=plan, position=0)
         self._running = None
@@ -64,7 +64,7 @@ class SamplerProgress:
         """The state at a position of the running epoch, by default at what was asked for."""
         place = self._next if self._running is None else self._running.cursor
         if position is None:
-            self._guard.save()
+            self._guard.on_save()
         else:
             place = replace(place, position=non_negative(position, "position"))
         return place.or_next_epoch().state()
@@ -80,5 +80,5 @@ class SamplerProgress:
     def load(self, state: Any) -> None:
         """Continue from a state, which is refused as in `place_of`."""
         self._next = self.place_of(state).or_next_epoch()
-        self._guard.load(self._next.plan.epoch, self._next.position)
+        self._guard.on_load(self._next.plan.epoch, self._next.position)
         self._running = None

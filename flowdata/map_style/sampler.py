@@ -127,7 +127,7 @@ class FlowSampler(Sampler[int]):
         Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
         it as usual.
         """
-        self._progress.name_epoch(epoch)
+        self._progress.set_epoch(epoch)
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """A fresh, JSON-able dict from which `load_state_dict` continues.

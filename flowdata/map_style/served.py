@@ -13,7 +13,7 @@ _MARKS = 255
 class ServedDraws:
     """The running epoch of a data set, in memory that its worker processes share.
 
-    Where nobody names the epochs, a batch that asks for a draw again is the first of the next
+    Where nobody sets the epoch, a batch that asks for a draw again is the first of the next
     one. The mark of a draw is its last epoch modulo 255, plus 1. No lock is needed: between two
     epochs the DataLoader waits for its workers, and inside one, workers that find the first
     repeated draw at the same time come to the same next epoch.
@@ -24,12 +24,12 @@ class ServedDraws:
 
     def __init__(self, draws: int) -> None:
         self._marks = torch.zeros(draws, dtype=torch.uint8)
-        # The epoch, whether it was named, whether advice about that was given, and the seed.
+        # The epoch, whether it was set, whether advice about that was given, and the seed.
         self._state = torch.tensor([0, 0, 0, _OWN_SEED], dtype=torch.int64)
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mark_of": None, "_words": None}
+        return self.__dict__ | {"_mark_of": None, "_cells": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy has memory of its own, which its workers have to share too.
@@ -40,52 +40,52 @@ class ServedDraws:
         for tensor in (self._marks, self._state):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         # The same memory: to index an array takes a tenth of what a tensor takes.
-        self._mark_of, self._words = self._marks.numpy(), self._state.numpy()
+        self._mark_of, self._cells = self._marks.numpy(), self._state.numpy()
 
     @property
     def epoch(self) -> int:
         """The running epoch."""
-        return int(self._words[0])
+        return int(self._cells[0])
 
     @property
-    def named(self) -> bool:
-        """Whether it was named."""
-        return bool(self._words[1])
+    def epoch_was_set(self) -> bool:
+        """Whether `set_epoch` was called."""
+        return bool(self._cells[1])
 
     @property
     def advised(self) -> bool:
-        """Whether advice about naming was given, or is not needed."""
-        return bool(self._words[2])
+        """Whether advice about `set_epoch` was given, or is not needed."""
+        return bool(self._cells[2])
 
     @advised.setter
     def advised(self, advised: bool) -> None:
-        self._words[2] = advised
+        self._cells[2] = advised
 
     @property
     def seed(self) -> int | None:
         """The seed of a state that was loaded, if one was."""
-        seed = int(self._words[3])
+        seed = int(self._cells[3])
         return None if seed == _OWN_SEED else seed
 
     @seed.setter
     def seed(self, seed: int) -> None:
         if seed >= 1 << 63:
             raise ValueError(f"a seed that is loaded must be below 2^63, got {seed}")
-        self._words[3] = seed
+        self._cells[3] = seed
 
-    def name_epoch(self, epoch: int) -> None:
-        """Serve from this epoch until another is named."""
-        self._words[:2] = epoch, 1
+    def set_epoch(self, epoch: int) -> None:
+        """Serve from this epoch until another is set."""
+        self._cells[:2] = epoch, 1
 
-    def serve(self, draws: NDArray[np.int64]) -> int:
-        """The epoch of a batch: the next one if any of it was served in the running one."""
+    def mark(self, draws: NDArray[np.int64]) -> int:
+        """Mark draws as served, and return their epoch: the next one if any was served before."""
         epoch = self.epoch
-        if self.named:
+        if self.epoch_was_set:
             return epoch
         marks = self._mark_of
         # A draw that was served in this epoch: somebody has begun the next one.
         if (marks[draws] == epoch % _MARKS + 1).any():
             epoch += 1
-            self._words[0] = epoch
+            self._cells[0] = epoch
         marks[draws] = epoch % _MARKS + 1
         return epoch

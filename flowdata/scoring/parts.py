@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import refuse_other
+from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
 from flowdata.files import move_into_place, replacing
 from flowdata.scoring.scored_rows import ScoredRows
@@ -101,7 +101,7 @@ class Parts:
                     temporary.write_text(json.dumps(identity, indent=1))
             except OSError as error:
                 raise self._unwritable_error(error) from error
-        refuse_other(
+        require_same(
             identity,
             json.loads(path.read_text()),
             what=f"the unfinished pass {self.folder}",

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import refuse_other
+from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
 from flowdata.scoring.parts import ADVICE, Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
@@ -54,7 +54,7 @@ def score_resumably(
             if output.exists():
                 existing = LossTable.load(output)
                 known, what = existing.provenance.identity(), f"the table {output}"
-                refuse_other(provenance.identity(), known, what=what, advice=ADVICE)
+                require_same(provenance.identity(), known, what=what, advice=ADVICE)
                 _warn_if_unrecognised(provenance, what)
                 refuse_invalid(
                     ScoredRows(np.arange(len(existing)), existing.losses, existing.n_tokens)

@@ -114,7 +114,7 @@ class Progress:
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; a loaded position in it is kept."""
         drawn = self._epochs.running() if self._epochs.workers >= 0 else None
-        self._guard.name_epoch(epoch, drawn=drawn)
+        self._guard.on_set_epoch(epoch, drawn=drawn)
         self._epochs.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._running is not None:
             self._stretches, self._saved = (), None
@@ -122,7 +122,7 @@ class Progress:
 
     def length_is_read(self) -> None:
         """Somebody asks for the length of the stream."""
-        self._guard.length_is_read()
+        self._guard.on_len()
 
     def ended_before(self) -> bool:
         """Whether the pass that begins was at its end already when its state was saved."""
@@ -141,9 +141,9 @@ class Progress:
 
         Raises:
             MismatchError: when the state of a worker was loaded into another one.
-            RuntimeError, ValueError: see `StreamGuard.begin`.
+            RuntimeError, ValueError: see `StreamGuard.on_begin`.
         """
-        self._guard.begin(ranks=self._ranks, items=items)
+        self._guard.on_begin(ranks=self._ranks, items=items)
         epoch = self._epochs.begin()
         order = self._order(epoch)
         layout = self._layout(workers, together)
@@ -240,7 +240,7 @@ class Progress:
         self._epochs.set_seed(found[SEED])
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
         if get_worker_info() is None:
-            self._guard.load(epoch)
+            self._guard.on_load(epoch)
             self._epochs.set_epoch(epoch)
             return
         # torchdata asks a worker that had come to its end to go on all the same: it gives nothing.

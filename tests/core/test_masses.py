@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowdata import EpochPlan, FlowWeights
-from flowdata.core.masses import MOST_DRAWS, Masses, draw_bits, whole_draws
+from flowdata.core.masses import MOST_DRAWS, Masses, draw_bits, count_draws
 from flowdata.core.permutation import CHUNK
 
 laws = examples(150)
@@ -105,7 +105,7 @@ def test_a_draw_is_worth_as_many_units_as_64_bits_have_room_for(draws, bits):
 
 
 def test_draws_are_where_the_running_sum_passes_a_whole_number():
-    counts, carry = whole_draws(np.array([3, 4, 0, 9]), 2, bits=2)
+    counts, carry = count_draws(np.array([3, 4, 0, 9]), 2, bits=2)
     # The running sum is 5, 9, 9, 18 and a draw is worth 4.
     assert counts.tolist() == [1, 1, 0, 2]
     assert carry == 2

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 from flowdata import EpochPlan, MismatchError, Strata
-from flowdata.core.states import read_state, refuse_other, save_state
+from flowdata.core.states import read_state, require_same, save_state
 
 PLAN = EpochPlan([1.0, 2.0, 3.0], seed=5, epoch=1)
 WEIGHTS = "ecef15c36633c414f8108cf9f9d6c177"
@@ -142,7 +142,7 @@ def test_every_part_of_an_identity_counts():
 def test_what_only_one_side_has_is_a_difference():
     def refused(identity, found):
         with pytest.raises(MismatchError) as error:
-            refuse_other(identity, found, what="It", advice="Look.")
+            require_same(identity, found, what="It", advice="Look.")
         return str(error.value)
 
     assert refused({"a": 1}, {}) == (
@@ -157,7 +157,7 @@ def test_what_only_one_side_has_is_a_difference():
     assert refused({"a": {"b": 1, "c": 2}}, {"a": {"b": 2, "c": 3}}) == (
         "It does not belong here: it has b=2, here it is 1; it has c=3, here it is 2. Look."
     )
-    refuse_other({"a": {"b": 1}}, {"a": {"b": 1}}, what="It", advice="Look.")
+    require_same({"a": {"b": 1}}, {"a": {"b": 1}}, what="It", advice="Look.")
 
 
 # Older layouts.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from flowdata.guards.stack import callers
+from flowdata.guards.stack import frames
 from flowdata.guards.switch import enabled
 
 # torch 2.13, torch/utils/data/_utils/fetch.py: `_MapDatasetFetcher.fetch` reads the items of a
@@ -44,8 +44,8 @@ _LENGTH_READERS = (
     "Trainer._get_train_",
 )
 
-NAMES_EPOCHS = "names_epochs_of_flowdata"
-"""Attribute, True, of a Lightning callback that names the epochs itself."""
+SETS_EPOCHS = "sets_epochs_of_flowdata"
+"""Attribute, True, of a Lightning callback that sets the epochs itself."""
 
 
 @dataclass
@@ -54,18 +54,18 @@ class Caller:
 
     accelerate_iterates: bool = False
     """A loader of accelerate iterates (under transformers too)."""
-    accelerate_prepares: bool = False
+    accelerate_builds_loader: bool = False
     """A loader of accelerate is being built, whose workers may start at once."""
     accelerate_skips: bool = False
     """That loader leaves out what a run before this one has trained on."""
     lightning_fits: bool = False
     """A Lightning trainer is running, without FlowCallback."""
-    callback_names: bool = False
-    """A Lightning trainer is running with FlowCallback, which names the epochs."""
+    callback_sets_epoch: bool = False
+    """A Lightning trainer is running with FlowCallback, which sets the epochs."""
     lightning_resumes: bool = False
     """The trainer without it goes on from a checkpoint, in the first epoch after."""
     lightning_restarts_workers: bool = False
-    """That trainer starts its workers anew once it has named the epoch."""
+    """That trainer starts its workers anew once it has set the epoch."""
     splits_draws: str = ""
     """The framework that divides the draws between ranks after they were drawn, if one does."""
     batch_shard: Any = None
@@ -77,9 +77,9 @@ class Caller:
 
 
 def find_caller() -> Caller:
-    """Who called the function that asks, directly or not; nobody where guards are off."""
+    """Who called the function that asks, directly or not; an empty Caller if guards are off."""
     caller = Caller()
-    for module, function, frame in callers() if enabled() else ():
+    for module, function, frame in frames() if enabled() else ():
         inspect = _FRAMEWORKS.get(module.partition(".")[0])
         if inspect is not None:
             # What a framework has renamed is an AttributeError or KeyError here.
@@ -109,7 +109,7 @@ def is_fetching_item() -> bool:
     fetchers = sys.modules.get(_FETCHERS)
     if not hasattr(fetchers, _MAP_FETCHER):
         return True
-    calls = [call[:2] for call in callers()]
+    calls = [call[:2] for call in frames()]
     return not calls or (_FETCHERS, f"{_MAP_FETCHER}.fetch") in calls
 
 
@@ -118,7 +118,7 @@ def items_per_fetch() -> int | None:
 
     Where something stands between the two, what a loader takes are not items of the stream.
     """
-    calls = callers() if enabled() else iter(())
+    calls = frames() if enabled() else iter(())
     outside = (call for call in calls if not call[0].startswith("flowdata."))
     module, function, frame = next(outside, ("", "", None))
     if frame is not None and (module, function) == (_FETCHERS, f"{_STREAM_FETCHER}.fetch"):
@@ -130,7 +130,7 @@ def items_per_fetch() -> int | None:
 
 def stream_divider() -> str:
     """The framework that divides a stream between ranks, if one does."""
-    for module, function, _ in callers() if enabled() else ():
+    for module, function, _ in frames() if enabled() else ():
         package = module.partition(".")[0]
         if package in ("accelerate", "transformers") and function.startswith(
             (f"{_STREAM_SHARD}.", f"{_DISPATCHER}.")
@@ -145,7 +145,7 @@ def _inspect_accelerate(caller: Caller, module: str, function: str, frame: Frame
     if function.endswith(".__iter__"):
         caller.accelerate_iterates = True
         caller.accelerate_skips |= _skips_batches(frame.f_locals.get("self"))
-    caller.accelerate_prepares |= function == "DataLoaderAdapter.__init__"
+    caller.accelerate_builds_loader |= function == "DataLoaderAdapter.__init__"
     if function.startswith(f"{_BATCH_SHARD}."):
         caller.splits_draws = "accelerate"
         caller.batch_shard = frame.f_locals.get("self")
@@ -172,8 +172,8 @@ def _inspect_lightning(caller: Caller, module: str, function: str, frame: FrameT
     elif function.startswith(_FIT_LOOP):
         loop: Any = frame.f_locals["self"]
         trainer = loop.trainer
-        if any(getattr(callback, NAMES_EPOCHS, False) for callback in trainer.callbacks):
-            caller.callback_names = True
+        if any(getattr(callback, SETS_EPOCHS, False) for callback in trainer.callbacks):
+            caller.callback_sets_epoch = True
             return
         # Lightning 2.6: `restarting` is set while the loops' progress is that of a checkpoint,
         # `is_resuming` where it lies inside an epoch. `_FitLoop.advance` calls iter() for every

@@ -11,14 +11,14 @@ from flowdata.core.cursor import Cursor
 from flowdata.core.permutation import CHUNK
 
 
-class Source(Protocol):
-    """Where draws come from: who knows the place at which the next pass begins."""
+class PassOwner(Protocol):
+    """Who knows where the next pass begins: a sampler's progress."""
 
     def upcoming(self) -> Cursor:
-        """That place; asking for it changes nothing."""
+        """The place at which the next pass begins; asking for it changes nothing."""
 
-    def begin(self, draws: "Draws") -> Cursor:
-        """That place, as a pass draws from it for the first time; the next pass is the next."""
+    def begin(self, sampler_pass: "SamplerPass") -> Cursor:
+        """Called at a pass's first draw: where it begins; the next pass is of the next epoch."""
 
     def place_of(self, state: Any) -> Cursor:
         """The place of a saved state, if it belongs here."""
@@ -27,22 +27,22 @@ class Source(Protocol):
         """Make the place of a saved state that of the next pass."""
 
 
-class Draws(Iterator[Iterator[int]]):
-    """The chunks of one pass; knows at any time how far it has come."""
+class SamplerPass(Iterator[Iterator[int]]):
+    """One pass over what is left of an epoch: rows in chunks, and how far it has come."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, owner: PassOwner) -> None:
+        self._owner = owner
         self.saved_place: Cursor | None = None
         """Where a loader's saved state says that it begins, if one does."""
         self._start: Cursor | None = None
         self._asked = 0
         self._chunk: Iterator[int] = iter(())
-        self._iterator: Callable[[], DrawIterator | None] = _nobody
+        self._iterator: Callable[[], DrawIterator | None] = _no_iterator
         self.finished = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no iterator yet.
-        return self.__dict__ | {"_iterator": _nobody}
+        return self.__dict__ | {"_iterator": _no_iterator}
 
     @property
     def epoch(self) -> int:
@@ -61,9 +61,9 @@ class Draws(Iterator[Iterator[int]]):
 
     @property
     def cursor(self) -> Cursor:
-        """The place behind the draws that were asked for."""
+        """The place after the draws that were asked for."""
         if self._start is None:
-            upcoming = self._source.upcoming()
+            upcoming = self._owner.upcoming()
             return upcoming if self.saved_place is None else self.saved_place
         # What the chunk's iterator still holds was not asked for yet.
         return self._start.step(self._asked - operator.length_hint(self._chunk))
@@ -75,21 +75,21 @@ class Draws(Iterator[Iterator[int]]):
         return iterator
 
     def load(self, state: Any) -> None:
-        """Begin where a state was saved, and let the source go on from there too.
+        """Begin where a state was saved, and let the owner go on from there too.
 
         Raises:
             MismatchError: when the state is of other draws.
             RuntimeError: when something was drawn already.
         """
-        place = self._source.place_of(state)
+        place = self._owner.place_of(state)
         if self.started:
             raise RuntimeError("this iterator has drawn already: load the state into a fresh one")
-        self._source.load(state)
+        self._owner.load(state)
         self.saved_place = place
 
     def __next__(self) -> Iterator[int]:
         if self._start is None:
-            self._start = self._source.begin(self)
+            self._start = self._owner.begin(self)
         stop = min(self._asked + CHUNK, len(self._start))
         if self._asked == stop:
             # Let go of this epoch's memory before the next one is computed.
@@ -109,18 +109,18 @@ class DrawIterator(itertools.chain[int]):
     would cost more than everything else.
     """
 
-    draws: Draws
+    sampler_pass: SamplerPass
 
     @classmethod
-    def over(cls, draws: Draws) -> "DrawIterator":
+    def over(cls, sampler_pass: SamplerPass) -> "DrawIterator":
         """The iterator of a pass."""
-        iterator = cast(DrawIterator, cls.from_iterable(draws))
-        iterator.draws = draws
+        iterator = cast(DrawIterator, cls.from_iterable(sampler_pass))
+        iterator.sampler_pass = sampler_pass
         return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """As that of the sampler."""
-        return self.draws.cursor.state()
+        return self.sampler_pass.cursor.state()
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from a state.
@@ -129,8 +129,8 @@ class DrawIterator(itertools.chain[int]):
             MismatchError: see `FlowSampler.load_state_dict`.
             RuntimeError: when something was drawn already.
         """
-        self.draws.load(state)
+        self.sampler_pass.load(state)
 
 
-def _nobody() -> None:
+def _no_iterator() -> None:
     return None

@@ -13,8 +13,8 @@ from flowdata.reweight.target import WeightedTarget
 from flowdata.reweight.target_data import plain
 from flowdata.reweight.weighted_data import WeightedItem
 
-Weigh: TypeAlias = Callable[[Any], WeightedTarget]
-Target: TypeAlias = int | str | Callable[[Any, Weigh], Any] | None
+AddWeights: TypeAlias = Callable[[Any], WeightedTarget]
+Target: TypeAlias = int | str | Callable[[Any, AddWeights], Any] | None
 
 _TARGET_KEYS = ("labels", "label", "target", "targets")
 _ROWS_SHOWN = 8
@@ -27,7 +27,7 @@ class Collate:
 
     Args:
         target, entry, collate_fn: see `reweight`.
-        source: the call of `reweight` that it is for, by a name of its own.
+        reweight_id: of the call of `reweight` that it is for.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class Collate:
         target: Target,
         entry: str | None,
         collate_fn: Callable[[list[Any]], Any] | None,
-        source: str,
+        reweight_id: str,
     ) -> None:
-        self._target, self._entry, self._source = target, entry, source
+        self._target, self._entry, self._reweight_id = target, entry, reweight_id
         self._collate = collate_fn or default_collate
 
     def __call__(self, items: list[WeightedItem]) -> Any:
@@ -52,7 +52,7 @@ class Collate:
         # The target is found in the batch, not in the items: padding and stacking are done by then.
         batch = self._collate([item.item for item in items])
         if self._entry is None:
-            return self._replace_target(batch, lambda target: self._weigh(target, items))
+            return self._replace_target(batch, lambda target: self._weighted(target, items))
         weights = torch.tensor([np.mean(item.weight) for item in items], dtype=torch.float32)
         if isinstance(items[0].weight, np.ndarray):
             # Weights of tokens need the labels of the batch, for their places.
@@ -66,34 +66,35 @@ class Collate:
 
     def _collect(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
         """The target as it is, and its weights put down in a list."""
-        weighted = self._weigh(target, items)
+        weighted = self._weighted(target, items)
         found.append(weighted.weights)
         return plain(weighted)
 
-    def _weigh(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
+    def _weighted(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
         weights = weights_of(target, [item.weight for item in items])
-        return WeightedTarget(target, weights, _batch_name(items), self._source)
+        return WeightedTarget(target, weights, _batch_name(items), self._reweight_id)
 
-    def _replace_target(self, batch: Any, weigh: Callable[[Any], Any]) -> Any:
+    def _replace_target(self, batch: Any, add_weights: Callable[[Any], Any]) -> Any:
         if callable(self._target):
-            return self._target(batch, weigh)
+            return self._target(batch, add_weights)
         place = self._target
         if isinstance(batch, Mapping):
             if place is None:
                 place = next((name for name in _TARGET_KEYS if name in batch), "labels")
             if place not in batch:
                 raise TypeError(f"the batch has no {place!r}, but {list(batch)}: give target=")
-            cast(Any, batch)[place] = weigh(batch[place])
+            cast(Any, batch)[place] = add_weights(batch[place])
             return batch
         if not isinstance(batch, list | tuple):
             raise TypeError(
-                f"the batch is a {type(batch).__name__}: give target= as a function (batch, weigh)"
+                f"the batch is a {type(batch).__name__}: give target= as a function "
+                "(batch, add_weights)"
             )
         position = -1 if place is None else place
         if not isinstance(position, int) or not -len(batch) <= position < len(batch):
             raise TypeError(f"a batch of {len(batch)} parts has no target {place!r}")
         parts = list(batch)
-        parts[position] = weigh(parts[position])
+        parts[position] = add_weights(parts[position])
         if isinstance(batch, tuple):
             # A named tuple stays one.
             return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdata.reweight.losses import weighted_loss
+from flowdata.reweight.losses import compute_weighted_loss
 
 
 def unfused_linear_cross_entropy(
@@ -69,4 +69,4 @@ def unfused_linear_cross_entropy(
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
     }
-    return weighted_loss(F.cross_entropy, arguments, weights, reduction)
+    return compute_weighted_loss(F.cross_entropy, arguments, weights, reduction)

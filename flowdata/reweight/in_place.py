@@ -64,7 +64,7 @@ def set_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """
     given, places, value = args
     if isinstance(given, TargetData):
-        _refuse_other_elements(func, given, places, value)
+        _require_same_elements(func, given, places, value)
     else:
         _refuse_rows(func, given, places)
     return call_unweighted(func, args, kwargs)
@@ -75,12 +75,12 @@ def copy_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any])
     given, source = args[0], args[1] if len(args) > 1 else kwargs["src"]
     if not isinstance(given, TargetData):
         return call_unweighted(func, args, kwargs)
-    _refuse_other_elements(func, given, ..., source)
+    _require_same_elements(func, given, ..., source)
     call_plain(func, args, kwargs)
     return given
 
 
-def _refuse_other_elements(func: Function, given: TargetData, places: Any, value: Any) -> None:
+def _require_same_elements(func: Function, given: TargetData, places: Any, value: Any) -> None:
     refuse_gradient(func, value)
     if isinstance(value, TargetData):
         # `labels[mask] += 1` sets elements that were read from the same places.
@@ -159,6 +159,6 @@ def refuse_out_target(func: Function, out: Any) -> None:
     if targets_in(out):
         raise UnweightedLossError(
             f"{name_of(func)}(..., out=) puts other elements into a weighted target, whose weights "
-            "stay as they are: leave out= away and use what is returned, or write into "
+            "stay as they are: leave out out= and use what is returned, or write into "
             "flowdata.reweight.plain(target)"
         )

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowdata.reweight.ledger import LEDGER
 from flowdata.reweight.operations import Function, Rule, call_unweighted
 from flowdata.reweight.refusals import UnweightedLossError
 from flowdata.reweight.target_data import TargetData, plain
+from flowdata.reweight.unused_weights import MONITOR
 from flowdata.reweight.weighted_losses import as_weighted_losses
 
 _IGNORED = -100
@@ -36,7 +36,7 @@ def _fitted(weights: Tensor, losses: Tensor) -> Tensor:
     return weights.reshape(weights.shape + trailing).to(losses.device, losses.dtype)
 
 
-def _weigh(
+def _weighted_loss(
     divide_by: Denominator, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """``reduction="none"``, times weights, reduced as asked."""
@@ -60,12 +60,11 @@ def _weigh(
             f"a target of shape {tuple(target.shape)} has weights of shape "
             f"{tuple(target.weights.shape)}: it was given other memory, by set_"
         )
-    weighted = weighted_loss(func, plain(options), target.weights, reduction, divide_by)
-    LEDGER.watch_gradient(weighted, target.origin)
-    return as_weighted_losses(weighted) if reduction == "none" else weighted
+    weighted = compute_weighted_loss(func, plain(options), target.weights, reduction, divide_by)
+    return _watched(weighted, reduction, target)
 
 
-def weighted_loss(
+def compute_weighted_loss(
     func: Function,
     options: dict[str, Any],
     weights: Tensor,
@@ -76,13 +75,26 @@ def weighted_loss(
     losses: Tensor = func(**options | {"reduction": "none"})
     # Weights of float32 are not rounded to the dtype of the losses, their sum is.
     weighted = losses * _of_losses(func, weights, losses).to(losses.device)
-    if reduction != "none":
-        weighted = weighted.sum()
-    if reduction == "batchmean":
-        weighted = weighted / options["input"].shape[0]
-    if reduction == "mean":
-        weighted = weighted / (divide_by or _class_weights)(losses, options)
-    return weighted.to(losses.dtype)
+
+    def mean() -> Tensor:
+        if reduction == "batchmean":
+            return weighted.sum() / options["input"].shape[0]
+        return weighted.sum() / (divide_by or _class_weights)(losses, options)
+
+    return _reduced(weighted, reduction, mean).to(losses.dtype)
+
+
+def _reduced(weighted: Tensor, reduction: str, mean: Callable[[], Tensor]) -> Tensor:
+    """Losses times weights as asked; `mean` is what "mean" and "batchmean" are of them."""
+    if reduction == "none":
+        return weighted
+    return weighted.sum() if reduction == "sum" else mean()
+
+
+def _watched(weighted: Tensor, reduction: str, target: TargetData) -> Tensor:
+    """The loss, or losses, of a target, when the monitor knows of it."""
+    MONITOR.watch_gradient(weighted, target.origin)
+    return as_weighted_losses(weighted) if reduction == "none" else weighted
 
 
 def _of_losses(func: Function, weights: Tensor, losses: Tensor) -> Tensor:
@@ -106,7 +118,7 @@ def _of_losses(func: Function, weights: Tensor, losses: Tensor) -> Tensor:
     return torch.broadcast_to(weights, losses.shape)
 
 
-def weigh_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def weighted_ctc_loss(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """One loss for each sequence, whose mean is over sequences of losses per label.
 
     Raises:
@@ -133,13 +145,11 @@ def weigh_ctc(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         )
     weights = torch.stack([row[0] for row in rows]).reshape(losses.shape)
     weighted = losses * weights.to(losses.device)
-    if reduction == "mean":
-        weighted = (weighted / lengths.clamp(min=1).reshape(losses.shape)).mean()
-    elif reduction == "sum":
-        weighted = weighted.sum()
-    weighted = weighted.to(losses.dtype)
-    LEDGER.watch_gradient(weighted, target.origin)
-    return as_weighted_losses(weighted) if reduction == "none" else weighted
+
+    def mean() -> Tensor:
+        return (weighted / lengths.clamp(min=1).reshape(losses.shape)).mean()
+
+    return _watched(_reduced(weighted, reduction, mean).to(losses.dtype), reduction, target)
 
 
 def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
@@ -182,6 +192,6 @@ _CLASSES_LAST = {F.multilabel_soft_margin_loss, F.multilabel_margin_loss}
 _SYMMETRIC = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss}
 
 # What the mean of each loss divides by, as its documentation says.
-weigh_by_count: Rule = partial(_weigh, _count)
-weigh_by_element_weights: Rule = partial(_weigh, _weight_sum)
-weigh_by_class_weights: Rule = partial(_weigh, _class_weights)
+weighted_over_count: Rule = partial(_weighted_loss, _count)
+weighted_over_element_weights: Rule = partial(_weighted_loss, _weight_sum)
+weighted_over_class_weights: Rule = partial(_weighted_loss, _class_weights)

@@ -19,7 +19,7 @@ from flowdata.reweight.refusals import name_of, refuse_gradient, refuse_out
 from flowdata.reweight.target_data import TargetData
 
 
-def take_rows(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def one_hot_by_index(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Rows of a matrix, one for each element of a target, as ``torch.eye(classes)[target]``."""
     given = first_argument(args, kwargs)
     index = kwargs.get("index", args[-1] if args else None)
@@ -30,7 +30,7 @@ def take_rows(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         dimension = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     result = call_unweighted(func, args, kwargs)
     rows = dimension == 0 and given.ndim == 2 and result.shape == (*index.shape, given.shape[1])
-    # A mask chooses rows, which is no code of its elements.
+    # A mask selects rows, it does not hold class indices.
     if not rows or index.dtype in (torch.bool, torch.uint8):
         return result
     refuse_out(func, kwargs)

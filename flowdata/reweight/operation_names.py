@@ -21,7 +21,7 @@ CASTING = """
 """What changes how elements are stored."""
 
 TAKING_SHAPE = "view_as reshape_as expand_as".split()
-TAKING_KIND = "type_as to".split()
+TAKING_DTYPE = "type_as to".split()
 """What may also be called of another tensor, and asks the target for its shape or dtype only."""
 
 ELEMENTWISE = """

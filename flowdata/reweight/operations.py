@@ -106,14 +106,14 @@ def cast(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def take_shape(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A tensor that is only given the target's shape, as ``predicted.view_as(target)``, is free."""
+    """What only takes the target's shape, as ``predicted.view_as(target)``, gets no weights."""
     given = first_argument(args, kwargs)
     rule = reshape if isinstance(given, TargetData) else call_plain
     return rule(func, args, kwargs)
 
 
-def take_kind(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """So is one that is given its dtype or device, as ``predicted.type_as(target)``."""
+def take_dtype(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Nor does what takes its dtype or device, as ``predicted.type_as(target)``."""
     given = first_argument(args, kwargs)
     rule = cast if isinstance(given, TargetData) else call_plain
     return rule(func, args, kwargs)

@@ -1,4 +1,4 @@
-"""What raises where weights would be lost."""
+"""Checks that raise where weights would be lost."""
 
 from typing import Any
 
@@ -19,6 +19,12 @@ def name_of(func: Any) -> str:
     return operation(func) or repr(func)
 
 
+def needs_gradient(result: Any) -> bool:
+    """Whether a result, or one in a list or tuple of them, is a tensor that needs a gradient."""
+    results = result if isinstance(result, list | tuple) else [result]
+    return any(isinstance(item, Tensor) and item.requires_grad for item in results)
+
+
 def refuse_gradient(func: Any, result: Any) -> None:
     """Make sure that no gradient flows past the weights.
 
@@ -29,8 +35,7 @@ def refuse_gradient(func: Any, result: Any) -> None:
     Raises:
         UnweightedLossError: naming the operation.
     """
-    results = result if isinstance(result, list | tuple) else [result]
-    if any(isinstance(item, Tensor) and item.requires_grad for item in results):
+    if needs_gradient(result):
         raise UnweightedLossError(
             f"{name_of(func)} mixes a weighted target with a tensor that needs a gradient, and "
             "flowdata does not know how to weight it. In a loss: use one of torch.nn.functional, "
@@ -50,7 +55,7 @@ def refuse_out(func: Any, kwargs: dict[str, Any]) -> None:
     if kwargs.get("out") is not None:
         raise UnweightedLossError(
             f"{name_of(func)}(..., out=) writes a weighted target into a tensor without weights: "
-            "leave out= away and use what is returned, or take the target without weights, by "
+            "leave out out= and use what is returned, or take the target without weights, by "
             "flowdata.reweight.plain(target)"
         )
 

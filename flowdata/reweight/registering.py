@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from flowdata.reweight.ledger import LEDGER
 from flowdata.reweight.operations import Function
 from flowdata.reweight.refusals import UnweightedLossError, name_of
 from flowdata.reweight.rules import LOSS_RULES
 from flowdata.reweight.target_data import plain, targets_in
+from flowdata.reweight.unused_weights import MONITOR
 
 _OPERATORS = (type(torch.ops.aten.mse_loss), type(torch.ops.aten.mse_loss.default))
 """The classes of ``torch.ops``' functions and of their overloads, which have no public names."""
@@ -62,14 +62,18 @@ def register_loss(function: Function, handler: Callable[..., Any]) -> None:
                 "weights of one: take the others without, by flowdata.reweight.plain(target)"
             )
         result = handler(*plain(args), **plain(kwargs), weights=targets[0].weights)
-        LEDGER.watch_gradient(result, targets[0].origin)
+        MONITOR.watch_gradient(result, targets[0].origin)
         return result
 
     LOSS_RULES[function] = handle
 
 
 def weighable(function: Function) -> Function:
-    """A function that asks WeightedTarget what to do, as those of torch do."""
+    """Let a handler take over where the function is called with a weighted target.
+
+    The handler is the one that `register_loss` gives to the function that this returns; until
+    then, and with plain targets, that does what ``function`` does.
+    """
 
     @wraps(function)
     def asking(*args: Any, **kwargs: Any) -> Any:

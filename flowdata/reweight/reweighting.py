@@ -38,19 +38,20 @@ def reweight(
     weights; the loop stays as it is. Weights of mean 1 (the default) keep the learning rate;
     ``normalize=None`` is the paper's ``mean(w * loss)``.
 
-    With ``alpha`` above 0 it is half of the work. The other half are draws by ``w ** alpha``, as
-    ``DataLoader(data, sampler=FlowSampler(weights, alpha=alpha), collate_fn=collate)`` makes them:
-    without it that part of the weight is lost. Every ``alpha`` has the same expected gradient: 0
-    reweights only, 1 resamples only.
+    With ``alpha`` above 0 it only covers the part of the weight not covered by drawing rows by
+    ``w ** alpha``. Draw them, or that part of the weight is lost: ``DataLoader(data,
+    sampler=FlowSampler(weights, alpha=alpha), collate_fn=collate)``. Every ``alpha`` has the same
+    expected gradient: 0 reweights only, 1 resamples only.
 
     Args:
         dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
             a ``"__weight__"``, or tuples of input, target and, at their end, the weight.
         weights: n weights; for ``level="token"`` a LossTable with token losses; None for an
             iterable data set.
-        target: where a batch has its target: a position, a key, or a function (batch, weigh) ->
-            batch that passes the target, or each of several, through ``weigh``. By default the
-            last of a tuple or list, and "labels", "label", "target" or "targets" of a dict.
+        target: where a batch has its target: a position, a key, or a function (batch,
+            add_weights) -> batch that passes the target, or each of several, through
+            ``add_weights``. By default the last of a tuple or list, and "labels", "label",
+            "target" or "targets" of a dict.
         normalize: "mean", "max", "sum" or None: what the weights are divided by.
         level: "sample", or "token" for one weight for each response token of a causal language
             model, whose loss shifts the labels by one.
@@ -74,8 +75,8 @@ def reweight(
     >>> targets
     WeightedTarget(tensor([3, 5]), weights=tensor([0.5000, 1.5000]))
     """
-    # The name goes to the workers and comes back with their batches, so it is no object's id.
-    collate = Collate(target, entry, collate_fn, source=uuid.uuid4().hex)
+    # It goes to the workers and comes back with their batches, so it is no object's id().
+    collate = Collate(target, entry, collate_fn, reweight_id=uuid.uuid4().hex)
     if level not in ("sample", "token"):
         raise ValueError(f'level must be "sample" or "token", got {level!r}')
     if level == "token" and alpha != 0:

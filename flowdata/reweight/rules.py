@@ -1,7 +1,7 @@
 """The table of rules: what is done where an operation is called with a WeightedTarget.
 
 An operation that is not here, nor an attribute, nor in place, gets the plain target, and raises if
-its result has a gradient: a loss that nobody taught us is never computed without weights.
+its result has a gradient: an unregistered loss is never computed without weights.
 """
 
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(names.RESHAPING, operations.reshape),
     **dict.fromkeys(names.TAKING_SHAPE, operations.take_shape),
     **dict.fromkeys(names.CASTING, operations.cast),
-    **dict.fromkeys(names.TAKING_KIND, operations.take_kind),
+    **dict.fromkeys(names.TAKING_DTYPE, operations.take_dtype),
     **dict.fromkeys(names.ELEMENTWISE, operations.compute_elements),
     **dict.fromkeys(names.ALONG_A_DIMENSION, onehot.normalise_along),
-    **dict.fromkeys(names.INDEXING, onehot.take_rows),
+    **dict.fromkeys(names.INDEXING, onehot.one_hot_by_index),
     **dict.fromkeys(names.JOINING, operations.join),
     **dict.fromkeys(names.PADDING, operations.pad),
     **dict.fromkeys(names.CREATING, operations.call_plain),
@@ -45,17 +45,17 @@ def _existing(names: Iterable[str], rule: Rule) -> dict[Function, Rule]:
 
 LOSS_RULES: dict[Function, Rule] = {
     **_existing(
-        ["cross_entropy", "nll_loss", "linear_cross_entropy"], losses.weigh_by_class_weights
+        ["cross_entropy", "nll_loss", "linear_cross_entropy"], losses.weighted_over_class_weights
     ),
-    **_existing(["mse_loss", "l1_loss", "huber_loss"], losses.weigh_by_element_weights),
+    **_existing(["mse_loss", "l1_loss", "huber_loss"], losses.weighted_over_element_weights),
     **_existing(
         """smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div
         poisson_nll_loss gaussian_nll_loss soft_margin_loss multi_margin_loss
         multilabel_margin_loss multilabel_soft_margin_loss hinge_embedding_loss
         margin_ranking_loss cosine_embedding_loss""".split(),
-        losses.weigh_by_count,
+        losses.weighted_over_count,
     ),
-    F.ctc_loss: losses.weigh_ctc,
+    F.ctc_loss: losses.weighted_ctc_loss,
 }
 """By the function of a loss; `register_loss` adds those of users."""
 

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from flowdata.reweight.in_place import refuse_out_target
-from flowdata.reweight.ledger import LEDGER
 from flowdata.reweight.patches import patch_libraries
 from flowdata.reweight.rules import rule_of
 from flowdata.reweight.target_data import Origin, TargetData, plain
 from flowdata.reweight.torch_internals import left_to_eager_mode
+from flowdata.reweight.unused_weights import MONITOR
 from flowdata.reweight.weighted_losses import WeightedLosses
 
 
@@ -21,9 +21,10 @@ class WeightedTarget(TargetData):
     divides by what it divides by without weights. Everything else (comparisons, metrics, NumPy)
     sees a plain tensor.
 
-    An operation that would let a gradient flow past the weights raises; a training that takes
-    three optimizer steps in a row without the weights of its batches is warned of (`Ledger`).
-    One-hot constructions (``scatter``, ``torch.eye(classes)[target]``) carry weights,
+    An operation that would let a gradient flow past the weights raises. Where a training takes
+    three optimizer steps in a row without the weights of its batches, flowdata warns, once per
+    `reweight()` call (`UnusedWeightsMonitor`); a training of fewer than three steps gets no
+    warning. One-hot constructions (``scatter``, ``torch.eye(classes)[target]``) carry weights,
     ``class_weights[target]`` does not. In place, values may change (``labels[mask] = -100``,
     ``labels.clamp_(min=0)``); what puts other elements there raises. ``reduction="none"`` gives
     weighted losses, which refuse what is not linear in them (focal loss, hard examples).
@@ -41,7 +42,7 @@ class WeightedTarget(TargetData):
         target: the target, shape (B, ...).
         weights: numbers of the target's shape, or of its leading dimensions.
         name: what warnings call it.
-        source: the `reweight` that it is a batch of, by a name of its own.
+        source: the id of the `reweight` call whose batch it is.
 
     Raises:
         ValueError: for weights of another shape.
@@ -60,7 +61,7 @@ class WeightedTarget(TargetData):
         origin = Origin(name, (source,))
         made = cls.put_together(target, weights, origin)
         patch_libraries((WeightedTarget, WeightedLosses))
-        LEDGER.add_batch(origin)
+        MONITOR.add_batch(origin)
         return made
 
     @classmethod
@@ -74,8 +75,8 @@ class WeightedTarget(TargetData):
         return _dispatch(func, args, kwargs or {})
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        name, sources = self.origin.name, self.origin.sources
-        return rebuild_target, (plain(self), self.weights, name, list(sources))
+        name, ids = self.origin.name, self.origin.reweight_ids
+        return rebuild_target, (plain(self), self.weights, name, list(ids))
 
     def __copy__(self) -> "WeightedTarget":
         return self.put_together(self, self.weights, self.origin)
@@ -98,9 +99,9 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def rebuild_target(
-    target: Tensor, weights: Tensor, name: str, sources: list[str]
+    target: Tensor, weights: Tensor, name: str, reweight_ids: list[str]
 ) -> WeightedTarget:
     """A target from its pickle: a batch that comes from a worker, or from a file."""
-    made = WeightedTarget(target, weights, name, *sources[:1])
-    made.origin = Origin(name, tuple(sources))
+    made = WeightedTarget(target, weights, name, *reweight_ids[:1])
+    made.origin = Origin(name, tuple(reweight_ids))
     return made

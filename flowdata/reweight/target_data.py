@@ -16,15 +16,15 @@ class Origin:
 
     name: str
     """What warnings call it."""
-    sources: tuple[str, ...]
-    """The `reweight` of each, by a name of its own; "" for targets made by hand."""
+    reweight_ids: tuple[str, ...]
+    """Of the `reweight` of each; "" for targets made by hand."""
 
     @staticmethod
     def joined(origins: "Iterable[Origin]") -> "Origin":
-        """That of several targets together; each source once, however many are joined."""
+        """That of several targets together; each id once, however many are joined."""
         found = list(dict.fromkeys(origins))
-        sources = dict.fromkeys(source for origin in found for source in origin.sources)
-        return Origin(found[0].name, tuple(sources))
+        ids = dict.fromkeys(each for origin in found for each in origin.reweight_ids)
+        return Origin(found[0].name, tuple(ids))
 
 
 class TargetData(Tensor):

@@ -1,4 +1,4 @@
-"""Ledger: whether the weights of each `reweight` reach a gradient, and a warning if they do not."""
+"""Whether the weights of each `reweight` reach a gradient, and a warning if they do not."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from flowdata.guards.switch import enabled
 from flowdata.reweight.target_data import Origin
 
 PATIENCE = 3
-"""Steps in a row after which a training is warned of."""
+"""Steps in a row without weights after which it warns."""
 
 
-class Ledger:
-    """Optimizer steps of this process that left the weights of a batch unused.
+class UnusedWeightsMonitor:
+    """Counts the optimizer steps of this process that left the weights of a batch unused.
 
-    The rule: a `reweight` is warned of, once, after three optimizer steps in a row before each of
-    which a new batch of it was read, and no gradient came through any weights.
+    The rule: it warns once per `reweight()` call, after three optimizer steps in a row before each
+    of which a new batch of it was read, and no gradient came through any weights.
 
-    So a training whose loss never sees the weights is warned of at its third step. What is not
-    warned of: batches read ahead, looked at or evaluated, as no step follows on each of them; a
-    second training beside, whose steps follow on no batch of this `reweight`; a step of another
-    optimizer between the batches and their own, as one is not three.
+    So it warns at the third step of a training whose loss never sees the weights; one of fewer
+    steps gets no warning. Nor do batches read ahead, looked at or evaluated, as no step follows on
+    each of them; a second training beside, whose steps follow on no batch of this `reweight`; a
+    step of another optimizer between the batches and their own, as one is not three.
 
     Steps are those of any `torch.optim.Optimizer`; batches are those made where gradients are on,
     in the process that trains. Targets made by hand count as of one `reweight`.
@@ -36,7 +36,7 @@ class Ledger:
 
     def reset(self) -> None:
         """Forget all batches and steps so far, as in a new process."""
-        # All by the source of an `Origin`.
+        # All by the id of a `reweight`, as an `Origin` has it.
         self._unused: dict[str, str] = {}
         """The name of the last batch that was read since a step without weights."""
         self._steps: dict[str, int] = {}
@@ -52,7 +52,7 @@ class Ledger:
         if not self._watches_steps:
             self._watches_steps = True
             register_optimizer_step_post_hook(self._after_step)
-        self._unused.update(dict.fromkeys(origin.sources, origin.name))
+        self._unused.update(dict.fromkeys(origin.reweight_ids, origin.name))
 
     def watch_gradient(self, loss: Any, origin: Origin) -> None:
         """Note when a gradient comes through a loss, or losses, that weights are multiplied into.
@@ -62,22 +62,23 @@ class Ledger:
         for item in loss if isinstance(loss, list | tuple) else [loss]:
             if isinstance(item, Tensor) and item.requires_grad:
                 item.register_hook(  # type: ignore[no-untyped-call]
-                    lambda _: self._weighted.update(origin.sources)
+                    lambda _: self._weighted.update(origin.reweight_ids)
                 )
 
     def _after_step(self, *_: Any) -> None:
         if self._weighted:
             # Other trainings may be between two steps of theirs: this one tells nothing of them.
-            for source in self._weighted:
-                self._unused.pop(source, None)
-                self._steps.pop(source, None)
+            for reweight_id in self._weighted:
+                self._unused.pop(reweight_id, None)
+                self._steps.pop(reweight_id, None)
             self._weighted.clear()
             return
         unused, self._unused = self._unused, {}
-        self._steps = {source: self._steps.get(source, 0) + 1 for source in unused}
-        for source, name in unused.items():
-            if self._steps[source] >= PATIENCE and source not in self._warned and enabled():
-                self._warned.add(source)
+        self._steps = {reweight_id: self._steps.get(reweight_id, 0) + 1 for reweight_id in unused}
+        for reweight_id, name in unused.items():
+            steps = self._steps[reweight_id]
+            if steps >= PATIENCE and reweight_id not in self._warned and enabled():
+                self._warned.add(reweight_id)
                 self._warn(name)
 
     def _warn(self, name: str) -> None:
@@ -91,5 +92,5 @@ class Ledger:
         )
 
 
-LEDGER = Ledger()
+MONITOR = UnusedWeightsMonitor()
 """That of this process."""

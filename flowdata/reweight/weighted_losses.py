@@ -10,12 +10,12 @@ from flowdata.reweight.operation_names import (
     JOINING,
     PADDING,
     RESHAPING,
-    TAKING_KIND,
+    TAKING_DTYPE,
     TAKING_SHAPE,
     is_attribute,
     operation,
 )
-from flowdata.reweight.refusals import UnweightedLossError, name_of
+from flowdata.reweight.refusals import UnweightedLossError, name_of, needs_gradient
 from flowdata.reweight.target_data import targets_in
 from flowdata.reweight.torch_internals import left_to_eager_mode, subclasses_off
 
@@ -28,7 +28,7 @@ _LINEAR = _PRODUCTS | {
     *INDEXING,
     *CASTING,
     *TAKING_SHAPE,
-    *TAKING_KIND,
+    *TAKING_DTYPE,
     *JOINING,
     *PADDING,
     *"""neg negative add sub subtract rsub sum mean nansum nanmean cumsum where masked_fill
@@ -76,31 +76,36 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # In place and not, an operation is as linear; `__iadd__` and the like are named above.
     if not name.endswith("__"):
         name = name.removesuffix("_")
-    # A product of two of them is quadratic; so is division by one.
-    factors = sum(isinstance(part, WeightedLosses) for part in (*args, *kwargs.values()))
-    divides = "div" in name and not isinstance(args[0], WeightedLosses)
-    if name in _NOT_LINEAR or (name in _PRODUCTS and (factors > 1 or divides)):
-        _refuse(func)
+    if name in _NOT_LINEAR or (name in _PRODUCTS and _is_quadratic(name, args, kwargs)):
+        raise _not_linear(func)
     with subclasses_off():
         result = func(*args, **kwargs)
-    results = result if isinstance(result, list | tuple) else [result]
-    if name not in _LINEAR:
-        # What gives no tensor with a gradient is as of any tensor, and so are attributes, which
-        # compute nothing: `_base`, say, which torch.compile reads.
-        if not is_attribute(name) and any(
-            isinstance(item, Tensor) and item.requires_grad for item in results
-        ):
-            _refuse(func)
-        return result
-    kept = [
-        item.as_subclass(WeightedLosses) if type(item) is Tensor and item.ndim else item
-        for item in results
-    ]
-    return type(result)(kept) if isinstance(result, list | tuple) else kept[0]
+    if name in _LINEAR:
+        return _keep_class(result)
+    # What gives no tensor with a gradient is as of any tensor, and so are attributes, which
+    # compute nothing: `_base`, say, which torch.compile reads.
+    if not is_attribute(name) and needs_gradient(result):
+        raise _not_linear(func)
+    return result
 
 
-def _refuse(func: Any) -> None:
-    raise UnweightedLossError(
+def _is_quadratic(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a product is of two of them, or a quotient by one."""
+    factors = sum(isinstance(part, WeightedLosses) for part in (*args, *kwargs.values()))
+    return factors > 1 or ("div" in name and not isinstance(args[0], WeightedLosses))
+
+
+def _keep_class(result: Any) -> Any:
+    """What is linear in weighted losses is weighted losses, but for numbers."""
+    if isinstance(result, list | tuple):
+        return type(result)([_keep_class(item) for item in result])
+    if type(result) is Tensor and result.ndim:
+        return result.as_subclass(WeightedLosses)
+    return result
+
+
+def _not_linear(func: Any) -> UnweightedLossError:
+    return UnweightedLossError(
         f"{name_of(func)} of losses that are weighted already is not what it is of losses: focal "
         "loss, hard examples and the like need them without weights. Teach the whole loss with "
         "flowdata.register_loss(function, handler), or take the explicit weights: "

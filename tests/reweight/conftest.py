@@ -2,9 +2,9 @@
 
 import pytest
 
-from flowdata.reweight.ledger import LEDGER
+from flowdata.reweight.unused_weights import MONITOR
 
 
 @pytest.fixture(autouse=True)
-def _new_ledger():
-    LEDGER.reset()
+def _new_monitor():
+    MONITOR.reset()

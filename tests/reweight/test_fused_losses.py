@@ -101,13 +101,13 @@ OPTIONS = {
 }
 
 
-def gradients(fused, weigh, options, reduction):
+def gradients(fused, add_weights, options, reduction):
     hidden, head, bias, target = parts()
     target = torch.where(target < 0, options.get("ignore_index", -100), target)
     inputs = [each.requires_grad_() for each in (hidden, head)]
     if options.get("bias"):
         options = options | {"bias": bias}
-    loss = fused(*inputs, weigh(target), reduction=reduction, **options)
+    loss = fused(*inputs, add_weights(target), reduction=reduction, **options)
     loss.backward()
     return [loss.detach(), *(each.grad for each in inputs)]
 

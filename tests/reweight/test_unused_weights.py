@@ -1,4 +1,4 @@
-"""A training whose loss flowdata cannot see is warned of at its third step; no other is."""
+"""A training whose loss flowdata cannot see gets a warning at its third step; no other does."""
 
 import copy
 import ctypes
@@ -20,7 +20,7 @@ from flowdata.reweight import UnweightedLossError, WeightedTarget
 
 ROWS, CLASSES, BATCH = 12, 5, 4
 
-# The copies, and the losses that are warned of, are what is tested.
+# The copies, and the losses that it warns about, are what is tested.
 pytestmark = [
     pytest.mark.guard,
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
@@ -81,7 +81,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_loop_over_copies_of_its_targets_is_warned_of(copied):
+def test_a_loop_over_copies_of_its_targets_gets_a_warning(copied):
     with pytest.warns(FlowDataWarning, match="an optimizer took 3 steps without them"):
         Training().epochs(lambda outputs, targets: one_hot(outputs, copied(targets)))
 
@@ -115,13 +115,13 @@ class CrossEntropy(torch.autograd.Function):
     [lambda outputs, y: Square.apply(outputs[:, 0], y.float()), CrossEntropy.apply],
     ids=["of its own", "by hand"],
 )
-def test_a_custom_autograd_function_is_warned_of(loss):
+def test_a_custom_autograd_function_gets_a_warning(loss):
     with pytest.warns(FlowDataWarning, match="custom autograd function"):
         Training().epochs(loss)
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_steps_after_a_function_that_takes_the_batch_are_warned_of(batches):
+def test_steps_after_a_function_that_takes_the_batch_get_a_warning(batches):
     training = Training(batch_size=2)
     found = iter(training.loader)
 
@@ -148,7 +148,7 @@ def test_a_weighted_loss_that_is_only_logged_does_not_count(gradients):
         Training().epochs(loss)
 
 
-def test_joined_targets_that_are_trained_on_unseen_are_warned_of():
+def test_joined_targets_that_are_trained_on_unseen_get_a_warning():
     training = Training(batch_size=2)
     found = iter(training.loader)
 
@@ -179,13 +179,13 @@ def test_the_rows_come_with_batches_of_workers():
 def test_weights_of_early_epochs_do_not_hide_later_ones_without(recwarn):
     training = Training()
     training.epochs(F.cross_entropy)
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
     training.epochs(scripted)
-    [message] = warned_of(recwarn)
+    [message] = warnings_in(recwarn)
     assert "took 3 steps without them" in message
 
 
-def warned_of(recwarn):
+def warnings_in(recwarn):
     found = [str(each.message) for each in recwarn if each.category is FlowDataWarning]
     recwarn.clear()
     return found
@@ -198,7 +198,7 @@ def test_a_weighted_training_beside_does_not_hide_one_without(recwarn):
     ):
         training.step(F.cross_entropy(training.model(inputs), targets))
         other.step(scripted(other.model(other_inputs), others))
-    assert len(warned_of(recwarn)) == 1
+    assert len(warnings_in(recwarn)) == 1
 
 
 LOOKS = {
@@ -218,7 +218,7 @@ def test_targets_may_be_looked_at_with_gradients_on(look, recwarn):
         for _, targets in training.loader:
             look(targets)
         training.epochs(F.cross_entropy)
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
 WAYS = [copy.copy, copy.deepcopy, lambda y: y[:2], lambda y: y.to("cpu"), lambda y: y.clone()]
@@ -232,7 +232,7 @@ def test_what_is_cut_from_a_batch_carries_its_weights(way, recwarn):
         return F.cross_entropy(outputs[: len(part)], part)
 
     Training().epochs(loss)
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
 def test_batches_of_two_data_sets_that_are_joined_are_of_both(recwarn):
@@ -240,10 +240,10 @@ def test_batches_of_two_data_sets_that_are_joined_are_of_both(recwarn):
     for (x, y), (other_x, other_y) in zip(training.loader, other.loader, strict=True):
         together = torch.cat([y, other_y])
         training.step(F.cross_entropy(training.model(torch.cat([x, other_x])), together))
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
-def test_targets_joined_after_their_loss_are_not_warned_of(recwarn):
+def test_targets_joined_after_their_loss_get_no_warning(recwarn):
     training, targets, joined = Training(), [], None
 
     def loss(outputs, target):
@@ -255,11 +255,11 @@ def test_targets_joined_after_their_loss_are_not_warned_of(recwarn):
     training.epochs(loss)
     assert (torch.cat(targets) == joined).all()
     assert torch.cat(targets).tolist() == [row % CLASSES for row in range(ROWS)]
-    assert len(joined.origin.sources) == 1
-    assert warned_of(recwarn) == []
+    assert len(joined.origin.reweight_ids) == 1
+    assert warnings_in(recwarn) == []
 
 
-def test_what_trains_beside_is_not_warned_of(recwarn):
+def test_what_trains_beside_gets_no_warning(recwarn):
     """Other models, evaluations, validation losses with gradients on, and batches left over."""
     training, other = Training(), Training()
     plain = torch.randn(BATCH, 3)
@@ -276,11 +276,11 @@ def test_what_trains_beside_is_not_warned_of(recwarn):
             assert F.cross_entropy(outputs, targets) > 0
             assert 0 <= (outputs.argmax(1) == targets).float().mean() <= 1
     del leftover
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_a_training_with_batches_read_ahead_is_not_warned_of(ahead, recwarn):
+def test_a_training_with_batches_read_ahead_gets_no_warning(ahead, recwarn):
     """Another optimizer steps in between, as of a GAN; some batches are never used."""
     training, other = Training(batch_size=1), Training()
     loader = iter(training.loader)
@@ -294,32 +294,32 @@ def test_a_training_with_batches_read_ahead_is_not_warned_of(ahead, recwarn):
         training.step(loss)
     for _ in range(9):
         other.step(other.model(torch.randn(BATCH, 3)).sum())
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
-def test_evaluation_between_trainings_without_weights_is_not_warned_of(recwarn):
+def test_evaluation_between_trainings_without_weights_gets_no_warning(recwarn):
     training = Training()
     for _ in range(4):
         with torch.no_grad():
             for inputs, targets in training.loader:
                 assert F.cross_entropy(training.model(inputs), targets) > 0
         training.step(training.model(inputs).square().mean())
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
 def test_after_an_error_there_is_no_warning_too(recwarn):
     with pytest.raises(UnweightedLossError, match=r"predicted\.detach\(\)"):
         Training().epochs(own)
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
-def test_with_guards_off_nothing_is_warned_of(monkeypatch, recwarn):
+def test_with_guards_off_nothing_warns(monkeypatch, recwarn):
     monkeypatch.setenv("FLOWDATA_GUARDS", "off")
     Training().epochs(scripted)
-    assert warned_of(recwarn) == []
+    assert warnings_in(recwarn) == []
 
 
-def test_targets_made_by_hand_are_warned_of_too():
+def test_targets_made_by_hand_get_a_warning_too():
     training = Training()
 
     def loop():
@@ -332,7 +332,7 @@ def test_targets_made_by_hand_are_warned_of_too():
 
 
 @pytest.mark.slow
-def test_a_script_is_warned_of_once_and_ends_quietly():
+def test_a_script_gets_one_warning_and_ends_quietly():
     script = """
         import numpy, torch
         from torch.nn import functional as F

@@ -95,8 +95,8 @@ def test_an_unchanged_loop_trains_as_a_hand_written_weighted_loss(data, losses, 
 def test_the_target_is_found_in_batches_of_all_kinds(data, losses, item, options):
     if options.get("target") == "function":
 
-        def place(batch, weigh):
-            batch["y"]["deep"] = weigh(batch["y"]["deep"])
+        def place(batch, add_weights):
+            batch["y"]["deep"] = add_weights(batch["y"]["deep"])
             return batch
 
         options = {"target": place}
@@ -128,8 +128,8 @@ def test_a_batch_encoding_keeps_its_kind(losses):
 def test_several_targets_share_the_weights(data, losses):
     items = [{"x": x, "start": y, "end": y + 1} for x, y in data]
 
-    def place(batch, weigh):
-        return batch | {"start": weigh(batch["start"]), "end": weigh(batch["end"])}
+    def place(batch, add_weights):
+        return batch | {"start": add_weights(batch["start"]), "end": add_weights(batch["end"])}
 
     [batch] = weighted_loader(items, losses, batch_size=ROWS, target=place)
     assert torch.equal(batch["start"].weights, batch["end"].weights)

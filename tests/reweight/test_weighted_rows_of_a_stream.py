@@ -15,7 +15,7 @@ ROWS = 11
 WEIGHTS = np.random.default_rng(5).random(ROWS)
 
 
-def weighed_stream():
+def weighted_stream():
     """A stream, of which `reweight` is told by a column."""
     rows = datasets.Dataset.from_dict({"row": range(ROWS), "labels": np.ones(ROWS)})
     return rows.to_iterable_dataset(num_shards=2).map(
@@ -26,7 +26,7 @@ def weighed_stream():
 def test_a_stream_is_reweighted_by_a_column_and_goes_on_from_its_own_state():
     batches, state = [], None
     for _ in range(2):
-        data, collate = reweight(weighed_stream(), None, target="labels")
+        data, collate = reweight(weighted_stream(), None, target="labels")
         if state is not None:
             data.load_state_dict(state)
         # Its samples come one by one, as a loader without workers asks for them.
@@ -38,4 +38,4 @@ def test_a_stream_is_reweighted_by_a_column_and_goes_on_from_its_own_state():
     weights = torch.cat([batch["labels"].weights for batch in batches])
     np.testing.assert_array_equal(weights, np.float32(WEIGHTS)[rows])
     with pytest.raises(ValueError, match="got sampler="):
-        DataLoader(weighed_stream(), sampler=FlowSampler(WEIGHTS))
+        DataLoader(weighted_stream(), sampler=FlowSampler(WEIGHTS))

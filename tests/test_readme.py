@@ -209,7 +209,8 @@ def results(page: Path, language: str):
     ]
 
 
-def test_the_first_quick_start_prints_what_is_shown(capsys):
+def test_the_first_quick_start_prints_what_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     try:
         [(example, shown)] = results(README, "python")

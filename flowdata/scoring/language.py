@@ -18,7 +18,7 @@ from flowdata.scoring.tokens import IGNORED, TokenReader, Tokens, UnreadableRow
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
-# More keep no GPU busier, and what goes wrong with them loses more.
+# Larger batches are no faster, and lose more work on failure.
 _MOST_TOKENS_ON_GPU = 32_768
 _WINDOW = 1_024
 

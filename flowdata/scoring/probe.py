@@ -111,8 +111,7 @@ def _compute_features(
                 bar.update(rows.size)
     finally:
         hook.remove()
-    # Clones made here, outside inference mode, may take part in autograd.
-    return torch.cat(seen).clone(), torch.cat(targets).clone()
+    return torch.cat(seen), torch.cat(targets)
 
 
 def _fit_head(

@@ -51,7 +51,7 @@ class ScoredRows:
             )
         if self.truncated is not None:
             columns["truncated"] = self.truncated
-        # Losses are noise to a compressor and no two are alike, so a dictionary would only cost.
+        # Losses hardly compress, and no two are alike, so a dictionary would only cost.
         with replacing(path) as temporary:
             pq.write_table(
                 pa.table(columns),

@@ -74,7 +74,7 @@ def score(
     """The loss of every sample under the model as it is: FLOW's f_i(theta*), in one pass.
 
     The model runs in evaluation mode, without gradients, and gets its modes back. Give the data set
-    without training augmentation: a loss under a random crop makes the weight a draw of noise.
+    without training augmentation: a loss under a random crop makes the weight random.
     A task-specific head that is new gives meaningless losses: train it first, `linear_probe`.
 
     With ``output`` nothing is lost: what was scored is kept in a folder beside it, and the same
@@ -167,7 +167,7 @@ def score(
                 refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
                 save_every=save_every,
             )
-    _warn_of_doubts(table, dataset)
+    _warn_if_unreliable(table, dataset)
     return table
 
 
@@ -253,7 +253,7 @@ def _make_table(scores: ScoredRows, provenance: Provenance, dataset: Any) -> Los
     )
 
 
-def _warn_of_doubts(table: LossTable, dataset: Any) -> None:
+def _warn_if_unreliable(table: LossTable, dataset: Any) -> None:
     if table.provenance.truncated:
         warn(
             f"{table.provenance.truncated:,} of {len(table):,} samples were longer than "
@@ -261,8 +261,8 @@ def _warn_of_doubts(table: LossTable, dataset: Any) -> None:
         )
     if not reads_the_same_twice(dataset):
         warn(
-            "row 0 reads differently each time, so its loss is a draw of noise: score the data "
-            "set without random augmentation",
+            "row 0 reads differently each time, so its loss is random: score the data set "
+            "without random augmentation",
         )
 
 

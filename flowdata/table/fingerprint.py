@@ -1,4 +1,4 @@
-"""Content hashes by which a loss table knows its model and its data set again."""
+"""Content hashes by which a loss table recognises its model and its data set."""
 
 from collections.abc import Mapping
 from typing import Any

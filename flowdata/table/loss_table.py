@@ -121,8 +121,8 @@ class LossTable:
         table = pa.table(columns).replace_schema_metadata(metadata)
         try:
             with replacing(Path(path)) as temporary:
-                # Plain pages can be read from the mapped file without decoding; losses are
-                # noise to a compressor anyway.
+                # Plain pages can be read from the mapped file without decoding; losses hardly
+                # compress anyway.
                 pq.write_table(
                     table,
                     temporary,
@@ -267,10 +267,10 @@ class LossTable:
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.
 
-        The data set is known by its length and by the content of 16 rows spread over it (or by
-        the fingerprint a ``datasets.Dataset`` has), the model by the hash of its parameters.
-        What the provenance does not hold is not checked; a data set that cannot be recognised
-        because its samples differ from read to read is named in a warning.
+        The data set is recognised by its length and the content of 16 rows spread over it, the
+        model by the hash of its parameters. What the provenance does not hold is not checked; a
+        data set that cannot be recognised because its samples differ from read to read is named
+        in a warning.
 
         Raises:
             MismatchError: saying which of the two differs.

@@ -10,7 +10,7 @@ from torch import nn
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint, transform_fingerprint
 from flowdata.version import __version__
 
-# Raised when a table of this version would be misread by an older one.
+# Increased when a table of this version would be misread by an older one.
 SCHEMA_VERSION = 1
 
 

@@ -144,6 +144,15 @@ def test_it_does_not_matter_whether_gradients_are_enabled():
     assert torch.equal(one.head.weight, other.head.weight)
 
 
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_a_backbone_that_runs_in_inference_mode_makes_no_difference(batch_size):
+    one, other = network(), network()
+    one.body.forward = torch.inference_mode()(one.body.forward)
+    probe(one, batch_size=batch_size)
+    probe(other, batch_size=batch_size)
+    assert torch.equal(one.head.weight, other.head.weight)
+
+
 @pytest.mark.parametrize("options", [{"batch_size": 7}, {"collate_fn": None, "batch_size": 1}])
 def test_the_batch_size_makes_no_difference(options):
     one, other = network(), network()

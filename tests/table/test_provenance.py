@@ -47,7 +47,7 @@ def test_two_passes_are_the_same_one_if_loss_model_and_data_are_whenever_they_ra
     assert first.identity() == later.identity() != other.identity()
 
 
-def test_a_table_knows_its_data_set_again():
+def test_a_table_recognises_its_data_set():
     table = LossTable.from_losses(LOSSES, dataset=ROWS, model=model())
     table.check(dataset=list(ROWS), model=model().train())
     table.check()

@@ -14,7 +14,7 @@ from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.table.shard_index import plain_keys
 from flowdata.tar.names import match
-from flowdata.transport.urls import shown
+from flowdata.transport.urls import redact
 
 # Shards whose samples come mixed, where the stage is behind a shuffle.
 _SHARDS_KNOWN = 8
@@ -84,7 +84,7 @@ class resample:
             key = sample["__key__"]
             if (count := times.get(key)) is None:
                 raise MismatchError(
-                    f"the loss table has no sample {key!r} of {shown(url)}: score these shards, "
+                    f"the loss table has no sample {key!r} of {redact(url)}: score these shards, "
                     "or restore the ones that were scored"
                 )
             for _ in range(count):

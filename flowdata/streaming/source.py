@@ -11,10 +11,10 @@ from flowdata.errors import ShardError, warn
 from flowdata.streaming.progress import Progress, WorkerEpoch
 from flowdata.streaming.windows import Content, WindowReader
 from flowdata.table.shard_index import ShardIndex
-from flowdata.tar.names import matched
-from flowdata.tar.samples import parsed
+from flowdata.tar.names import match_all
+from flowdata.tar.samples import parse_sample
 from flowdata.transport.access import Access
-from flowdata.transport.urls import Urls, expanded, shown
+from flowdata.transport.urls import Urls, expand_braces, redact
 
 Stages = Callable[[Iterator[dict[str, Any]]], Iterator[Any]]
 
@@ -32,8 +32,8 @@ class Source:
         loss_weights: NDArray[np.float64] | None,
     ) -> None:
         self._index = index
-        self._urls = matched(expanded(urls), index.shards)
-        self._names = [shown(url) for url in self._urls]
+        self._urls = match_all(expand_braces(urls), index.shards)
+        self._names = [redact(url) for url in self._urls]
         self._access = access
         self._handler = handler
         self._loss_weights = loss_weights
@@ -93,7 +93,7 @@ class Source:
         key, url = self._index.key(row), self._names[self._index.shard[row]]
         if isinstance(content, ShardError):
             raise ShardError(f"the sample {key!r} of {url} cannot be read: {content}") from content
-        sample = parsed(content, key, url)
+        sample = parse_sample(content, key, url)
         if self._loss_weights is not None:
             sample["__weight__"] = float(self._loss_weights[row])
         return sample

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flowdata.errors import ShardError
 from flowdata.streaming.order import Window
 from flowdata.table.shard_index import ShardIndex
-from flowdata.tar.reader import Place, ShardReader
+from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.access import Access
 from flowdata.transport.urls import is_remote
 
@@ -97,7 +97,7 @@ class WindowReader:
             self._group = group
         if shard not in self._readers:
             self._readers[shard] = ShardReader(
-                Place.of(self._index, shard, self._urls[shard]), self._access
+                ShardInfo.from_index(self._index, shard, self._urls[shard]), self._access
             )
         return self._readers[shard]
 

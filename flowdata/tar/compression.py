@@ -15,8 +15,8 @@ DAMAGED = (OSError, EOFError, zlib.error)
 """What reading damaged content raises, packed or not."""
 
 
-def decompressed(raw: Readable, name: str) -> tuple[Readable, bool]:
-    """The content of a stream, unpacked if it is gzip, and whether it was.
+def decompress(raw: Readable, name: str) -> tuple[Readable, bool]:
+    """Return the content of a stream, unpacked if it is gzip, and whether it was.
 
     Raises:
         ShardError: for bzip2, xz and zstandard.
@@ -24,19 +24,19 @@ def decompressed(raw: Readable, name: str) -> tuple[Readable, bool]:
     if getattr(raw, "seekable", lambda: False)():
         head = raw.read(8)
         cast(Any, raw).seek(0)
-        whole: Readable = raw
+        rewound: Readable = raw
     else:
-        head = _exactly(raw, 8)
-        whole = _Prefixed(head, raw)
+        head = _read_exactly(raw, 8)
+        rewound = _Prefixed(head, raw)
     for magic, format_ in _REFUSED.items():
         if head.startswith(magic):
             raise ShardError(f"{name} is compressed by {format_}: unpack it, or use gzip")
     if head.startswith(_GZIP):
-        return cast(Readable, gzip.GzipFile(fileobj=cast(Any, whole))), True
-    return whole, False
+        return cast(Readable, gzip.GzipFile(fileobj=cast(Any, rewound))), True
+    return rewound, False
 
 
-def _exactly(raw: Readable, size: int) -> bytes:
+def _read_exactly(raw: Readable, size: int) -> bytes:
     content = b""
     while len(content) < size and (part := raw.read(size - len(content))):
         content += part

@@ -24,46 +24,46 @@ class ForwardStream:
         self._raw = raw
         self._name = name
         self._largest = largest
-        self._position = 0
+        self._offset = 0
         self._seekable = bool(getattr(raw, "seekable", lambda: False)())
         self.last = b""
         """What the last `read` returned."""
 
     def tell(self) -> int:
-        """Bytes that were passed."""
-        return self._position
+        """Offset of the next byte."""
+        return self._offset
 
     def read(self, size: int) -> bytes:
         """The next bytes; fewer only at the end."""
         if size < 0 or (self._largest is not None and size > self._largest):
             raise ShardError(
-                f"{self._name} asks for {size:,} bytes of header at byte {self._position:,}: it "
+                f"{self._name} asks for {size:,} bytes of header at byte {self._offset:,}: it "
                 "is corrupt, or made to do harm"
             )
         parts = []
         while size > 0 and (part := self._raw.read(size)):
             parts.append(part)
             size -= len(part)
-            self._position += len(part)
+            self._offset += len(part)
         self.last = parts[0] if len(parts) == 1 else b"".join(parts)
         return self.last
 
-    def seek(self, position: int) -> int:
-        """Go on to a position; short of it when the bytes end before."""
-        if position < self._position:
+    def seek(self, offset: int) -> int:
+        """Go on to a later byte; short of it when the bytes end before."""
+        if offset < self._offset:
             raise ShardError(
-                f"{self._name} leads from byte {self._position:,} back to {position:,}: it is "
+                f"{self._name} leads from byte {self._offset:,} back to {offset:,}: it is "
                 "corrupt, or made to do harm"
             )
         if self._seekable:
-            self._position = cast(Any, self._raw).seek(position)
-            return self._position
-        while self._position < position:
-            part = self._raw.read(min(position - self._position, _SKIPPED))
+            self._offset = cast(Any, self._raw).seek(offset)
+            return self._offset
+        while self._offset < offset:
+            part = self._raw.read(min(offset - self._offset, _SKIPPED))
             if not part:
                 break
-            self._position += len(part)
-        return self._position
+            self._offset += len(part)
+        return self._offset
 
     def close(self) -> None:
         """Close what the bytes come from."""

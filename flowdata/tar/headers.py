@@ -1,4 +1,4 @@
-"""Members of a tar stream, by its headers, whose words are checked before they are believed."""
+"""Members of a tar stream, by its headers, in which every size and name is validated."""
 
 import re
 import tarfile
@@ -11,8 +11,13 @@ from flowdata.tar.forward import ForwardStream
 
 BLOCK = tarfile.BLOCKSIZE
 ZEROS = bytes(BLOCK)
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-_EXTENDING = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSION_TYPES = (
+    *_PAX_TYPES,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _SPARSE = "sparse map"
 _LARGEST_EXTENSION = 1 << 20
 _LARGEST_MEMBER = 1 << 60
@@ -21,7 +26,7 @@ _LONGEST_NAME = 4096
 
 
 # A header as almost all are written: name, size, checksum, kind, prefix.
-_USUAL = re.compile(
+_COMMON_HEADER = re.compile(
     rb"(.{100})(?:[0-7]{7}\0){3}([0-7]{11})\0[0-7]{11}\0([0-7]{6})\0 (.).{172}"
     rb"(?:[0-7]{7}\0|\0{8}){2}(.{155})",
     re.DOTALL,
@@ -29,7 +34,7 @@ _USUAL = re.compile(
 
 
 class Header(NamedTuple):
-    """What counts of a header."""
+    """What is needed of a header."""
 
     name: str
     kind: bytes
@@ -47,7 +52,7 @@ class Member(NamedTuple):
     @property
     def end(self) -> int:
         """Where the next member begins."""
-        return self.start + padded(self.size)
+        return self.start + padded_size(self.size)
 
 
 def members(stream: ForwardStream, name: str) -> Iterator[Member]:
@@ -69,56 +74,69 @@ def members(stream: ForwardStream, name: str) -> Iterator[Member]:
 
 
 def _members(stream: ForwardStream, name: str) -> Iterator[Member]:
-    said: dict[str, str] = {}
-    first: int | None = None
-    extending = False
     last = "the beginning"
-    while (header := _header(stream, name, last)) is not None:
-        offset = stream.tell() - BLOCK
-        if header.kind in _EXTENDING:
-            body = _body(header, stream, name)
-            found = _said(header, body, f"{name} has at byte {offset:,}")
-            if header.kind != tarfile.XGLTYPE:
-                # Of several headers that say the same, tarfile applies the first last.
-                said = found | said
-                first = offset if first is None else first
-            extending = True
-            continue
+    while (entry := _read_entry(stream, name, last)) is not None:
+        offset, header, overrides = entry
         path, size = header.name, header.size
-        if said:
-            path, size = said.get("path", path), int(said.get("size", size))
-        _check(header, path, size, said, name)
-        member = Member(path, offset if first is None else first, stream.tell(), size)
+        if overrides:
+            path, size = overrides.get("path", path), int(overrides.get("size", size))
+        _check_member(header, path, size, overrides, name)
+        member = Member(path, offset, stream.tell(), size)
         # Links, folders and devices have no content here; a kind that nobody knows may have some.
         if header.kind in tarfile.REGULAR_TYPES:
-            _pass(stream, member, name)
+            _skip_content(stream, member, name)
             yield member
         elif header.kind not in tarfile.SUPPORTED_TYPES:
-            _pass(stream, member, name)
-        said, first, extending, last = {}, None, False, repr(path)
-    if extending:
+            _skip_content(stream, member, name)
+        last = repr(path)
+
+
+def _read_entry(
+    stream: ForwardStream, name: str, last: str
+) -> tuple[int, Header, dict[str, str]] | None:
+    """Read the headers of the next entry: its first byte, its header, and what overrides that.
+
+    None at the end of the stream. ``last`` says for errors what came before.
+    """
+    overrides: dict[str, str] = {}
+    first: int | None = None
+    is_extended = False
+    while (header := _read_header(stream, name, last)) is not None:
+        offset = stream.tell() - BLOCK
+        if header.kind not in _EXTENSION_TYPES:
+            return offset if first is None else first, header, overrides
+        is_extended = True
+        body = _read_body(header, stream, name)
+        found = _read_overrides(header, body, f"{name} has at byte {offset:,}")
+        # A global header belongs to no entry; it is read only to refuse what would matter.
+        if header.kind != tarfile.XGLTYPE:
+            # If several extension headers set a key, the first wins, as in tarfile.
+            overrides = found | overrides
+            first = offset if first is None else first
+    if is_extended:
         raise ShardError(
             f"{name} is cut off at byte {stream.tell():,}, after {last}: copy it again"
         )
+    return None
 
 
-def usual(block: bytes) -> Header | None:
-    """A header as almost all are written, None for others; tarfile takes ten times as long."""
-    match = _USUAL.match(block)
+def parse_common_header(block: bytes) -> Header | None:
+    """Parse a header as almost all are written, ten times as fast as tarfile; None for others."""
+    match = _COMMON_HEADER.match(block)
     # The checksum is the sum of all bytes, with its own field taken for eight spaces.
     if match is None or int(match[3], 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         return None
     name, kind = match[1].split(b"\0", 1)[0], match[4]
     if match[5][0] and kind not in tarfile.GNU_TYPES:
         name = match[5].split(b"\0", 1)[0] + b"/" + name
-    # Before POSIX a folder was a file whose name ends so.
+    # Before POSIX a folder was a file whose name ends with a slash.
     if kind == tarfile.AREGTYPE and name.endswith(b"/"):
         kind = tarfile.DIRTYPE
-    return Header(_decoded(name), kind, int(match[2], 8))
+    return Header(_decode(name), kind, int(match[2], 8))
 
 
-def _header(stream: ForwardStream, name: str, last: str) -> Header | None:
-    """The next header, None at the end."""
+def _read_header(stream: ForwardStream, name: str, last: str) -> Header | None:
+    """Read the next header, None at the end."""
     offset = stream.tell()
     block = stream.read(BLOCK)
     if not block and offset == 0:
@@ -130,7 +148,7 @@ def _header(stream: ForwardStream, name: str, last: str) -> Header | None:
             f"{name} is cut off at byte {stream.tell():,}, after {last}; it must be a tar file: "
             "copy it again"
         )
-    if (header := usual(block)) is not None:
+    if (header := parse_common_header(block)) is not None:
         return header
     try:
         info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -142,69 +160,73 @@ def _header(stream: ForwardStream, name: str, last: str) -> Header | None:
         ) from error
 
 
-def _body(header: Header, stream: ForwardStream, name: str) -> bytes:
-    """The content of a header that extends another, with its padding, which tarfile reads too."""
+def _read_body(header: Header, stream: ForwardStream, name: str) -> bytes:
+    """Read the content of an extension header, with its padding, which tarfile reads too."""
     if not 0 <= header.size <= _LARGEST_EXTENSION:
         raise ShardError(
             f"{name} claims {header.size:,} bytes of extended header at byte {stream.tell():,}: it "
             "is corrupt, or made to do harm"
         )
-    body = stream.read(padded(header.size))
+    body = stream.read(padded_size(header.size))
     if len(body) < header.size:
         raise ShardError(f"{name} is cut off at byte {stream.tell():,}, in a header: copy it again")
     return body
 
 
-def _said(header: Header, body: bytes, where: str) -> dict[str, str]:
-    """What is known of the next member from a header before it."""
+def _read_overrides(header: Header, body: bytes, where: str) -> dict[str, str]:
+    """Read what an extension header sets of the next member, instead of that one's own header."""
     # Where a link leads to does not matter: links are no members of samples.
     if header.kind == tarfile.GNUTYPE_LONGLINK:
         return {}
     if header.kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": _decoded(body.split(b"\0", 1)[0])}
-    said = {}
-    for key, value in _records(body, where):
+        return {"path": _decode(body.split(b"\0", 1)[0])}
+    overrides = {}
+    for key, value in _pax_records(body, where):
         if key in (b"path", b"size"):
-            said[key.decode()] = _decoded(value)
+            overrides[key.decode()] = _decode(value)
         elif key.startswith(b"GNU.sparse."):
-            said[_SPARSE] = ""
-    if header.kind == tarfile.XGLTYPE and said:
+            overrides[_SPARSE] = ""
+    if header.kind == tarfile.XGLTYPE and overrides:
         raise ShardError(
-            f"{where} a global header that gives all members one {next(iter(said))}: pack it again"
+            f"{where} a global header that gives all members one {next(iter(overrides))}: pack it "
+            "again"
         )
-    if not _is_number(said.get("size", "0")):
-        raise ShardError(f"{where} a size of {said['size'][:40]!r}: copy it again")
-    if "path" in said:
-        said["path"] = said["path"].rstrip("/")
-    return said
+    if not _is_number(overrides.get("size", "0")):
+        raise ShardError(f"{where} a size of {overrides['size'][:40]!r}: copy it again")
+    if "path" in overrides:
+        overrides["path"] = overrides["path"].rstrip("/")
+    return overrides
 
 
-def _records(body: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
+def _pax_records(body: bytes, where: str) -> Iterator[tuple[bytes, bytes]]:
     """The ``length key=value`` lines of a pax header, up to a zero."""
-    position = 0
-    while body[position : position + 1] not in (b"", b"\0"):
-        digits = body[position : position + 8].split(b" ", 1)[0]
-        end = position + int(digits) if digits.isdigit() else position
-        key, equals, value = body[position + len(digits) + 1 : end - 1].partition(b"=")
+    start = 0
+    while body[start : start + 1] not in (b"", b"\0"):
+        digits = body[start : start + 8].split(b" ", 1)[0]
+        end = start + int(digits) if digits.isdigit() else start
+        key, equals, value = body[start + len(digits) + 1 : end - 1].partition(b"=")
         if not (key and equals) or end > len(body) or body[end - 1 : end] != b"\n":
             raise ShardError(f"{where} a pax header with a corrupt line: copy it again")
         yield key, value
-        position = end
+        start = end
 
 
-def _check(header: Header, path: str, size: int, said: dict[str, str], name: str) -> None:
+def _check_member(
+    header: Header, path: str, size: int, overrides: dict[str, str], name: str
+) -> None:
     if len(path) > _LONGEST_NAME or "\0" in path:
         raise ShardError(
             f"{name} has a member whose name of {len(path):,} characters, {path[:40]!r}..., is "
             f"too long (over {_LONGEST_NAME:,}) or has a zero in it: pack it again"
         )
-    if header.kind == tarfile.GNUTYPE_SPARSE or _SPARSE in said:
+    if header.kind == tarfile.GNUTYPE_SPARSE or _SPARSE in overrides:
         raise ShardError(f"{name} has {path!r} as a sparse member: pack it again")
     if not 0 <= size < _LARGEST_MEMBER:
         raise ShardError(f"{name} has a size of {size:,} bytes for {path!r}: copy it again")
 
 
-def _pass(stream: ForwardStream, member: Member, name: str) -> None:
+def _skip_content(stream: ForwardStream, member: Member, name: str) -> None:
+    """Go on to the next header."""
     if member.size:
         # A seek beyond the end of a file succeeds: only reading the last byte shows it is there.
         stream.seek(member.end - 1)
@@ -219,10 +241,10 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
-def _decoded(text: bytes) -> str:
+def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")
 
 
-def padded(size: int) -> int:
+def padded_size(size: int) -> int:
     """Bytes that content takes: whole blocks."""
     return -(-size // BLOCK) * BLOCK

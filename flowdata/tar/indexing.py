@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from flowdata.errors import ShardError
 from flowdata.table.shard_index import ShardIndex, compact_keys, escaped_key
-from flowdata.tar.compression import DAMAGED, decompressed
+from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.names import shard_names
 from flowdata.tar.samples import TarSample, walk
 from flowdata.transport.access import Access, Readable
 from flowdata.transport.connect import connect
-from flowdata.transport.urls import Urls, expanded, is_remote, shown
+from flowdata.transport.urls import Urls, expand_braces, is_remote, redact
 
 # Remote shards that are read side by side.
 _THREADS = 8
@@ -34,15 +34,15 @@ def index_shards(urls: Urls, *, access: Access | None = None, progress: bool = T
     Raises:
         ShardError: for no shards or samples, a shard that cannot be read, a key twice in one.
     """
-    every = expanded(urls)
+    every = expand_braces(urls)
     names = shard_names(every)
     # Headers of local shards keep a processor busy, servers keep it waiting.
     threads = _THREADS if any(map(is_remote, every)) else 1
     with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(partial(_indexed, access=access or Access()), every)
+        parts = pool.map(partial(_index_shard, access=access or Access()), every)
         bar = tqdm(parts, desc="indexing", unit="shards", total=len(every), disable=not progress)
         try:
-            return _joined(names, list(bar))
+            return _join(names, list(bar))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -53,18 +53,18 @@ class _Part:
     """The samples of one shard: their keys, and (first byte, bytes) of each."""
 
     keys: Any
-    places: NDArray[np.int64]
+    spans: NDArray[np.int64]
     length: int
     compressed: bool
 
 
-def _joined(names: tuple[str, ...], parts: Sequence[_Part]) -> ShardIndex:
+def _join(names: tuple[str, ...], parts: Sequence[_Part]) -> ShardIndex:
     import pyarrow as pa
 
-    counts = [part.places.shape[0] for part in parts]
+    counts = [part.spans.shape[0] for part in parts]
     if not sum(counts):
         raise ShardError(f"there is no sample in {names[0]} and {len(parts) - 1} other shards")
-    offsets, sizes = np.concatenate([part.places for part in parts]).T.copy()
+    offsets, sizes = np.concatenate([part.spans for part in parts]).T.copy()
     return ShardIndex(
         names,
         np.repeat(np.arange(len(parts), dtype=np.int32), counts),
@@ -76,20 +76,20 @@ def _joined(names: tuple[str, ...], parts: Sequence[_Part]) -> ShardIndex:
     )
 
 
-def _indexed(url: str, access: Access) -> _Part:
+def _index_shard(url: str, access: Access) -> _Part:
     import pyarrow as pa
 
-    name = shown(url)
+    name = redact(url)
     transport = connect(url, access)
     raw = transport.stream()
     try:
-        content, compressed = decompressed(raw, name)
+        content, compressed = decompress(raw, name)
         keys: list[str] = []
-        places: list[tuple[int, int]] = []
-        for sample in _refuse_twice(walk(content, name), name):
+        spans: list[tuple[int, int]] = []
+        for sample in _refuse_duplicates(walk(content, name), name):
             keys.append(sample.key if sample.key.isascii() else escaped_key(sample.key))
-            places.append((sample.offset, sample.size))
-        # The checksum of a gzip stream is behind its last byte.
+            spans.append((sample.offset, sample.size))
+        # The checksum of a gzip stream comes after its last byte.
         if compressed:
             _read_to_the_end(content, name)
         length = transport.length()
@@ -98,7 +98,7 @@ def _indexed(url: str, access: Access) -> _Part:
         transport.close()
     return _Part(
         pa.array(keys, type=pa.large_string()),
-        np.array(places, dtype=np.int64).reshape(-1, 2),
+        np.array(spans, dtype=np.int64).reshape(-1, 2),
         -1 if length is None else length,
         compressed,
     )
@@ -113,7 +113,7 @@ def _read_to_the_end(content: Readable, name: str) -> None:
         raise ShardError(f"{name} is corrupt: {error}; copy it again") from error
 
 
-def _refuse_twice(samples: Iterator[TarSample], name: str) -> Iterator[TarSample]:
+def _refuse_duplicates(samples: Iterator[TarSample], name: str) -> Iterator[TarSample]:
     seen: set[str] = set()
     for sample in samples:
         if sample.key in seen:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from flowdata.errors import MismatchError, ShardError
-from flowdata.transport.urls import PIPE, local_path, shown
+from flowdata.transport.urls import PIPE, local_path, redact
 
 
 def shard_names(urls: Sequence[str]) -> tuple[str, ...]:
@@ -13,7 +13,7 @@ def shard_names(urls: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ShardError: when two of them are one.
     """
-    paths = [_place(url) for url in urls]
+    paths = [_comparable_path(url) for url in urls]
     parts = [path.split("/") for path in paths]
     common = 0
     while all(len(part) > common + 1 for part in parts) and len({p[common] for p in parts}) == 1:
@@ -25,7 +25,7 @@ def shard_names(urls: Sequence[str]) -> tuple[str, ...]:
 
 
 def match(url: str, names: Sequence[str]) -> int:
-    """The number of the name that a URL ends with.
+    """Return the number of the name that a URL ends with.
 
     Raises:
         MismatchError: for a URL that ends with none.
@@ -33,8 +33,8 @@ def match(url: str, names: Sequence[str]) -> int:
     return _Names(names).number(url)
 
 
-def matched(urls: Sequence[str], names: Sequence[str]) -> list[str]:
-    """For each name of a table the URL that ends with it.
+def match_all(urls: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return for each name of a table the URL that ends with it.
 
     Raises:
         MismatchError: for a URL that the table does not know, or a shard without a URL.
@@ -45,7 +45,7 @@ def matched(urls: Sequence[str], names: Sequence[str]) -> list[str]:
         number = known.number(url)
         if number in found:
             raise MismatchError(
-                f"{shown(url)} and {shown(found[number])} are both {names[number]} to the table"
+                f"{redact(url)} and {redact(found[number])} are both {names[number]} to the table"
             )
         found[number] = url
     missing = [name for number, name in enumerate(names) if number not in found]
@@ -67,7 +67,7 @@ class _Names:
             self._by_base.setdefault(name.rsplit("/", 1)[-1], []).append(number)
 
     def number(self, url: str) -> int:
-        path = "/" + _place(url)
+        path = "/" + _comparable_path(url)
         fits = [
             number
             for number in self._by_base.get(path.rsplit("/", 1)[-1], [])
@@ -75,17 +75,17 @@ class _Names:
         ]
         if not fits:
             raise MismatchError(
-                f"the loss table knows no shard {shown(url)}; it knows {self._names[0]} and "
+                f"the loss table knows no shard {redact(url)}; it knows {self._names[0]} and "
                 f"{len(self._names) - 1} more: score these shards, or pass the ones that were "
                 "scored"
             )
         return max(fits, key=lambda number: len(self._names[number]))
 
 
-def _place(url: str) -> str:
-    """A URL as a path of its own, the same wherever the process runs."""
+def _comparable_path(url: str) -> str:
+    """Return the path that a URL is compared by, the same wherever the process runs."""
     if url.startswith(PIPE):
         # A command is one name, whatever paths are in it.
         return url.replace("/", "\u2215")
     path = local_path(url)
-    return shown(url) if path is None else os.path.abspath(path).replace(os.sep, "/")
+    return redact(url) if path is None else os.path.abspath(path).replace(os.sep, "/")

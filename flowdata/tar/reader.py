@@ -1,4 +1,4 @@
-"""ShardReader: the samples of one shard by their places, with as few and small reads as pay."""
+"""ShardReader: the samples of one shard by offset and size, with as few and small reads as pay."""
 
 import contextlib
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from flowdata.errors import ShardError
 from flowdata.table.shard_index import ShardIndex
-from flowdata.tar.compression import DAMAGED, decompressed
+from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.forward import ForwardStream
 from flowdata.transport.access import Access, NoRangesError, Readable, Transport
 from flowdata.transport.connect import connect
-from flowdata.transport.urls import shown
+from flowdata.transport.urls import redact
 
 # About what the disk and the kernel read ahead anyway; see benchmarks/streaming.py for servers.
 GAP = 16_384
@@ -21,33 +21,33 @@ GAP = 16_384
 _SPAN = 1 << 23
 
 
-class Place(NamedTuple):
-    """A shard: its URL and what its index knows of it."""
+class ShardInfo(NamedTuple):
+    """A shard: its URL and what its index knows of it; its length is -1 where it is not known."""
 
     url: str
     length: int
     compressed: bool
 
     @classmethod
-    def of(cls, index: ShardIndex, shard: int, url: str) -> "Place":
-        """That of a shard by its number in the index."""
+    def from_index(cls, index: ShardIndex, shard: int, url: str) -> "ShardInfo":
+        """That of a shard, by its number in the index."""
         return cls(url, int(index.lengths[shard]), bool(index.compressed[shard]))
 
 
 class ShardReader:
     """One shard, opened at the first read.
 
-    Where any bytes can be asked for, only spans of wanted samples are; from compressed shards,
-    pipes and servers without ranges all bytes flow past, and a sample behind starts them again.
+    Where any bytes can be asked for, only spans of wanted samples are. Compressed shards, pipes and
+    servers without ranges are read from the start; going back reopens them.
     """
 
-    def __init__(self, place: Place, access: Access) -> None:
-        self._place, self._access = place, access
+    def __init__(self, shard: ShardInfo, access: Access) -> None:
+        self._shard, self._access = shard, access
         self._transport: Transport | None = None
         self._raw: Readable | None = None
         self._stream: ForwardStream | None = None
-        # Draws of one sample may be in two reads; behind a stream, it would begin again for that.
-        self._last: tuple[int, memoryview] | None = None
+        # Draws of one sample may be in two reads; a stream would have to be reopened for that.
+        self._last_sample: tuple[int, memoryview] | None = None
         self.bytes_read = 0
 
     def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
@@ -56,15 +56,15 @@ class ShardReader:
         Raises:
             ShardError: for a shard that cannot be read or has another length than its index.
         """
-        transport = self._connected()
+        transport = self._connect()
         try:
-            if transport.ranged and not self._place.compressed:
+            if transport.supports_ranges and not self._shard.compressed:
                 with contextlib.suppress(NoRangesError):
                     return self._read_spans(transport, offsets, sizes)
-            return self._read_past(transport, offsets, sizes)
+            return self._read_sequentially(transport, offsets, sizes)
         except DAMAGED as error:
             raise ShardError(
-                f"{shown(self._place.url)} is cut off or corrupt: {error}; copy it again"
+                f"{redact(self._shard.url)} is cut off or corrupt: {error}; copy it again"
             ) from error
 
     def close(self) -> None:
@@ -72,11 +72,11 @@ class ShardReader:
         self._close_stream()
         if self._transport is not None:
             self._transport.close()
-        self._transport = self._last = None
+        self._transport = self._last_sample = None
 
-    def _connected(self) -> Transport:
+    def _connect(self) -> Transport:
         if self._transport is None:
-            transport = connect(self._place.url, self._access, self._place.length)
+            transport = connect(self._shard.url, self._access, self._shard.length)
             try:
                 self._check_length(transport)
             except ShardError:
@@ -92,20 +92,21 @@ class ShardReader:
         self._stream = self._raw = None
 
     def _check_length(self, transport: Transport) -> None:
-        if self._place.length < 0:
+        if self._shard.length < 0:
             return
         found = transport.length()
-        if found is not None and found != self._place.length:
+        if found is not None and found != self._shard.length:
             raise ShardError(
-                f"{shown(self._place.url)} has {found:,} bytes, but {self._place.length:,} when it "
-                "was indexed: restore the shard, or score it again"
+                f"{redact(self._shard.url)} has {found:,} bytes, but {self._shard.length:,} when "
+                "it was indexed: restore the shard, or score it again"
             )
 
     def _read_spans(
         self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> list[memoryview]:
         views: list[memoryview] = []
-        firsts = spans(offsets, sizes)
+        # Numbers of the samples that begin and end a span, then the bytes of spans.
+        firsts = span_starts(offsets, sizes)
         lasts = [*firsts[1:], offsets.size]
         starts = offsets[firsts].tolist()
         ends = (offsets + sizes)[np.array(lasts) - 1].tolist()
@@ -120,22 +121,22 @@ class ShardReader:
                 views.append(content[begin : begin + size])
         return views
 
-    def _read_past(
+    def _read_sequentially(
         self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
     ) -> list[memoryview]:
         views = []
         for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            if self._last is None or self._last[0] != offset:
-                self._last = offset, self._read_one_past(transport, offset, size)
-            views.append(self._last[1])
+            if self._last_sample is None or self._last_sample[0] != offset:
+                self._last_sample = offset, self._read_next(transport, offset, size)
+            views.append(self._last_sample[1])
         return views
 
-    def _read_one_past(self, transport: Transport, offset: int, size: int) -> memoryview:
+    def _read_next(self, transport: Transport, offset: int, size: int) -> memoryview:
         if self._stream is None or self._stream.tell() > offset:
             self._close_stream()
-            name = shown(self._place.url)
+            name = redact(self._shard.url)
             self._raw = transport.stream()
-            self._stream = ForwardStream(decompressed(self._raw, name)[0], name)
+            self._stream = ForwardStream(decompress(self._raw, name)[0], name)
         before = self._stream.tell()
         self._stream.seek(offset)
         content = self._stream.read(size)
@@ -145,10 +146,10 @@ class ShardReader:
         return memoryview(content)
 
 
-def spans(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:
-    """Where new reads begin: at gaps wider than `GAP`, and before a span grows past 8 MB.
+def span_starts(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:
+    """Numbers of the samples that begin a new read: after a gap wider than `GAP`, and before 8 MB.
 
-    >>> spans(np.array([0, 512, 99_328]), np.array([512, 512, 1024]))
+    >>> span_starts(np.array([0, 512, 99_328]), np.array([512, 512, 1024]))
     [0, 2]
     """
     ends = offsets + sizes

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.indexing import index_shards
-from flowdata.tar.names import matched
-from flowdata.tar.reader import Place, ShardReader
-from flowdata.tar.samples import parsed
+from flowdata.tar.names import match_all
+from flowdata.tar.reader import ShardInfo, ShardReader
+from flowdata.tar.samples import parse_sample
 from flowdata.transport.access import Access
-from flowdata.transport.urls import Urls, expanded, shown
+from flowdata.transport.urls import Urls, expand_braces, redact
 
 # Shards whose files or connections stay open, the one used longest ago making room.
 _OPEN = 8
@@ -58,7 +58,7 @@ class ShardRows(Dataset[Any]):
         if index is None:
             index = index_shards(shards, access=self._access, progress=progress)
         self.index = index if isinstance(index, ShardIndex) else ShardIndex.load(index)
-        self._urls = matched(expanded(shards), self.index.shards)
+        self._urls = match_all(expand_braces(shards), self.index.shards)
         self._decode = decode
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._process = os.getpid()
@@ -70,20 +70,20 @@ class ShardRows(Dataset[Any]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside {len(self):,} samples")
         shard = int(self.index.shard[row])
-        places = self.index.offsets[row : row + 1], self.index.sizes[row : row + 1]
-        [content] = self._reader(shard).read(*places)
-        sample = parsed(content, self.index.key(row), shown(self._urls[shard]))
+        offsets, sizes = self.index.offsets[row : row + 1], self.index.sizes[row : row + 1]
+        [content] = self._reader(shard).read(offsets, sizes)
+        sample = parse_sample(content, self.index.key(row), redact(self._urls[shard]))
         return sample if self._decode is None else self._decode(sample)
 
     def _reader(self, shard: int) -> ShardReader:
         if self._process != os.getpid():
-            # A forked process shares the position of files it got.
+            # A forked process shares the read position of files it got.
             self._readers, self._process = OrderedDict(), os.getpid()
         if shard not in self._readers:
             if len(self._readers) == _OPEN:
                 self._readers.popitem(last=False)[1].close()
             self._readers[shard] = ShardReader(
-                Place.of(self.index, shard, self._urls[shard]), self._access
+                ShardInfo.from_index(self.index, shard, self._urls[shard]), self._access
             )
         self._readers.move_to_end(shard)
         return self._readers[shard]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flowdata.errors import ShardError, warn
 from flowdata.tar.compression import DAMAGED
 from flowdata.tar.forward import ForwardStream
-from flowdata.tar.headers import BLOCK, Member, members, padded, usual
+from flowdata.tar.headers import BLOCK, Member, members, padded_size, parse_common_header
 from flowdata.transport.access import Readable
 
 _LARGEST_READ = 1 << 21
@@ -17,8 +17,8 @@ _TAIL = 1 << 24
 # Members WebDataset skips: __meta__ files and folders.
 _META = re.compile(r"__[^/]*__($|/)")
 _MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
-# What a sample says of itself.
-_IDENTITY = frozenset({"__key__", "__url__", "__local_path__"})
+# Keys of a raw sample that are no members.
+_RESERVED = frozenset({"__key__", "__url__", "__local_path__"})
 
 
 class TarSample(NamedTuple):
@@ -36,19 +36,19 @@ def walk(raw: Readable, name: str) -> Iterator[TarSample]:
     neighbours (WebDataset's ``group_by_keys``). Memory is that of one sample's headers.
 
     Raises:
-        ShardError: for a stream that is no tar file, is cut off, goes on behind its end mark, has
-            a corrupt header, a sparse member, two members of one name in a sample, or one that
-            is called as what a sample says of itself.
+        ShardError: for a stream that is no tar file, is cut off, goes on after its end mark, has
+            a corrupt header, a sparse member, two members of one name in a sample, or a member
+            named __key__, __url__ or __local_path__.
     """
     stream = ForwardStream(raw, name, largest=_LARGEST_READ)
     sample: TarSample | None = None
     suffixes: dict[str, int] = {}
-    for key, suffix, member in _named(stream, name):
+    for key, suffix, member in _named_members(stream, name):
         if sample is None or key != sample.key:
             if sample is not None and _is_valid(suffixes):
                 yield sample
             sample, suffixes = TarSample(key, member.offset, 0), {}
-        if suffix in suffixes or suffix in _IDENTITY:
+        if suffix in suffixes or suffix in _RESERVED:
             what = "twice in one sample" if suffix in suffixes else "as a member: rename it"
             raise ShardError(f"{name} has {f'{key}.{suffix}'!r} {what}")
         suffixes[suffix] = member.size
@@ -63,8 +63,8 @@ def _is_valid(suffixes: dict[str, int]) -> bool:
     return not suffixes.get("__bad__")
 
 
-def parsed(content: memoryview, key: str, url: str) -> dict[str, Any]:
-    """The raw sample, as WebDataset makes it, of the bytes that `walk` found for it.
+def parse_sample(content: memoryview, key: str, url: str) -> dict[str, Any]:
+    """Make the raw sample, as WebDataset does, of the bytes that `walk` found for it.
 
     Raises:
         ShardError: when the bytes are not that sample.
@@ -75,43 +75,43 @@ def parsed(content: memoryview, key: str, url: str) -> dict[str, Any]:
     sample = {"__key__": key, "__url__": url}
     stream = ForwardStream(io.BytesIO(content), url, largest=_LARGEST_READ)
     try:
-        for found, suffix, member in _named(stream, url):
-            if found != key or suffix in _IDENTITY:
+        for found, suffix, member in _named_members(stream, url):
+            if found != key or suffix in _RESERVED:
                 raise ShardError(f"{member.name!r} lies there")
             sample[suffix] = content[member.start : member.start + member.size].tobytes()
     except ShardError as error:
-        raise _moved(url, key, str(error)) from error
+        raise _moved_error(url, key, str(error)) from error
     if len(sample) == 2 or stream.tell() < len(content):
-        raise _moved(url, key, "less lies there")
+        raise _moved_error(url, key, "less lies there")
     return sample
 
 
 def _add_plain_members(sample: dict[str, Any], content: memoryview, key: str) -> bool:
-    """Add members if all of them are plain files with usual headers: in half the time."""
-    position = 0
-    while position < len(content):
-        header = usual(content[position : position + BLOCK].tobytes())
+    """Add members if all are plain files with common headers, in half the time; else False."""
+    offset = 0
+    while offset < len(content):
+        header = parse_common_header(content[offset : offset + BLOCK].tobytes())
         if header is None or header.kind not in tarfile.REGULAR_TYPES:
             return False
         match = _MEMBER_NAME.match(header.name)
-        start = position + BLOCK
+        start = offset + BLOCK
         end = start + header.size
         if match is None or match[1] != key or end > len(content):
             return False
         sample[match[2].lower()] = content[start:end].tobytes()
-        position = start + padded(header.size)
+        offset = start + padded_size(header.size)
     # A member may be called __key__, and have overwritten it.
     return len(sample) > 2 and sample["__key__"] is key
 
 
-def _moved(url: str, key: str, found: str) -> ShardError:
+def _moved_error(url: str, key: str, found: str) -> ShardError:
     return ShardError(
         f"{url} has changed since it was indexed: {key!r} is not where it was ({found}); restore "
         "the shard, or score it again"
     )
 
 
-def _named(stream: ForwardStream, name: str) -> Iterator[tuple[str, str, Member]]:
+def _named_members(stream: ForwardStream, name: str) -> Iterator[tuple[str, str, Member]]:
     """Members that are part of samples, with their keys and suffixes."""
     for member in members(stream, name):
         match = _MEMBER_NAME.match(member.name)
@@ -120,7 +120,7 @@ def _named(stream: ForwardStream, name: str) -> Iterator[tuple[str, str, Member]
 
 
 def _check_end(stream: ForwardStream, name: str) -> None:
-    """Look for what is lost behind an end mark, which a hole of zeros looks like."""
+    """Raise if data follows the end mark; a zeroed hole looks like one."""
     if not stream.last:
         warn(f"{name} has no end mark; it may have been cut off between two members")
         return
@@ -130,12 +130,12 @@ def _check_end(stream: ForwardStream, name: str) -> None:
             if part.count(0) < len(part):
                 lost = stream.tell() - len(part.lstrip(b"\0"))
                 raise ShardError(
-                    f"{name} goes on at byte {lost:,}, behind its end mark at {end - BLOCK:,}: "
+                    f"{name} goes on at byte {lost:,}, after its end mark at {end - BLOCK:,}: "
                     "what follows would be lost. If it was damaged, copy it again; if archives "
                     "were joined, unpack it by tar --ignore-zeros and pack it again"
                 )
             if stream.tell() - end > _TAIL:
-                warn(f"{name} has over {_TAIL:,} zeros behind its end mark, the rest was not read")
+                warn(f"{name} has over {_TAIL:,} zeros after its end mark, the rest was not read")
                 return
     except DAMAGED as error:
-        raise ShardError(f"{name} is corrupt behind its end mark: {error}") from error
+        raise ShardError(f"{name} is corrupt after its end mark: {error}") from error

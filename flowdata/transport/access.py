@@ -60,7 +60,7 @@ class Transport(Protocol):
     """One open shard."""
 
     @property
-    def ranged(self) -> bool:
+    def supports_ranges(self) -> bool:
         """Whether `read` can be asked for any bytes; if not, there is `stream`."""
         ...
 
@@ -72,7 +72,8 @@ class Transport(Protocol):
         """Exactly these bytes, span by span.
 
         Raises:
-            NoRangesError: by a server that knows no ranges; `ranged` is False from then on.
+            NoRangesError: by a server that knows no ranges: then `supports_ranges` becomes
+                False.
         """
         ...
 
@@ -90,8 +91,14 @@ class NoRangesError(Exception):
 
 
 class RefusedError(Exception):
-    """A server that answers that it does not give the content, now or ever."""
+    """A server that answers that it does not give the content.
 
-    def __init__(self, reason: str, status: int, *, for_good: bool, wait: float) -> None:
+    Attributes:
+        status: of HTTP.
+        permanent: whether asking again is in vain.
+        wait: seconds after which it may be asked again, if it says so, else 0.
+    """
+
+    def __init__(self, reason: str, status: int, *, permanent: bool, wait: float) -> None:
         super().__init__(reason)
-        self.status, self.for_good, self.wait = status, for_good, wait
+        self.status, self.permanent, self.wait = status, permanent, wait

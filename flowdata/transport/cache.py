@@ -10,17 +10,17 @@ import xxhash
 from flowdata.errors import ShardError
 from flowdata.files import replacing
 from flowdata.transport.access import Access, Transport
-from flowdata.transport.remote import remote
-from flowdata.transport.urls import shown
+from flowdata.transport.remote import open_remote
+from flowdata.transport.urls import redact
 
-_PART = 1 << 20
+_CHUNK = 1 << 20
 _SUFFIX = ".shard"
 # Seconds after which a copy that nobody finished is taken for that of a killed process.
 _ABANDONED = 3600.0
 
 
-def cached(url: str, access: Access, length: int = -1) -> Path | None:
-    """The local copy of a shard, fetched if need be; None for one that the cache cannot hold.
+def fetch_to_cache(url: str, access: Access, length: int = -1) -> Path | None:
+    """Return the local copy of a shard, fetched if need be; None if the cache cannot hold it.
 
     A copy appears under its name only when it is complete. It goes by the URL without its query,
     which may hold a signature, and by the length; copies of another length are fetched anew.
@@ -37,25 +37,25 @@ def cached(url: str, access: Access, length: int = -1) -> Path | None:
     """
     assert access.cache_dir is not None
     folder = Path(access.cache_dir)
-    source = remote(url, access)
+    source = open_remote(url, access)
     if length < 0:
         length = found if (found := source.length()) is not None else -1
-    path = folder / (xxhash.xxh3_128_hexdigest(f"{shown(url)} {length}".encode()) + _SUFFIX)
+    path = folder / (xxhash.xxh3_128_hexdigest(f"{redact(url)} {length}".encode()) + _SUFFIX)
     try:
-        if _is_whole(path, length):
+        if _use_copy(path, length):
             return path
         if access.cache_size is not None and not 0 <= length <= access.cache_size:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         _make_room(folder, access.cache_size, max(length, 0))
-        _fetch(source, path, length, shown(url))
+        _download(source, path, length, redact(url))
     except OSError as error:
-        raise ShardError(f"{shown(url)} cannot be kept in {folder}: {error}") from error
+        raise ShardError(f"{redact(url)} cannot be kept in {folder}: {error}") from error
     return path
 
 
-def _is_whole(path: Path, length: int) -> bool:
-    """Whether a copy is there, which then has been used now; a damaged one is removed."""
+def _use_copy(path: Path, length: int) -> bool:
+    """Return whether a copy is there, and note that it is used now; remove a damaged one."""
     if not path.is_file():
         return False
     if length >= 0 and path.stat().st_size != length:
@@ -67,15 +67,15 @@ def _is_whole(path: Path, length: int) -> bool:
     return True
 
 
-def _fetch(source: Transport, path: Path, length: int, name: str) -> None:
+def _download(source: Transport, path: Path, length: int, name: str) -> None:
     with (
         contextlib.closing(source.stream()) as stream,
         replacing(path) as temporary,
         temporary.open("wb") as file,
     ):
         fetched = 0
-        while part := stream.read(_PART):
-            fetched += file.write(part)
+        while chunk := stream.read(_CHUNK):
+            fetched += file.write(chunk)
         if length not in (-1, fetched):
             raise ShardError(
                 f"{name} has {fetched:,} bytes, but {length:,} when it was indexed, as it was "

@@ -2,10 +2,10 @@
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Transport
-from flowdata.transport.cache import cached
+from flowdata.transport.cache import fetch_to_cache
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.pipe import PipeTransport
-from flowdata.transport.remote import remote
+from flowdata.transport.remote import open_remote
 from flowdata.transport.urls import PIPE, local_path
 
 
@@ -28,7 +28,7 @@ def connect(url: str, access: Access, length: int = -1) -> Transport:
     if path is not None:
         return LocalTransport(path)
     if access.cache_dir is not None:
-        kept = cached(url, access, length)
+        kept = fetch_to_cache(url, access, length)
         if kept is not None:
             return LocalTransport(kept)
-    return remote(url, access)
+    return open_remote(url, access)

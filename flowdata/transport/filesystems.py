@@ -7,14 +7,14 @@ from typing import Any
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Buffer, Readable, Span
 from flowdata.transport.resumed import ResumedStream
-from flowdata.transport.retrying import retrying, whole
-from flowdata.transport.urls import shown
+from flowdata.transport.retrying import require_complete, retry
+from flowdata.transport.urls import redact
 
 
 class FsspecTransport:
     """A shard in a file system of fsspec's, with the retries of `Access` for whatever fails."""
 
-    ranged = True
+    supports_ranges = True
 
     def __init__(self, url: str, access: Access) -> None:
         import fsspec
@@ -23,7 +23,7 @@ class FsspecTransport:
         try:
             self._files, self._path = fsspec.core.url_to_fs(url, **access.storage_options)
         except Exception as error:
-            raise ShardError(f"{shown(url)} cannot be opened by fsspec: {error}") from error
+            raise ShardError(f"{redact(url)} cannot be opened by fsspec: {error}") from error
 
     def length(self) -> int | None:
         """Bytes of the shard, None if the file system does not tell."""
@@ -32,7 +32,7 @@ class FsspecTransport:
             with _os_errors():
                 return self._files.size(self._path)
 
-        size = retrying(ask, self._url, self._access)
+        size = retry(ask, self._url, self._access)
         return None if size is None else int(size)
 
     def read(self, spans: Sequence[Span]) -> list[Buffer]:
@@ -47,11 +47,11 @@ class FsspecTransport:
                     [self._path] * len(spans), starts, ends, on_error="raise"
                 )
             return [
-                whole(content, size, offset, shown(self._url))
+                require_complete(content, size, offset, redact(self._url))
                 for content, (offset, size) in zip(contents, spans, strict=True)
             ]
 
-        return retrying(fetch, self._url, self._access)
+        return retry(fetch, self._url, self._access)
 
     def stream(self) -> Readable:
         """All bytes from the first on."""
@@ -60,11 +60,11 @@ class FsspecTransport:
     def close(self) -> None:
         """File systems are fsspec's to keep."""
 
-    def _open_at(self, position: int) -> Readable:
+    def _open_at(self, offset: int) -> Readable:
         with _os_errors():
             file = _File(self._files.open(self._path, "rb"))
-        if position:
-            file.seek(position)
+        if offset:
+            file.seek(offset)
         return file
 
 
@@ -79,9 +79,9 @@ class _File:
             content: bytes = self._file.read(size)
             return content
 
-    def seek(self, position: int) -> None:
+    def seek(self, offset: int) -> None:
         with _os_errors():
-            self._file.seek(position)
+            self._file.seek(offset)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -7,13 +7,13 @@ from typing import cast
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Readable, Span
-from flowdata.transport.retrying import whole
+from flowdata.transport.retrying import require_complete
 
 
 class LocalTransport:
     """A file."""
 
-    ranged = True
+    supports_ranges = True
 
     def __init__(self, path: Path) -> None:
         try:
@@ -35,7 +35,7 @@ class LocalTransport:
             # One read gives at most 2 GB on Linux, and may give less.
             while len(content) < size and (more := self._file.read(size - len(content))):
                 content += more
-            yield whole(content, size, offset, str(self._path))
+            yield require_complete(content, size, offset, str(self._path))
 
     def stream(self) -> Readable:
         """All bytes from the first on."""

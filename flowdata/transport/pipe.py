@@ -11,7 +11,7 @@ from flowdata.transport.access import Buffer, Readable, Span
 class PipeTransport:
     """The output of a shell command."""
 
-    ranged = False
+    supports_ranges = False
 
     def __init__(self, command: str) -> None:
         self._command = command

@@ -5,8 +5,8 @@ from flowdata.transport.access import Access, Transport
 _HTTP = ("http://", "https://")
 
 
-def remote(url: str, access: Access) -> Transport:
-    """The transport of a shard on a server; its library is imported only now."""
+def open_remote(url: str, access: Access) -> Transport:
+    """Open a shard on a server; the library for it is imported only now."""
     if url.startswith(_HTTP):
         from flowdata.transport.http import HttpTransport
 

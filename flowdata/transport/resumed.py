@@ -4,14 +4,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from flowdata.transport.access import Access, Readable
-from flowdata.transport.retrying import retrying
+from flowdata.transport.retrying import retry
 
 
 class ResumedStream:
-    """A file that is opened again at its position after a failure.
+    """A file that is opened again after a failure, at the byte that comes next.
 
     Args:
-        open_at: opens the file at a position.
+        open_at: opens the file at a byte.
         url, access: of the shard, for errors and retries.
         body: the file at its beginning, if it is open already.
         seekable: whether what ``open_at`` returns can seek.
@@ -28,21 +28,21 @@ class ResumedStream:
     ) -> None:
         self._open_at, self._url, self._access = open_at, url, access
         self._body, self._seekable = body, seekable
-        self._position = 0
+        self._offset = 0
 
     def seekable(self) -> bool:
         """Whether `seek` can be called."""
         return self._seekable
 
-    def seek(self, position: int) -> int:
-        """Go on at another position."""
-        if self._body is not None and position != self._position:
+    def seek(self, offset: int) -> int:
+        """Go on at another byte."""
+        if self._body is not None and offset != self._offset:
             try:
-                cast(Any, self._body).seek(position)
+                cast(Any, self._body).seek(offset)
             except OSError:
                 self.close()
-        self._position = position
-        return position
+        self._offset = offset
+        return offset
 
     def read(self, size: int) -> bytes:
         """The next bytes.
@@ -50,14 +50,14 @@ class ResumedStream:
         Raises:
             ShardError: after as many attempts as are allowed.
         """
-        content = retrying(lambda: self._read(size), self._url, self._access)
-        self._position += len(content)
+        content = retry(lambda: self._read(size), self._url, self._access)
+        self._offset += len(content)
         return content
 
     def _read(self, size: int) -> bytes:
         try:
             if self._body is None:
-                self._body = self._open_at(self._position)
+                self._body = self._open_at(self._offset)
             return self._body.read(size)
         except BaseException:
             self.close()

@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, RefusedError
-from flowdata.transport.urls import shown
+from flowdata.transport.urls import redact
 
 T = TypeVar("T")
 
@@ -15,8 +15,8 @@ FIRST_WAIT = 0.2
 _LONGEST_WAIT = 10.0
 
 
-def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
-    """What ``fetch`` returns, called again after failures that may pass.
+def retry(fetch: Callable[[], T], url: str, access: Access) -> T:
+    """Call ``fetch``, again after failures that may pass, and return its result.
 
     Raises:
         ShardError: when it failed for good, naming the shard and the last failure.
@@ -29,10 +29,12 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
             return fetch()
         # These two will not pass, however often they are tried.
         except (FileNotFoundError, PermissionError) as error:
-            raise ShardError(f"there is no shard {shown(url)}, or it is not for you") from error
+            raise ShardError(
+                f"there is no shard {redact(url)}, or permission was denied"
+            ) from error
         except RefusedError as error:
-            if error.for_good:
-                raise ShardError(f"{shown(url)}: {error}") from error
+            if error.permanent:
+                raise ShardError(f"{redact(url)}: {error}") from error
             failure, wait = cast(Exception, error), error.wait
         except (HTTPError, OSError, EOFError, TimeoutError) as error:
             failure = error
@@ -40,13 +42,13 @@ def retrying(fetch: Callable[[], T], url: str, access: Access) -> T:
             # A server that says how long to wait is obeyed, up to a limit.
             time.sleep(min(max(wait, FIRST_WAIT * 2**attempt), _LONGEST_WAIT))
     raise ShardError(
-        f"{shown(url)} could not be read in {access.retries + 1} attempts; the last failed with "
+        f"{redact(url)} could not be read in {access.retries + 1} attempts; the last failed with "
         f"{type(failure).__name__}: {failure}"
     ) from failure
 
 
-def whole(content: bytes, size: int, offset: int, name: str) -> bytes:
-    """The content, if it is all of it.
+def require_complete(content: bytes, size: int, offset: int, name: str) -> bytes:
+    """Return the content if it has all bytes that were asked for.
 
     Raises:
         EOFError: for less.

@@ -14,23 +14,23 @@ PIPE = "pipe:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 
 
-def expanded(urls: Urls) -> list[str]:
-    """URLs one by one, of one or several with braces, ``"data-{000..009}.tar"``.
+def expand_braces(urls: Urls) -> list[str]:
+    """Expand one or several URLs with braces, ``"data-{000..009}.tar"``, to a list.
 
     Raises:
         ShardError: for none, for one given twice, or for braces without their partner.
     """
     given = [urls] if isinstance(urls, str | Path) else list(urls)
-    every = [shard for url in given for shard in _with_braces(str(url))]
+    every = [shard for url in given for shard in _expand_one(str(url))]
     if not every:
         raise ShardError("no shards were given")
     if len(set(every)) != len(every):
-        twice = next(url for place, url in enumerate(every) if url in every[:place])
-        raise ShardError(f"a shard is given twice: {shown(twice)}")
+        twice = next(url for number, url in enumerate(every) if url in every[:number])
+        raise ShardError(f"a shard is given twice: {redact(twice)}")
     return every
 
 
-def _with_braces(url: str) -> Iterable[str]:
+def _expand_one(url: str) -> Iterable[str]:
     from braceexpand import braceexpand
 
     if url.startswith(PIPE):
@@ -40,7 +40,7 @@ def _with_braces(url: str) -> Iterable[str]:
         return list(braceexpand(url))
     except ValueError as error:
         raise ShardError(
-            f"{shown(url)} has a brace without its partner: shards 0 to 9 are data-{{0..9}}.tar, "
+            f"{redact(url)} has a brace without its partner: shards 0 to 9 are data-{{0..9}}.tar, "
             r"and a brace that is part of a name is \{ or \}"
         ) from error
 
@@ -55,8 +55,8 @@ def local_path(url: str) -> Path | None:
     return None if url.startswith(PIPE) or _SCHEME.match(url) else Path(url)
 
 
-def shown(url: str) -> str:
-    """A URL without its query, which may hold a signature, and without a password."""
+def redact(url: str) -> str:
+    """Return a URL without its query, which may hold a signature, and without a password."""
     if url.startswith(PIPE) or not _SCHEME.match(url):
         return url
     bare = url.split("?", 1)[0].split("#", 1)[0]

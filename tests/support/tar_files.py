@@ -6,7 +6,7 @@ import tarfile
 import webdataset as wds
 
 from flowdata import ShardRows
-from flowdata.tar.samples import parsed, walk
+from flowdata.tar.samples import parse_sample, walk
 
 BLOCK = 512
 
@@ -34,7 +34,7 @@ def read_all(content):
     """Every sample as it is walked to and then parsed."""
     view = memoryview(content)
     return [
-        parsed(view[sample.offset : sample.offset + sample.size], sample.key, "a.tar")
+        parse_sample(view[sample.offset : sample.offset + sample.size], sample.key, "a.tar")
         for sample in samples_in(content)
     ]
 

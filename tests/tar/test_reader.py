@@ -1,4 +1,4 @@
-"""Reading by places, the transports under it, the cache and the index."""
+"""Reading by offset and size, the transports under it, the cache and the index."""
 
 import gzip
 import tarfile
@@ -23,9 +23,9 @@ from flowdata import (
     TableFileError,
 )
 from flowdata.tar.indexing import index_shards
-from flowdata.tar.names import matched, shard_names
-from flowdata.tar.reader import GAP, Place, ShardReader, spans
-from flowdata.transport.urls import expanded, local_path, shown
+from flowdata.tar.names import match_all, shard_names
+from flowdata.tar.reader import GAP, ShardInfo, ShardReader, span_starts
+from flowdata.transport.urls import expand_braces, local_path, redact
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 
@@ -36,7 +36,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-places = st.lists(
+sample_spans = st.lists(
     st.tuples(st.integers(0, 40_000), st.integers(1, 3_000_000)), min_size=1, max_size=40
 ).map(
     lambda steps: (
@@ -47,10 +47,10 @@ places = st.lists(
 )
 
 
-@given(places)
+@given(sample_spans)
 def test_spans_skip_wide_gaps_and_stay_small(found):
     offsets, sizes = found
-    firsts = spans(offsets, sizes)
+    firsts = span_starts(offsets, sizes)
     assert firsts[0] == 0
     assert firsts == sorted(set(firsts))
     ends = offsets + sizes
@@ -75,13 +75,13 @@ SERVERS = {
 
 @pytest.mark.parametrize("options", SERVERS.values(), ids=SERVERS)
 @pytest.mark.parametrize("order", ["onwards", "backwards"])
-def test_places_are_read_whatever_the_server_does(folder, options, order):
+def test_samples_are_read_whatever_the_server_does(folder, options, order):
     random = np.random.default_rng(1)
     offsets = np.sort(random.choice(290, 40, replace=False)) * 1000
     sizes = random.integers(1, 1000, 40)
     groups = [slice(start, start + 10) for start in range(0, 40, 10)]
     with ShardServer(folder, **options) as server:
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), Access())
         for part in groups if order == "onwards" else groups[::-1]:
             views = reader.read(offsets[part], sizes[part])
             assert [bytes(view) for view in views] == [
@@ -96,7 +96,7 @@ def test_a_server_that_is_silent_is_given_up_after_its_time(folder):
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.bin?token=secret"
-        reader = ShardReader(Place(url, 100, False), Access(timeout=0.1, retries=2))
+        reader = ShardReader(ShardInfo(url, 100, False), Access(timeout=0.1, retries=2))
         with pytest.raises(ShardError, match=r"a\.bin could not be read in 3 attempts") as caught:
             reader.read(np.array([0]), np.array([10]))
     assert "secret" not in str(caught.value)
@@ -105,32 +105,32 @@ def test_a_server_that_is_silent_is_given_up_after_its_time(folder):
 @pytest.mark.parametrize("status", [403, 404, 410])
 def test_a_refusal_for_good_is_not_asked_again(folder, status):
     with ShardServer(folder, fail_status=status, fails=100, head=False) as server:
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), Access())
         with pytest.raises(ShardError, match=f"HTTP {status}"):
             reader.read(np.array([0]), np.array([10]))
         assert len(server.requests) == 1
 
 
-def test_a_place_behind_the_end_is_an_error(folder):
+def test_a_sample_after_the_end_is_an_error(folder):
     for url in (str(folder / "a.bin"), None):
         with ShardServer(folder) as server:
-            place = Place(url or server.url("a.bin"), -1, False)
-            reader = ShardReader(place, Access(retries=1))
+            shard = ShardInfo(url or server.url("a.bin"), -1, False)
+            reader = ShardReader(shard, Access(retries=1))
             with pytest.raises(ShardError, match=r"a\.bin"):
                 reader.read(np.array([len(CONTENT) - 5]), np.array([10]))
 
 
 @pytest.mark.parametrize("kind", ["gzip", "pipe", "server"])
-def test_a_sample_that_is_cut_off_behind_a_stream_is_an_error(folder, kind):
+def test_a_sample_that_is_cut_off_in_a_stream_is_an_error(folder, kind):
     # None of them tells its length beforehand.
-    place = Place("pipe:cat " + str(folder / "a.bin"), -1, False)
+    shard = ShardInfo("pipe:cat " + str(folder / "a.bin"), -1, False)
     if kind == "gzip":
         (folder / "a.gz").write_bytes(gzip.compress(CONTENT))
-        place = Place(str(folder / "a.gz"), -1, True)
+        shard = ShardInfo(str(folder / "a.gz"), -1, True)
     with ShardServer(folder, ranges=False, head=False) as server:
         if kind == "server":
-            place = Place(server.url("a.bin"), -1, False)
-        reader = ShardReader(place, Access(retries=1, allow_pipe=True))
+            shard = ShardInfo(server.url("a.bin"), -1, False)
+        reader = ShardReader(shard, Access(retries=1, allow_pipe=True))
         [whole] = reader.read(np.array([len(CONTENT) - 10]), np.array([10]))
         assert bytes(whole) == CONTENT[-10:]
         with pytest.raises(ShardError, match=r"a\.(bin|gz) is cut off or corrupt: .*300,000"):
@@ -144,16 +144,16 @@ def test_a_failing_command_is_named(tmp_path):
         index_shards("pipe:exit 3", access=access, progress=False)
 
 
-def test_a_shard_behind_a_server_without_ranges_is_sent_once(folder):
+def test_a_shard_on_a_server_without_ranges_is_sent_once(folder):
     with ShardServer(folder, ranges=False) as server:
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), Access())
         for start in range(0, 200_000, 50_000):
             offsets = start + np.arange(0, 50_000, 25_000)
             assert (
                 bytes(reader.read(offsets, np.array([10, 10]))[1])
                 == (CONTENT[offsets[1] : offsets[1] + 10])
             )
-        again = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), Access())
+        again = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), Access())
         again.read(np.array([5]), np.array([5]))
         assert [span for _, span in server.requests] == ["bytes=0-9", None]
         reader.close()
@@ -163,10 +163,10 @@ def test_a_shard_behind_a_server_without_ranges_is_sent_once(folder):
 def test_a_missing_shard_does_not_tell_that_a_server_knows_one_range_only(folder):
     far = np.array([0, 50_000, 100_000]), np.array([10, 10, 10])
     with ShardServer(folder, head=False) as server:
-        ShardReader(Place(server.url("a.bin"), -1, False), Access()).read(*far)
+        ShardReader(ShardInfo(server.url("a.bin"), -1, False), Access()).read(*far)
         for name, error in (("none.bin", ShardError), ("a.bin", None)):
             del server.requests[:]
-            reader = ShardReader(Place(server.url(name), -1, False), Access())
+            reader = ShardReader(ShardInfo(server.url(name), -1, False), Access())
             if error:
                 with pytest.raises(error, match="HTTP 404"):
                     reader.read(*far)
@@ -179,12 +179,12 @@ def test_a_missing_shard_does_not_tell_that_a_server_knows_one_range_only(folder
 
 
 def test_braces_are_expanded_but_not_those_of_a_command():
-    assert expanded("a-{0..2}.tar") == ["a-0.tar", "a-1.tar", "a-2.tar"]
-    assert expanded(["x.tar", "y-{a,b}.tar"]) == ["x.tar", "y-a.tar", "y-b.tar"]
-    assert expanded("pipe:cat {a,b}") == ["pipe:cat {a,b}"]
+    assert expand_braces("a-{0..2}.tar") == ["a-0.tar", "a-1.tar", "a-2.tar"]
+    assert expand_braces(["x.tar", "y-{a,b}.tar"]) == ["x.tar", "y-a.tar", "y-b.tar"]
+    assert expand_braces("pipe:cat {a,b}") == ["pipe:cat {a,b}"]
     for nothing in ([], ["a.tar", "a.tar"]):
         with pytest.raises(ShardError):
-            expanded(nothing)
+            expand_braces(nothing)
 
 
 def test_names_are_what_shards_do_not_share():
@@ -198,9 +198,9 @@ def test_names_are_what_shards_do_not_share():
 def test_urls_are_matched_by_their_ends():
     names = ("x/a.tar", "y/a.tar", "b.tar")
     urls = ["https://h/p/y/a.tar?k=1", "/local/b.tar", "s3://bucket/x/a.tar"]
-    assert matched(urls, names) == [urls[2], urls[0], urls[1]]
+    assert match_all(urls, names) == [urls[2], urls[0], urls[1]]
     with pytest.raises(MismatchError, match=r"are both x/a\.tar"):
-        matched(["/1/x/a.tar", "/2/x/a.tar", "/b.tar"], names)
+        match_all(["/1/x/a.tar", "/2/x/a.tar", "/b.tar"], names)
 
 
 def test_what_is_local_and_what_is_shown():
@@ -209,7 +209,7 @@ def test_what_is_local_and_what_is_shown():
     assert local_path("simplecache::s3://b/a.tar") is None
     with pytest.raises(ShardError, match="three slashes"):
         local_path("file://d/a.tar")
-    assert shown("https://user:password@h/a.tar?signature=1") == "https://h/a.tar"
+    assert redact("https://user:password@h/a.tar?signature=1") == "https://h/a.tar"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_what_is_no_index_is_refused(tmp_path):
     ],
     ids=["overlap", "negative", "huge", "empty", "order"],
 )
-def test_places_that_contradict_each_other_are_refused(tmp_path, change):
+def test_spans_that_contradict_each_other_are_refused(tmp_path, change):
     table = make_table(write_shards(tmp_path, (3, 2)))
     change(table.index)
     table.index.save(tmp_path / "index.parquet")

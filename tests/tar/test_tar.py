@@ -30,7 +30,7 @@ from tar_files import (
 
 from flowdata import FlowDataWarning, FlowShards, ShardError, ShardIndex, ShardRows
 from flowdata.table.shard_index import plain_keys
-from flowdata.tar.compression import decompressed
+from flowdata.tar.compression import decompress
 from flowdata.tar.forward import ForwardStream
 from flowdata.tar.indexing import index_shards
 from flowdata.tar.samples import walk
@@ -229,7 +229,7 @@ def test_of_two_names_before_a_member_the_first_holds(tmp_path, first):
 
 
 @pytest.mark.parametrize("slashes", [b"/", b"//"])
-def test_slashes_behind_the_path_of_a_pax_header_do_not_count(tmp_path, slashes):
+def test_slashes_after_the_path_of_a_pax_header_do_not_count(tmp_path, slashes):
     content = extended(b"x", record(b"path", b"dir/b.txt" + slashes)) + A_FILE + bytes(1024)
     [sample], [expected] = indexed(content, tmp_path), by_webdataset(content, tmp_path)
     assert bare(sample) == bare(expected) == {"__key__": "dir/b", "txt": b"1"}
@@ -260,10 +260,10 @@ def test_what_follows_an_end_mark_is_not_lost_silently(tmp_path, compress):
     hole = bytearray(packed([(f"{number}.txt", b"1" * 700) for number in range(9)]))
     hole[4 * 3 * BLOCK : 6 * 3 * BLOCK] = bytes(2 * 3 * BLOCK)
     for content, lost in ((first + second, len(first)), (hole, 6 * 3 * BLOCK)):
-        with pytest.raises(ShardError, match=rf"a\.tar goes on at byte {lost:,}, behind its end"):
+        with pytest.raises(ShardError, match=rf"a\.tar goes on at byte {lost:,}, after its end"):
             indexed(compress(bytes(content)), tmp_path)
     assert len(indexed(compress(first + bytes(1 << 20)), tmp_path)) == 1
-    with pytest.warns(FlowDataWarning, match="zeros behind its end mark"):
+    with pytest.warns(FlowDataWarning, match="zeros after its end mark"):
         indexed(compress(first + bytes(17 << 20)), tmp_path)
 
 
@@ -322,6 +322,6 @@ def test_a_stream_that_cannot_seek_is_told_from_a_compressed_one():
 
     content = packed([("a.txt", b"1" * 900), ("b.txt", b"2")])
     for raw, is_packed in ((content, False), (gzip.compress(content), True)):
-        stream, compressed = decompressed(Once(raw), "a.tar")
+        stream, compressed = decompress(Once(raw), "a.tar")
         assert compressed == is_packed
         assert [sample.key for sample in walk(stream, "a.tar")] == ["a", "b"]

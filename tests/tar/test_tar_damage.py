@@ -23,8 +23,8 @@ from tar_files import (
 from webdataset import tariterators
 
 from flowdata import ShardError
-from flowdata.tar.compression import decompressed
-from flowdata.tar.samples import parsed, walk
+from flowdata.tar.compression import decompress
+from flowdata.tar.samples import parse_sample, walk
 
 FOUND = sorted((Path(__file__).parent / "found").iterdir())
 
@@ -104,7 +104,7 @@ def test_random_damage_gives_the_samples_of_webdataset_or_a_shard_error(tmp_path
         content = damaged(chance.choice(files), chance)
         packer = chance.choice(packers) if tried % 8 == 0 else bytes
         try:
-            stream, compressed = decompressed(io.BytesIO(packer(content)), "a.tar")
+            stream, compressed = decompress(io.BytesIO(packer(content)), "a.tar")
             assert compressed == (packer is not bytes)
             samples = list(walk(stream, "a.tar"))
         except ShardError:
@@ -112,7 +112,7 @@ def test_random_damage_gives_the_samples_of_webdataset_or_a_shard_error(tmp_path
         read += bool(samples)
         view = memoryview(content)
         found = [
-            parsed(view[sample.offset : sample.offset + sample.size], sample.key, "a.tar")
+            parse_sample(view[sample.offset : sample.offset + sample.size], sample.key, "a.tar")
             for sample in samples
         ]
         files_in = tariterators.tar_file_expander([{"url": "a.tar", "stream": io.BytesIO(content)}])

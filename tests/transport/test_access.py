@@ -12,8 +12,8 @@ from server import ShardServer
 
 from flowdata import Access, ShardError
 from flowdata.tar.indexing import index_shards
-from flowdata.tar.reader import Place, ShardReader
-from flowdata.transport.cache import cached
+from flowdata.tar.reader import ShardInfo, ShardReader
+from flowdata.transport.cache import fetch_to_cache
 from flowdata.transport.connect import connect
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -31,7 +31,7 @@ def folder(tmp_path):
 def test_a_user_in_the_url_signs_in_and_is_not_shown(folder):
     with ShardServer(folder) as server:
         url = server.url("a.bin").replace("//", "//me:p%40ss@")
-        reader = ShardReader(Place(url, len(CONTENT), False), Access())
+        reader = ShardReader(ShardInfo(url, len(CONTENT), False), Access())
         reader.read(np.array([0]), np.array([10]))
         assert {headers["Authorization"] for headers in server.headers} == {"Basic bWU6cEBzcw=="}
         server.fail_status, server.fails = 401, 1
@@ -47,7 +47,7 @@ def test_headers_are_sent_but_neither_on_to_other_hosts_nor_shown(folder):
         ShardServer(folder) as other,
         ShardServer(folder, redirect=other.url("a.bin")) as server,
     ):
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), access)
+        reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), access)
         reader.read(np.array([0]), np.array([10]))
         assert {headers["X-Key"] for headers in server.headers} == {"secret"}
         names = ("Authorization", "X-Key")
@@ -58,18 +58,18 @@ def test_the_proxy_of_the_environment_is_used(folder, monkeypatch):
     with ShardServer(folder) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url("").replace("//", "//user:secret@"))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
-        place = Place("http://shards.invalid/a.bin", len(CONTENT), False)
-        reader = ShardReader(place, Access(retries=0))
+        shard = ShardInfo("http://shards.invalid/a.bin", len(CONTENT), False)
+        reader = ShardReader(shard, Access(retries=0))
         assert bytes(reader.read(np.array([3]), np.array([9]))[0]) == CONTENT[3:12]
         assert proxy.headers[0]["Proxy-Authorization"] == "Basic dXNlcjpzZWNyZXQ="
         count = len(proxy.requests)
         with ShardServer(folder) as direct:
-            place = Place(direct.url("a.bin"), len(CONTENT), False)
-            ShardReader(place, Access(retries=0)).read(np.array([0]), np.array([10]))
+            shard = ShardInfo(direct.url("a.bin"), len(CONTENT), False)
+            ShardReader(shard, Access(retries=0)).read(np.array([0]), np.array([10]))
         assert len(proxy.requests) == count
     monkeypatch.setenv("http_proxy", "socks9://user:secret@h:1")
     with pytest.raises(ShardError, match=r"the proxy socks9://h:1") as caught:
-        ShardReader(Place("http://shards.invalid/b", -1, False), Access()).read(
+        ShardReader(ShardInfo("http://shards.invalid/b", -1, False), Access()).read(
             np.array([0]), np.array([1])
         )
     assert "secret" not in str(caught.value)
@@ -115,7 +115,7 @@ class Failing:
 def in_memory():
     files = fsspec.filesystem("memory")
     files.pipe_file("/bucket/a.bin", CONTENT)
-    yield Place("memory://bucket/a.bin", len(CONTENT), False)
+    yield ShardInfo("memory://bucket/a.bin", len(CONTENT), False)
     files.rm("/bucket", recursive=True)
 
 
@@ -140,10 +140,10 @@ def test_a_file_system_that_fails_at_times_is_asked_again(in_memory, monkeypatch
 def test_a_stream_of_a_file_system_goes_on_after_a_failure(in_memory, monkeypatch, error):
     stream = connect(in_memory.url, Access()).stream()
     assert stream.read(1000) == CONTENT[:1000]
-    for name, position in (("read", 5000), ("seek", 9000)):
+    for name, offset in (("read", 5000), ("seek", 9000)):
         failing = Failing(monkeypatch, MemoryFile, name, error, 2)
-        stream.seek(position)
-        assert stream.read(1000) == CONTENT[position : position + 1000]
+        stream.seek(offset)
+        assert stream.read(1000) == CONTENT[offset : offset + 1000]
         assert not failing.left
     Failing(monkeypatch, MemoryFile, "read", error, 10**9)
     with pytest.raises(ShardError, match=f"6 attempts.*{error}"):
@@ -161,11 +161,11 @@ def test_a_file_that_is_not_there_is_not_asked_for_again(in_memory):
 def test_a_cached_shard_is_whole_and_is_fetched_once(folder, tmp_path):
     access = Access(cache_dir=tmp_path / "cache")
     with ShardServer(folder, cut_after=1000, cuts=2) as server:
-        path = cached(server.url("a.bin"), access)
+        path = fetch_to_cache(server.url("a.bin"), access)
         assert path is not None
         assert path.read_bytes() == CONTENT
         asked = len(server.requests)
-        assert cached(server.url("a.bin"), access) == path
+        assert fetch_to_cache(server.url("a.bin"), access) == path
         assert len(server.requests) == asked
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [path.name]
 
@@ -175,18 +175,18 @@ def test_the_cache_makes_room_for_what_is_new(folder, tmp_path):
         (folder / f"{name}.bin").write_bytes(CONTENT)
     access = Access(cache_dir=tmp_path / "cache", cache_size=2 * len(CONTENT) + 10)
     with ShardServer(folder) as server:
-        first, second = (cached(server.url(f"{name}.bin"), access) for name in "ab")
+        first, second = (fetch_to_cache(server.url(f"{name}.bin"), access) for name in "ab")
         os.utime(second, (1, 1))
-        cached(server.url("a.bin"), access)
-        third = cached(server.url("c.bin"), access)
+        fetch_to_cache(server.url("a.bin"), access)
+        third = fetch_to_cache(server.url("c.bin"), access)
         assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
 
 
 def test_a_shard_larger_than_the_cache_is_read_through(folder, tmp_path):
     access = Access(cache_dir=tmp_path / "cache", cache_size=1000)
     with ShardServer(folder) as server:
-        assert cached(server.url("a.bin"), access) is None
-        reader = ShardReader(Place(server.url("a.bin"), len(CONTENT), False), access)
+        assert fetch_to_cache(server.url("a.bin"), access) is None
+        reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), access)
         assert bytes(reader.read(np.array([5]), np.array([7]))[0]) == CONTENT[5:12]
 
 
@@ -196,26 +196,28 @@ def test_a_download_that_fails_leaves_nothing(folder, tmp_path):
         ShardServer(folder, cut_after=1000, cuts=10**9) as server,
         pytest.raises(ShardError, match="2 attempts"),
     ):
-        cached(server.url("a.bin"), access)
+        fetch_to_cache(server.url("a.bin"), access)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_urls_that_are_signed_anew_share_a_copy(folder, tmp_path):
     access = Access(cache_dir=str(tmp_path / "cache"))
     with ShardServer(folder) as server:
-        paths = {cached(server.url(f"a.bin?signature={n}"), access, len(CONTENT)) for n in "ab"}
+        paths = {
+            fetch_to_cache(server.url(f"a.bin?signature={n}"), access, len(CONTENT)) for n in "ab"
+        }
         assert len(paths) == len(server.requests) == 1
 
 
 def test_a_copy_that_was_damaged_is_fetched_again_and_another_shard_is_told(folder, tmp_path):
     access = Access(cache_dir=tmp_path / "cache")
     with ShardServer(folder) as server:
-        path = cached(server.url("a.bin"), access, len(CONTENT))
+        path = fetch_to_cache(server.url("a.bin"), access, len(CONTENT))
         path.write_bytes(b"damaged")
-        assert cached(server.url("a.bin"), access, len(CONTENT)).read_bytes() == CONTENT
+        assert fetch_to_cache(server.url("a.bin"), access, len(CONTENT)).read_bytes() == CONTENT
         (folder / "a.bin").write_bytes(CONTENT * 2)
-        assert cached(server.url("a.bin"), access, 2 * len(CONTENT)) != path
-        reader = ShardReader(Place(server.url("a.bin"), 17, False), access)
+        assert fetch_to_cache(server.url("a.bin"), access, 2 * len(CONTENT)) != path
+        reader = ShardReader(ShardInfo(server.url("a.bin"), 17, False), access)
         with pytest.raises(ShardError, match=r"has 600,000 bytes, but 17 .* the cache .*cache"):
             reader.read(np.array([0]), np.array([10]))
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -226,13 +228,13 @@ def test_what_killed_processes_left_is_counted_and_in_time_removed(folder, tmp_p
     access = Access(cache_dir=cache, cache_size=2 * len(CONTENT) + 10)
     (folder / "b.bin").write_bytes(CONTENT)
     with ShardServer(folder) as server:
-        first = cached(server.url("a.bin"), access)
+        first = fetch_to_cache(server.url("a.bin"), access)
         left = cache / f".{first.name}.xyz.tmp"
         left.write_bytes(CONTENT)
-        second = cached(server.url("b.bin"), access)
+        second = fetch_to_cache(server.url("b.bin"), access)
         assert (first.exists(), left.exists()) == (False, True)
         os.utime(left, (1, 1))
-        cached(server.url("a.bin"), access)
+        fetch_to_cache(server.url("a.bin"), access)
         assert (first.exists(), second.exists(), left.exists()) == (True, True, False)
 
 
@@ -242,7 +244,7 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path):
         ShardServer(folder) as server,
         pytest.raises(ShardError, match=r"cannot be kept in .*cache"),
     ):
-        cached(server.url("a.bin"), Access(cache_dir=tmp_path / "cache"))
+        fetch_to_cache(server.url("a.bin"), Access(cache_dir=tmp_path / "cache"))
 
 
 @pytest.mark.slow
@@ -250,8 +252,8 @@ def test_processes_that_fetch_the_same_shard_do_not_disturb_each_other(folder, t
     code = (
         "import sys, pathlib\n"
         "from flowdata import Access\n"
-        "from flowdata.transport.cache import cached\n"
-        "path = cached(sys.argv[1], Access(cache_dir=pathlib.Path(sys.argv[2])))\n"
+        "from flowdata.transport.cache import fetch_to_cache\n"
+        "path = fetch_to_cache(sys.argv[1], Access(cache_dir=pathlib.Path(sys.argv[2])))\n"
         "print(len(path.read_bytes()))"
     )
     with ShardServer(folder) as server:

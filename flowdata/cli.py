@@ -143,8 +143,8 @@ def _add_score(commands: Commands) -> None:
 def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring import CausalLM, score
     from flowdata.scoring.inference import count_rows
+    from flowdata.scoring.open_inputs import open_data, open_model
     from flowdata.scoring.ranks import join_torchrun
-    from flowdata.scoring.sources import open_data, open_model
     from flowdata.scoring.tokens import Columns
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
@@ -275,7 +275,7 @@ def _run_index(options: argparse.Namespace) -> None:
 
 
 def _texts(losses: LossTable, data: str, split: str) -> Callable[[int], str]:
-    from flowdata.scoring.sources import as_text, open_data
+    from flowdata.scoring.open_inputs import as_text, open_data
 
     dataset = open_data(data, split)
     losses.check(dataset=dataset)

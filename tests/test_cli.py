@@ -277,7 +277,7 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
 ):
     data, output = as_jsonl(ROWS, tmp_path), tmp_path / "losses.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(LanguagePass, "score_window", interrupted_after_one)
+        patch.setattr(LanguagePass, "score_rows", interrupted_after_one)
         assert main(command(tiny, data, output, *TEXT, "--max-tokens", "1")) == 130
     assert "flowdata: stopped; the same command goes on" in capsys.readouterr().err
     (part,) = output.with_name("losses.parquet.parts").glob("*.parquet")
@@ -285,11 +285,11 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
     assert not part.exists()
 
 
-score_window = LanguagePass.score_window
+score_rows = LanguagePass.score_rows
 
 
-def interrupted_after_one(language_pass, rows, window):
-    yield next(score_window(language_pass, rows, window))
+def interrupted_after_one(language_pass, rows, read):
+    yield next(score_rows(language_pass, rows, read))
     raise KeyboardInterrupt
 
 

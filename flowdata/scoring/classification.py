@@ -59,15 +59,15 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
 
 @dataclass(frozen=True)
 class FunctionPass:
-    """Scores windows of rows by a loss function; a window is a batch."""
+    """Scores rows by a loss function; the rows that are read at a time are a batch."""
 
     function: LossFunction
     model: nn.Module
     device: torch.device
-    window: int
+    rows_per_read: int
     collate: Callable[[list[Any]], Any] | None = None
 
-    def score_window(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
+    def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
         """Losses of one batch.
 
         Raises:

@@ -72,16 +72,16 @@ def read_batches(
     num_workers: int,
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Rows of a map-style data set, ``size`` at a time: (row numbers, what collate_fn made)."""
-    windows = [rows[start : start + size] for start in range(0, rows.size, size)]
+    batches = [rows[start : start + size] for start in range(0, rows.size, size)]
     loader = DataLoader(
         dataset,
-        batch_sampler=cast("Any", (window.tolist() for window in windows)),
+        batch_sampler=cast("Any", (batch.tolist() for batch in batches)),
         num_workers=num_workers,
         collate_fn=collate_fn,
         # The loader seeds its workers from here, and the caller's random numbers stay untouched.
         generator=torch.Generator(),
     )
-    return zip(windows, loader, strict=True)
+    return zip(batches, loader, strict=True)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -20,7 +20,8 @@ from flowdata.scoring.tokens import IGNORED, TokenReader, Tokens, UnreadableRow
 _TOKENS_ON_CPU = 512
 # Larger batches are no faster, and lose more work on failure.
 _MOST_TOKENS_ON_GPU = 32_768
-_WINDOW = 1_024
+# Among so many rows there are enough of similar length for batches with little padding.
+_ROWS_PER_READ = 1_024
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,9 @@ def _hash(value: Any) -> str:
 
 
 class LanguagePass:
-    """Scores windows of rows, in batches of similar length under a budget of tokens."""
+    """Scores rows in batches of similar length under a budget of tokens."""
 
-    window = _WINDOW
+    rows_per_read = _ROWS_PER_READ
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
         self.collate = options.reader().read_each
@@ -114,10 +115,10 @@ class LanguagePass:
         self._budget = options.max_tokens or _token_budget(model, device)
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
 
-    def score_window(
-        self, rows: NDArray[np.int64], window: Sequence[Tokens | UnreadableRow]
+    def score_rows(
+        self, rows: NDArray[np.int64], read: Sequence[Tokens | UnreadableRow]
     ) -> Iterator[ScoredRows]:
-        """Losses of a window of rows, batch by batch.
+        """Losses of rows that were read together, batch by batch.
 
         Raises:
             TypeError, ValueError: naming the row, for rows that cannot be read, token ids the
@@ -125,7 +126,7 @@ class LanguagePass:
             MemoryError: when a single sample does not fit.
         """
         samples = []
-        for row, sample in zip(rows, window, strict=True):
+        for row, sample in zip(rows, read, strict=True):
             if isinstance(sample, UnreadableRow):
                 raise sample.kind(f"row {row}: {sample.reason}")
             samples.append(sample)

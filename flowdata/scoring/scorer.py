@@ -38,20 +38,25 @@ from flowdata.tar.rows import ShardRows
 
 
 class ScoringPass(Protocol):
-    """What a kind of loss brings along: how rows are read, and scored a window at a time."""
+    """What a kind of loss brings along: how rows are read, some at a time, and scored."""
 
     @property
-    def window(self) -> int:
+    def rows_per_read(self) -> int:
         """Rows that are read at a time."""
         ...
 
     @property
     def collate(self) -> Callable[[list[Any]], Any] | None:
-        """Makes a window of its rows, in a loader worker if there are any."""
+        """Makes of rows what `score_rows` takes, in a loader worker if there are any."""
         ...
 
-    def score_window(self, rows: NDArray[np.int64], window: Any) -> Iterator[ScoredRows]:
-        """Losses of all rows of a window, in any order, in as many pieces as it likes."""
+    def score_rows(self, rows: NDArray[np.int64], read: Any) -> Iterator[ScoredRows]:
+        """Losses of rows that were read together, in any order, in as many pieces as it likes.
+
+        Args:
+            rows: row numbers in the data set.
+            read: what `collate` made of these rows.
+        """
         ...
 
 
@@ -138,7 +143,7 @@ def score(
             bar.reset(total=done + mine.size)
             bar.initial = bar.n = done
             bar.refresh()
-            scores = _score_windows(scoring_pass, dataset, mine, num_workers, bar)
+            scores = _read_and_score(scoring_pass, dataset, mine, num_workers, bar)
             return _refuse_or_drop_invalid(scores, on_invalid)
 
         def merge(parts: list[ScoredRows]) -> LossTable:
@@ -171,23 +176,23 @@ def score(
     return table
 
 
-def _score_windows(
+def _read_and_score(
     scoring_pass: ScoringPass,
     dataset: Any,
     rows: NDArray[np.int64],
     num_workers: int,
     bar: "tqdm[Any]",
 ) -> Iterator[ScoredRows]:
-    """Read these rows window by window and score them, with the bar moving on."""
+    """Read and score these rows, some at a time, with the bar moving on."""
     tokens, started = 0, time.monotonic()
-    for window_rows, window in read_batches(
+    for some, read in read_batches(
         dataset,
         rows,
-        size=scoring_pass.window,
+        size=scoring_pass.rows_per_read,
         collate_fn=scoring_pass.collate,
         num_workers=num_workers,
     ):
-        for scores in scoring_pass.score_window(window_rows, window):
+        for scores in scoring_pass.score_rows(some, read):
             if scores.n_tokens is not None:
                 tokens += int(scores.n_tokens.sum())
                 rate = tokens / (time.monotonic() - started)

@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
 class UnreadableRow(NamedTuple):
     """Why a row cannot be read: the error, to be raised by the caller, who knows its number.
 
-    Rows are read in loader workers, which see the rows of a window without their numbers.
+    Rows are read in loader workers, which see rows without their numbers.
     """
 
     kind: type[Exception]
@@ -37,7 +37,7 @@ _NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 class _MarkedText(NamedTuple):
     """A text, and the spans of it that are scored: (first, last + 1) in characters."""
 
-    whole: str
+    text: str
     scored: list[tuple[int, int]]
 
 
@@ -134,9 +134,9 @@ class TokenReader:
     def read_each(self, rows: Sequence[Any]) -> list[Tokens | UnreadableRow]:
         """Tokens of each row, or why there are none; a row with None in a column has no token."""
         read = [self._try_to_read(row) for row in rows]
-        texts = [sample for sample in read if isinstance(sample, _MarkedText)]
+        marked = [sample for sample in read if isinstance(sample, _MarkedText)]
         # A chat template writes special tokens (begin, end of turn) itself.
-        tokenized = iter(self._tokenize(texts, special=self.messages is None) if texts else ())
+        tokenized = iter(self._tokenize(marked, special=self.messages is None) if marked else ())
         samples: list[Tokens | UnreadableRow] = []
         for sample in read:
             if isinstance(sample, _MarkedText):
@@ -166,30 +166,30 @@ class TokenReader:
         if scored is None:
             return _read_token_columns(row)
         prompt = str(row[self.prompt]) if self.prompt else ""
-        whole = prompt + str(row[scored])
-        return _MarkedText(whole, [(len(prompt), len(whole))])
+        text = prompt + str(row[scored])
+        return _MarkedText(text, [(len(prompt), len(text))])
 
-    def _tokenize(self, texts: Sequence[_MarkedText], *, special: bool) -> list[Tokens]:
+    def _tokenize(self, marked: Sequence[_MarkedText], *, special: bool) -> list[Tokens]:
         """Tokens of whole texts; labelled where a token covers a character of a span.
 
         So all of a response is scored, also where its first letters and the last of the prompt,
         a space most often, are one token.
         """
         encoded = self.tokenizer(
-            [text.whole for text in texts],
+            [text for text, _ in marked],
             add_special_tokens=special,
             return_offsets_mapping=True,
             truncation=False,
         )
         end = self.tokenizer.eos_token_id if special else None
         samples = []
-        for ids, offsets, text in zip(
-            encoded["input_ids"], encoded["offset_mapping"], texts, strict=True
+        for ids, offsets, (_, scored) in zip(
+            encoded["input_ids"], encoded["offset_mapping"], marked, strict=True
         ):
             tokens = np.array(ids, dtype=np.int64)
             begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
             inside = np.zeros(tokens.size, dtype=np.bool_)
-            for first, last in text.scored:
+            for first, last in scored:
                 inside |= (ends > first) & (begins < last) & (ends > begins)
             labels = np.where(inside, tokens, IGNORED)
             if end is not None:

@@ -170,7 +170,7 @@ def test_the_named_losses_are_these_four():
 def test_a_loss_function_must_give_one_loss_a_row(shape):
     work = FunctionPass(lambda *_: torch.zeros(shape), MODEL, torch.device("cpu"), 6)
     with pytest.raises(ValueError, match="for a batch of 6 samples") as error:
-        next(work.score_window(np.arange(6), (LOGITS, CLASSES)))
+        next(work.score_rows(np.arange(6), (LOGITS, CLASSES)))
     assert str(shape) in str(error.value)
     assert 'reduction="none"' in str(error.value)
 
@@ -178,7 +178,7 @@ def test_a_loss_function_must_give_one_loss_a_row(shape):
 @pytest.mark.parametrize("result", [[0.5, 1.5], (0.5, 1.5), np.array([0.5, 1.5], np.float16)])
 def test_a_loss_function_may_give_a_list_or_an_array(result):
     work = FunctionPass(lambda *_: result, MODEL, torch.device("cpu"), 6)
-    scores = next(work.score_window(np.arange(2), None))
+    scores = next(work.score_rows(np.arange(2), None))
     assert scores.losses.dtype == np.float32
     assert scores.losses.tolist() == [0.5, 1.5]
 
@@ -187,4 +187,4 @@ def test_a_loss_function_may_give_a_list_or_an_array(result):
 def test_a_number_or_array_that_is_not_one_loss_a_row_is_refused(result):
     work = FunctionPass(lambda *_: result, MODEL, torch.device("cpu"), 6)
     with pytest.raises(ValueError, match="loss function returned shape"):
-        next(work.score_window(np.arange(2), None))
+        next(work.score_rows(np.arange(2), None))

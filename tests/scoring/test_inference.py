@@ -121,15 +121,15 @@ def test_a_model_without_adapters_is_left_alone():
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_rows_are_read_in_the_order_asked_for_with_a_smaller_last_window(workers):
+def test_rows_are_read_in_the_order_asked_for_with_a_smaller_last_batch(workers):
     rows = np.array([5, 0, 9, 3, 3, 8, 1])
-    windows = list(
+    batches = list(
         read_batches(
             [10 * row for row in range(10)], rows, size=3, collate_fn=None, num_workers=workers
         )
     )
-    assert [window.tolist() for window, _ in windows] == [[5, 0, 9], [3, 3, 8], [1]]
-    assert [batch.tolist() for _, batch in windows] == [[50, 0, 90], [30, 30, 80], [10]]
+    assert [numbers.tolist() for numbers, _ in batches] == [[5, 0, 9], [3, 3, 8], [1]]
+    assert [read.tolist() for _, read in batches] == [[50, 0, 90], [30, 30, 80], [10]]
 
 
 def test_reading_uses_the_collate_function_and_draws_no_random_number():

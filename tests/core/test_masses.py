@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowdata import EpochPlan, FlowWeights
-from flowdata.core.masses import MOST_DRAWS, Masses, draw_bits, count_draws
+from flowdata.core.masses import MOST_DRAWS, Masses, count_draws, draw_bits
 from flowdata.core.permutation import CHUNK
 
 laws = examples(150)

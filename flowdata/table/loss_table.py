@@ -1,10 +1,11 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -157,36 +158,15 @@ class LossTable:
             TableFileError: for a file that is missing, truncated, or no loss table.
             MismatchError: when the table belongs to other data or another model.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-                provenance = _read_provenance(path, file.schema_arrow)
-                # They are many times the rest, and only reweighting tokens needs them.
-                unwanted = () if tokens else (_TOKEN_LOSSES,)
-                names = [name for name in file.schema_arrow.names if name not in unwanted]
-                columns = file.read(names)
-                metadata = file.schema_arrow.metadata
-        except FileNotFoundError as error:
-            raise TableFileError(f"there is no loss table at {path}") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TableFileError(
-                f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
-                "format: score the data again or restore the file"
-            ) from error
-        if len(columns) != provenance.rows:
-            raise TableFileError(
-                f"{path} says that it has {provenance.rows:,} rows, but holds {len(columns):,}"
-            )
-        named = dict(zip(columns.column_names, columns.columns, strict=True))
-        lists = named.get(_TOKEN_LOSSES)
+        stored = _read_file(path, tokens=tokens)
+        columns = stored.columns
+        lists = columns.get(_TOKEN_LOSSES)
         table = cls(
-            named[_LOSS].to_numpy(),
-            provenance,
-            n_tokens=named[_N_TOKENS].to_numpy() if _N_TOKENS in named else None,
+            columns[_LOSS].to_numpy(),
+            stored.provenance,
+            n_tokens=columns[_N_TOKENS].to_numpy() if _N_TOKENS in columns else None,
             token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
-            index=ShardIndex.from_columns(named, metadata) if _SHARD in named else None,
+            index=ShardIndex.from_columns(columns, stored.metadata) if _SHARD in columns else None,
         )
         table.check(dataset=dataset, model=model)
         return table
@@ -325,6 +305,41 @@ def _check_length(dataset: Any, rows: int) -> None:
             f"there are {rows:,} losses, but the data set has {len(dataset):,} rows; "
             "score this data set, or pass the one that was scored"
         )
+
+
+class _StoredTable(NamedTuple):
+    """What a file holds: the provenance, the Arrow column of each name, the file's metadata."""
+
+    provenance: Provenance
+    columns: dict[str, Any]
+    metadata: Mapping[bytes, bytes]
+
+
+def _read_file(path: str | PathLike[str], *, tokens: bool) -> _StoredTable:
+    """Read a file, its token losses only if they are asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            schema = file.schema_arrow
+            provenance = _read_provenance(path, schema)
+            # Token losses are many times the rest, and only reweighting tokens needs them.
+            unwanted = () if tokens else (_TOKEN_LOSSES,)
+            table = file.read([name for name in schema.names if name not in unwanted])
+    except FileNotFoundError as error:
+        raise TableFileError(f"there is no loss table at {path}") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TableFileError(
+            f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
+            "format: score the data again or restore the file"
+        ) from error
+    if len(table) != provenance.rows:
+        raise TableFileError(
+            f"{path} says that it has {provenance.rows:,} rows, but holds {len(table):,}"
+        )
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return _StoredTable(provenance, columns, schema.metadata)
 
 
 def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -186,7 +187,7 @@ def test_too_few_draws_left_for_ranks_that_drop_lead_to_the_next_epoch():
     assert interleaved(map(list, restarted)) == planned(1)[:24]
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@examples(150)
 @given(st.data())
 def test_any_epoch_interrupted_anywhere_resumes_on_any_number_of_ranks(data):
     rows = data.draw(st.integers(1, 40), "rows")

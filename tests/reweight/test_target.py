@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,7 +106,7 @@ DROPPING = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     st.sampled_from([(6,), (4, 3), (2, 3, 2), (1, 5)]),
     st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=6),

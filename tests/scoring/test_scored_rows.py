@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@examples(50)
 @given(st.permutations(range(12)), st.lists(st.integers(0, 4), min_size=12, max_size=12), st.data())
 def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
     """Token t of row r has the loss r + t / 10."""

@@ -2,7 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from fuzzing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -80,7 +81,7 @@ def test_batches_done_are_dealt_out_as_a_loader_asks_its_workers(draws, layout):
         turn += 1
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(sizes, st.integers(1, 100), layouts, st.data())
 def test_what_is_left_and_what_was_done_are_the_epoch(sizes, draws, layout, data):
     _, order = make_order(sizes, draws)

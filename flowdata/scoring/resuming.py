@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,48 +42,63 @@ def score_resumably(
     Raises:
         InvalidLossError, MismatchError, TableFileError: see `flowdata.score`.
     """
-    output = parts.table
     with ExitStack() as lock:
-
-        def begin() -> NDArray[np.int64]:
-            if not output.exists():
-                lock.enter_context(parts.locked())
-                # On several ranks the first may fail while others are about to write a part.
-                if ranks.size == 1:
-                    lock.enter_context(parts.removed_if_empty())
-            # Looked for again: who held the lock until now may have finished the table.
-            if output.exists():
-                existing = LossTable.load(output)
-                known, what = existing.provenance.identity(), f"the table {output}"
-                require_same(provenance.identity(), known, what=what, advice=ADVICE)
-                _warn_if_unrecognised(provenance, what)
-                refuse_invalid(
-                    ScoredRows(np.arange(len(existing)), existing.losses, existing.n_tokens)
-                )
-                return np.zeros(0, dtype=np.int64)
-            parts.claim(provenance.identity())
-            if found := parts.load():
-                _warn_if_unrecognised(provenance, f"the unfinished pass {parts.folder}")
-                refuse_invalid(concatenate_parts(found))
-            return find_unscored_rows(provenance.rows, found)
-
-        def finish() -> None:
-            if not output.exists():
-                everything = parts.load()
-                if left := find_unscored_rows(provenance.rows, everything).size:
-                    raise TableFileError(
-                        f"{left:,} rows are missing in {parts.folder}; call score again to go on"
-                    )
-                parts.finish(merge(everything))
-            parts.remove()
-
-        left = ranks.run_on_first(begin)
+        left = ranks.run_on_first(
+            lambda: _begin(parts, provenance, refuse_invalid, lock, alone=ranks.size == 1)
+        )
         if left.size:
             _save_regularly(score_rows(left), parts, save_every)
         # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
-        ranks.run_on_first(finish)
-    return LossTable.load(output, tokens=True)
+        ranks.run_on_first(lambda: _finish(parts, provenance.rows, merge))
+    return LossTable.load(parts.table, tokens=True)
+
+
+def _begin(
+    parts: Parts,
+    provenance: Provenance,
+    refuse_invalid: Callable[[ScoredRows], None],
+    lock: ExitStack,
+    *,
+    alone: bool,
+) -> NDArray[np.int64]:
+    """Take the lock of an unfinished table, and find the rows that are not scored yet."""
+    if not parts.table.exists():
+        lock.enter_context(parts.locked())
+        # On several ranks the first may fail while others are about to write a part.
+        if alone:
+            lock.enter_context(parts.removed_if_empty())
+    # Looked for again: who held the lock until now may have finished the table.
+    if parts.table.exists():
+        _require_same_table(parts.table, provenance, refuse_invalid)
+        return np.zeros(0, dtype=np.int64)
+    parts.claim(provenance.identity())
+    if found := parts.load():
+        _warn_if_unrecognised(provenance, f"the unfinished pass {parts.folder}")
+        refuse_invalid(concatenate_parts(found))
+    return find_unscored_rows(provenance.rows, found)
+
+
+def _require_same_table(
+    path: Path, provenance: Provenance, refuse_invalid: Callable[[ScoredRows], None]
+) -> None:
+    """Refuse the finished table of another pass, or one of losses that are not acceptable now."""
+    table, what = LossTable.load(path), f"the table {path}"
+    require_same(provenance.identity(), table.provenance.identity(), what=what, advice=ADVICE)
+    _warn_if_unrecognised(provenance, what)
+    refuse_invalid(ScoredRows(np.arange(len(table)), table.losses, table.n_tokens))
+
+
+def _finish(parts: Parts, rows: int, merge: Callable[[list[ScoredRows]], LossTable]) -> None:
+    """Make the table of all parts, unless it is there, and remove them."""
+    if not parts.table.exists():
+        found = parts.load()
+        if left := find_unscored_rows(rows, found).size:
+            raise TableFileError(
+                f"{left:,} rows are missing in {parts.folder}; call score again to go on"
+            )
+        parts.finish(merge(found))
+    parts.remove()
 
 
 def _warn_if_unrecognised(provenance: Provenance, what: str) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -125,30 +127,14 @@ def score(
     rows = count_rows(dataset)
     model = unwrap_model(model)
     name, options = _describe_loss(loss, collate_fn)
-    with Ranks() as ranks, ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0)
-        )
-        stack.enter_context(evaluating(model))
-        if not adapters:
-            stack.enter_context(without_adapters(model))
+    with (
+        Ranks() as ranks,
+        tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0) as bar,
+        evaluating(model),
+        nullcontext() if adapters else without_adapters(model),
+    ):
         scoring_pass = _make_pass(loss, model, device_of(model, device), batch_size, collate_fn)
-
-        def score_rows(left: NDArray[np.int64]) -> Iterator[ScoredRows]:
-            """Score this rank's share of the rows that are left."""
-            mine = rows_of_rank(left, ranks, dataset)
-            done = (rows - left.size) // ranks.size
-            # tqdm takes the rate from what is done since `initial`: what a pass before has done
-            # must not look fast.
-            bar.reset(total=done + mine.size)
-            bar.initial = bar.n = done
-            bar.refresh()
-            scores = _read_and_score(scoring_pass, dataset, mine, num_workers, bar)
-            return _refuse_or_drop_invalid(scores, on_invalid)
-
-        def merge(parts: list[ScoredRows]) -> LossTable:
-            return _make_table(sort_by_row(concatenate_parts(parts)), provenance, dataset)
-
+        share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
         provenance = Provenance.now(
             rows,
             dataset=dataset,
@@ -160,15 +146,15 @@ def score(
             dtype=_dtype_of(model),
         )
         if output is None:
-            of_this_rank = list(score_rows(np.arange(rows)))
-            table = merge([part for parts in ranks.gather(of_this_rank) for part in parts])
+            of_each_rank = ranks.gather(list(share.score(np.arange(rows))))
+            table = _merge(list(chain.from_iterable(of_each_rank)), provenance, dataset)
         else:
             table = score_resumably(
                 Parts(Path(output)),
                 provenance,
                 ranks,
-                score_rows=score_rows,
-                merge=merge,
+                score_rows=share.score,
+                merge=partial(_merge, provenance=provenance, dataset=dataset),
                 refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
                 save_every=save_every,
             )
@@ -176,29 +162,44 @@ def score(
     return table
 
 
-def _read_and_score(
-    scoring_pass: ScoringPass,
-    dataset: Any,
-    rows: NDArray[np.int64],
-    num_workers: int,
-    bar: "tqdm[Any]",
-) -> Iterator[ScoredRows]:
-    """Read and score these rows, some at a time, with the bar moving on."""
-    tokens, started = 0, time.monotonic()
-    for some, read in read_batches(
-        dataset,
-        rows,
-        size=scoring_pass.rows_per_read,
-        collate_fn=scoring_pass.collate,
-        num_workers=num_workers,
-    ):
-        for scores in scoring_pass.score_rows(some, read):
-            if scores.n_tokens is not None:
-                tokens += int(scores.n_tokens.sum())
-                rate = tokens / (time.monotonic() - started)
-                bar.set_postfix_str(f"{rate:,.0f} response tokens/s", refresh=False)
-            bar.update(len(scores))
-            yield scores
+@dataclass(frozen=True)
+class _ShareOfRank:
+    """Scores the share of this rank, with a progress bar."""
+
+    scoring_pass: ScoringPass
+    dataset: Any
+    ranks: Ranks
+    num_workers: int
+    on_invalid: OnInvalid
+    bar: "tqdm[Any]"
+
+    def score(self, left: NDArray[np.int64]) -> Iterator[ScoredRows]:
+        """Score this rank's share of the rows that are left."""
+        mine = rows_of_rank(left, self.ranks, self.dataset)
+        done = (len(self.dataset) - left.size) // self.ranks.size
+        # tqdm takes the rate from what is done since `initial`: what a pass before has done
+        # must not look fast.
+        self.bar.reset(total=done + mine.size)
+        self.bar.initial = self.bar.n = done
+        self.bar.refresh()
+        return _refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
+
+    def _read_and_score(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
+        tokens, started = 0, time.monotonic()
+        for some, read in read_batches(
+            self.dataset,
+            rows,
+            size=self.scoring_pass.rows_per_read,
+            collate_fn=self.scoring_pass.collate,
+            num_workers=self.num_workers,
+        ):
+            for scores in self.scoring_pass.score_rows(some, read):
+                if scores.n_tokens is not None:
+                    tokens += int(scores.n_tokens.sum())
+                    rate = tokens / (time.monotonic() - started)
+                    self.bar.set_postfix_str(f"{rate:,.0f} response tokens/s", refresh=False)
+                self.bar.update(len(scores))
+                yield scores
 
 
 def _refuse_or_drop_invalid(
@@ -247,7 +248,9 @@ def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
     )
 
 
-def _make_table(scores: ScoredRows, provenance: Provenance, dataset: Any) -> LossTable:
+def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) -> LossTable:
+    """The table of all parts, whichever rank scored them."""
+    scores = sort_by_row(concatenate_parts(parts))
     truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
     return LossTable(
         scores.losses,

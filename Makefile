@@ -70,7 +70,8 @@ lint: $(VENV)/installed-dev
 # The wheel is built from the sdist, and used where there is no clone and no other package.
 dist: $(VENV)/installed-dev
 	rm -rf build dist .venv-dist
-	$(BIN)/python -m build --outdir dist .
+	mkdir dist
+	$(BIN)/python -m build --outdir dist . >dist/build.log || (cat dist/build.log; exit 1)
 	$(PYTHON) -m venv .venv-dist
 	.venv-dist/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
 	.venv-dist/bin/python -m pip check

@@ -38,10 +38,10 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     then on. Where nobody calls it, a batch that asks for an item again is the first of the next
     epoch: the items served in the running one are marked in shared memory (one byte a draw), so
     DataLoader workers agree, also persistent ones. That takes passes that are whole, and one
-    process: on several ranks, after breaking out of a pass, and where a transform around it reads
-    an item more than once a pass, call `set_epoch`. Also if a wrapping transform is shuffled
-    with ``drop_last=True``. Items that no DataLoader fetches (``dataset[j]``, as a look at the data
-    takes them) are read from the running epoch without being marked.
+    process. So call `set_epoch` on several ranks, after breaking out of a pass, where a sampler or
+    a transform around it reads an item more than once a pass, and where such a transform is
+    shuffled with ``drop_last=True``. Items that no DataLoader fetches (``dataset[j]``, as a look at
+    the data takes them) are read from the running epoch without being marked.
 
     Args:
         dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.

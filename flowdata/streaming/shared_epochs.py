@@ -7,8 +7,9 @@ from torch.utils.data import get_worker_info
 
 from flowdata.core.plan import non_negative
 
-_MOST = 256
-_TAGS = (1 << 31) - 1
+_MOST_WORKERS = 256
+_LOADERS = (1 << 31) - 1
+# A cell: the number of a loader, and in the low bits the epoch that comes next.
 _EPOCH_BITS = 32
 _EPOCHS = (1 << _EPOCH_BITS) - 1
 
@@ -17,10 +18,10 @@ class SharedEpochs:
     """Counts the passes that loaders make over a data set, in memory shared by their workers.
 
     A loader starts each of its workers at a different moment, and some never where a pass is left
-    early. So each worker notes, in one word, for which loader it counts and the epoch that comes
+    early. So each worker notes, in one cell, for which loader it counts and the epoch that comes
     next: those that begin a pass later find it there, and those that were left out in the last
     pass do not stay behind. Loaders with other numbers of workers, which run before or after but
-    not at the same time, have other words; the largest epoch of all is where a loader starts from.
+    not at the same time, have other cells; the largest epoch of all is where a loader starts from.
     The seed is here too: workers that go on from a saved state tell it to those of later passes.
 
     Raises:
@@ -30,9 +31,9 @@ class SharedEpochs:
     def __init__(self, seed: int) -> None:
         if seed >= 1 << 63:
             raise ValueError(f"the seed of a stream must be below 2^63, got {seed}")
-        self._words = torch.zeros(_MOST + 1, _MOST, dtype=torch.int64)
-        self._dropped = torch.zeros(_MOST, dtype=torch.int64)
-        self._last = torch.full((1,), -1, dtype=torch.int64)
+        self._cells = torch.zeros(_MOST_WORKERS + 1, _MOST_WORKERS, dtype=torch.int64)
+        self._dropped = torch.zeros(_MOST_WORKERS, dtype=torch.int64)
+        self._last_workers = torch.full((1,), -1, dtype=torch.int64)
         self._seed = torch.full((1,), seed, dtype=torch.int64)
         self._share()
 
@@ -41,54 +42,56 @@ class SharedEpochs:
         self._share()
 
     def _share(self) -> None:
-        for tensor in (self._words, self._dropped, self._last, self._seed):
+        for tensor in (self._cells, self._dropped, self._last_workers, self._seed):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def workers(self) -> int:
         """Workers of the last pass that began since `set_epoch`; -1 if none did."""
-        return int(self._last)
+        return int(self._last_workers)
 
     def begin(self) -> int:
         """The epoch of the pass that this process begins.
 
         Raises:
-            ValueError: for more workers than there are words.
+            ValueError: for more workers than there are cells.
         """
-        worker, workers, loader = _here()
-        if workers > _MOST:
-            raise ValueError(f"at most {_MOST} DataLoader workers are supported, got {workers}")
+        worker, workers, loader = _this_worker()
+        if workers > _MOST_WORKERS:
+            raise ValueError(
+                f"at most {_MOST_WORKERS} DataLoader workers are supported, got {workers}"
+            )
         # One reading of all: others may write meanwhile.
-        words = self._words.numpy().copy()
-        following = _following(words, worker, workers, loader)
-        self._words[workers, worker] = loader << _EPOCH_BITS | following
+        cells = self._cells.numpy().copy()
+        upcoming = _epoch_after(cells, worker, workers, loader)
+        self._cells[workers, worker] = loader << _EPOCH_BITS | upcoming
         self._dropped[worker] = 0
-        self._last[0] = workers
-        return max(following - 1, 0)
+        self._last_workers[0] = workers
+        return max(upcoming - 1, 0)
 
     def running(self) -> int:
         """The epoch of the pass that began last, or of the one to come if none did."""
         if self.workers < 0:
             return self.upcoming()
-        return max(int((self._words[self.workers] & _EPOCHS).max()) - 1, 0)
+        return max(int((self._cells[self.workers] & _EPOCHS).max()) - 1, 0)
 
     def upcoming(self) -> int:
         """The epoch of the next pass, seen between two passes."""
-        return int((self._words & _EPOCHS).max())
+        return int((self._cells & _EPOCHS).max())
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass."""
         if non_negative(epoch, "epoch") >= _EPOCHS:
             raise ValueError(f"the epoch of a stream must be below 2^32 - 1, got {epoch}")
         # Workers that persist, and those that begin the pass before only now, still know it.
-        self._words.copy_(self._words >> _EPOCH_BITS << _EPOCH_BITS | epoch)
+        self._cells.copy_(self._cells >> _EPOCH_BITS << _EPOCH_BITS | epoch)
         self._dropped.zero_()
-        self._last[0] = -1
+        self._last_workers[0] = -1
 
     def set_for_worker(self, epoch: int) -> None:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
-        worker, workers, loader = _here()
-        self._words[workers, worker] = loader << _EPOCH_BITS | epoch
+        worker, workers, loader = _this_worker()
+        self._cells[workers, worker] = loader << _EPOCH_BITS | epoch
 
     @property
     def dropped(self) -> int:
@@ -97,7 +100,7 @@ class SharedEpochs:
 
     def set_dropped(self, draws: int) -> None:
         """Say how many draws this process has dropped in its pass."""
-        self._dropped[_here()[0]] = draws
+        self._dropped[_this_worker()[0]] = draws
 
     @property
     def seed(self) -> int:
@@ -109,19 +112,19 @@ class SharedEpochs:
         self._seed[0] = seed
 
 
-def _here() -> tuple[int, int, int]:
+def _this_worker() -> tuple[int, int, int]:
     """Worker, number of workers and a number of the loader that started them; zeros without."""
     info = get_worker_info()
     if info is None:
         return 0, 0, 0
-    return info.id, info.num_workers, (info.seed - info.id) % _TAGS + 1
+    return info.id, info.num_workers, (info.seed - info.id) % _LOADERS + 1
 
 
-def _following(words: NDArray[np.int64], worker: int, workers: int, loader: int) -> int:
+def _epoch_after(cells: NDArray[np.int64], worker: int, workers: int, loader: int) -> int:
     """The epoch after the one that a worker begins."""
-    loaders, epochs = words[workers] >> _EPOCH_BITS, words & _EPOCHS
+    loaders, epochs = cells[workers] >> _EPOCH_BITS, cells & _EPOCHS
     if loader and loaders[worker] == loader:
-        # It persists; so do the others, whose words change at other moments.
+        # It persists; so do the others, whose cells change at other moments.
         own = epochs[workers, worker]
         epochs[workers] = 0
         return int(max(own, epochs.max())) + 1

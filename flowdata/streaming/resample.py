@@ -16,7 +16,7 @@ from flowdata.table.shard_index import plain_keys
 from flowdata.tar.names import match
 from flowdata.transport.urls import redact
 
-# Shards whose samples come mixed, where the stage is behind a shuffle.
+# Shards whose samples come mixed, where the stage comes after a shuffle.
 _SHARDS_KNOWN = 8
 
 
@@ -57,7 +57,7 @@ class resample:
         alpha: float = 1.0,
     ) -> None:
         index, weights = index_and_weights(table, weights)
-        # Not the places, which take as much memory again.
+        # Not the offsets and sizes, which take as much memory again.
         self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
@@ -75,7 +75,7 @@ class resample:
         counts = self._plan.counts().astype(np.int32)
         # Let go of this epoch's draws, of which the counts are all that is needed.
         self._plan = self._plan.at_epoch(epoch + 1)
-        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, counts))
+        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._count_by_key, counts))
         url, times = "", {}
         for sample in samples:
             if sample["__url__"] != url:
@@ -90,7 +90,7 @@ class resample:
             for _ in range(count):
                 yield dict(sample)
 
-    def _times(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
+    def _count_by_key(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
         """How often each key of a shard comes."""
         shard = match(url, self._shards)
         first, last = self._bounds[shard], self._bounds[shard + 1]

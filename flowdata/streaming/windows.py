@@ -50,7 +50,7 @@ class WindowReader:
             if self._threads:
                 pool = ThreadPoolExecutor(self._threads, thread_name_prefix="flowdata")
                 stack.callback(pool.shutdown, cancel_futures=True)
-            todo = ((window, _drawn(window)[done:]) for window, done in windows)
+            todo = ((window, _drawn_rows(window)[done:]) for window, done in windows)
             ahead = self._start(next(todo, None), pool)
             while ahead is not None:
                 rows, fetch = ahead
@@ -64,7 +64,7 @@ class WindowReader:
     def _start(
         self, item: tuple[Window, NDArray[np.int64]] | None, pool: ThreadPoolExecutor | None
     ) -> tuple[list[int], Callable[[], Contents]] | None:
-        """Rows of a window as they come out, and a function that waits for their bytes."""
+        """Start to read a window: its rows as they come out, and what waits for their bytes."""
         if item is None:
             return None
         window, drawn = item
@@ -75,10 +75,10 @@ class WindowReader:
             if first < last:
                 jobs.append((self._reader(window.group, shard), needed[first:last]))
         if pool is None:
-            return drawn.tolist(), lambda: _joined(self._read(*job) for job in jobs)
+            return drawn.tolist(), lambda: _merge(self._read(*job) for job in jobs)
         # All reads of the window before are done: whoever waits for it starts this one.
         futures = deque(pool.submit(self._read, *job) for job in jobs)
-        return drawn.tolist(), lambda: _joined(_results(futures))
+        return drawn.tolist(), lambda: _merge(_results(futures))
 
     def _read(self, reader: ShardReader, rows: NDArray[np.int64]) -> Contents:
         try:
@@ -108,7 +108,7 @@ class WindowReader:
         self._readers.clear()
 
 
-def _drawn(window: Window) -> NDArray[np.int64]:
+def _drawn_rows(window: Window) -> NDArray[np.int64]:
     """The rows of a window as they come out."""
     return np.concatenate(window.rows)[window.order]
 
@@ -118,8 +118,8 @@ def _results(futures: deque[Future[Contents]]) -> Iterator[Contents]:
         yield futures.popleft().result()
 
 
-def _joined(parts: Iterable[Contents]) -> Contents:
-    joined: Contents = {}
+def _merge(parts: Iterable[Contents]) -> Contents:
+    merged: Contents = {}
     for part in parts:
-        joined |= part
-    return joined
+        merged |= part
+    return merged

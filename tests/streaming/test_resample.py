@@ -79,7 +79,7 @@ def test_a_table_is_read_from_its_file(urls, table, tmp_path):
         assert names_of(pipeline(urls, resample(path, **OPTIONS))) == planned(table, **OPTIONS)
 
 
-def test_behind_a_shuffle_the_keys_of_a_shard_are_looked_up_once(urls, table, monkeypatch):
+def test_after_a_shuffle_the_keys_of_a_shard_are_looked_up_once(urls, table, monkeypatch):
     asked = []
     match = resample_module.match
     monkeypatch.setattr(

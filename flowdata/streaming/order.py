@@ -1,7 +1,7 @@
-"""The order of a streamed epoch: who reads which draws, and how they are mixed.
+"""A streamed epoch divided between ranks and workers, and the order of each one's draws.
 
-The draws of an epoch have positions [0, M) in reading order: shard after shard in a keyed random
-order, in each shard as its samples lie. A rank takes a run of positions, a worker a run of its
+The draws of an epoch have slots [0, M) in reading order: shard after shard in a keyed random
+order, in each shard as its samples lie. A rank takes a run of slots, a worker a run of its
 rank's: so a shard is read by one worker, or by two where a border runs through it. A worker takes
 some shards at a time and goes through all of them at once, window by window; the draws of a
 window come out in a keyed random order.
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, shuffled
 from flowdata.core.plan import EpochPlan
 
-Positions: TypeAlias = range | NDArray[np.int64]
-"""Ascending positions; a range wherever possible, which takes no memory."""
+Slots: TypeAlias = range | NDArray[np.int64]
+"""Numbers of draws in reading order, ascending; a range wherever possible: it takes no memory."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Window:
 
 
 class StreamOrder:
-    """Positions of one epoch: 4 or 8 bytes a row of the table.
+    """The rows of one epoch's slots, and their windows: 4 or 8 bytes a row of the table.
 
     Args:
         plan: the draws of the epoch.
@@ -99,133 +99,151 @@ class StreamOrder:
         self._seed = plan.seed
         self._window, self._shards_open = window, shards_open
         dtype: Any = np.int32 if len(plan) <= np.iinfo(np.int32).max else np.int64
-        self._until = np.zeros(len(plan.weights) + 1, dtype=dtype)
-        np.cumsum(plan.counts(), out=self._until[1:])
+        self._draws_before_row = np.zeros(len(plan.weights) + 1, dtype=dtype)
+        np.cumsum(plan.counts(), out=self._draws_before_row[1:])
         order = KeyedPermutation(
             len(bounds) - 1, seed=plan.seed, epoch=plan.epoch, purpose=Purpose.SHARD_ORDER
         )
-        self._shards = order(np.arange(len(bounds) - 1))
+        self._shard_order = order(np.arange(len(bounds) - 1))
         self._bounds = bounds
-        owed = self._until[bounds[1:]] - self._until[bounds[:-1]]
-        self._edges = np.zeros(len(bounds), dtype=np.int64)
-        np.cumsum(owed[self._shards], out=self._edges[1:])
+        draws_of_shard = self._draws_before_row[bounds[1:]] - self._draws_before_row[bounds[:-1]]
+        self._first_slots = np.zeros(len(bounds), dtype=np.int64)
+        np.cumsum(draws_of_shard[self._shard_order], out=self._first_slots[1:])
 
     def windows(
-        self, positions: Positions, part: Sequence[int], skip: int = 0
+        self, slots: Slots, random_key: Sequence[int], skip: int = 0
     ) -> Iterator[tuple[Window, int]]:
-        """The windows over a worker's positions, and how many draws of each are done.
+        """The windows over a worker's slots, and how many draws of each are done.
 
         Args:
-            positions: what the worker owes.
-            part: numbers of this worker, which its random order depends on.
+            slots: those of the worker.
+            random_key: (segment, rank, worker), which the order in a window depends on.
             skip: draws that are done; windows done altogether do not appear.
         """
-        for group, number, pieces in self._pieces(positions):
+        for group, number, pieces in self._split_into_windows(slots):
             size = sum(len(piece) for _, piece in pieces)
             if skip >= size:
                 skip -= size
                 continue
-            rows = [self._rows(place, piece) for place, piece in pieces]
-            order = self._mixed(size, part, group, number)
-            shards = [int(self._shards[place]) for place, _ in pieces]
+            rows = [self._rows_of(ordinal, piece) for ordinal, piece in pieces]
+            order = self._shuffle(size, random_key, group, number)
+            shards = [int(self._shard_order[ordinal]) for ordinal, _ in pieces]
             yield Window(group, shards, rows, order), skip
             skip = 0
 
-    def left(
-        self, positions: Positions, layout: Layout, done: Sequence[int], generation: int
+    def remaining(
+        self, slots: Slots, layout: Layout, done: Sequence[int], segment: int
     ) -> NDArray[np.int64]:
-        """Positions not drawn yet, when each rank's workers have done so many, ascending."""
-        # Each worker's draws come out mixed within windows, so what is left is no run of positions.
-        open_ = np.ones(len(positions), dtype=np.bool_)
+        """Slots not drawn yet, when each rank's workers have done so many, ascending.
+
+        Args:
+            slots: those that were divided.
+            layout: how.
+            done: draws of each worker, the same on all ranks.
+            segment: number of the segment of the epoch that was run so.
+        """
+        # Each worker's draws come out mixed within windows, so what is left is no run of slots.
+        open_ = np.ones(len(slots), dtype=np.bool_)
         for rank in range(layout.ranks):
             for worker, count in enumerate(done):
-                share = share_of(positions, layout, rank, worker)
-                drawn = self._first(share, (generation, rank, worker), count)
-                open_[_places(positions, drawn)] = False
-        return _array(positions)[open_]
+                share = share_of(slots, layout, rank, worker)
+                drawn = self._first_drawn(share, (segment, rank, worker), count)
+                open_[_indices_of(slots, drawn)] = False
+        return _as_array(slots)[open_]
 
-    def _first(self, positions: Positions, part: Sequence[int], count: int) -> NDArray[np.int64]:
-        """Those of a worker's positions that are drawn first."""
-        parts = [np.zeros(0, dtype=np.int64)]
-        for group, number, pieces in self._pieces(positions):
+    def _first_drawn(
+        self, slots: Slots, random_key: Sequence[int], count: int
+    ) -> NDArray[np.int64]:
+        """Those of a worker's slots that are drawn first, so many."""
+        drawn = [np.zeros(0, dtype=np.int64)]
+        for group, number, pieces in self._split_into_windows(slots):
             if count <= 0:
                 break
-            window = np.concatenate([_array(piece) for _, piece in pieces])
+            window = np.concatenate([_as_array(piece) for _, piece in pieces])
             if count < window.size:
-                window = window[self._mixed(window.size, part, group, number)[:count]]
-            parts.append(window)
+                window = window[self._shuffle(window.size, random_key, group, number)[:count]]
+            drawn.append(window)
             count -= window.size
-        return np.concatenate(parts)
+        return np.concatenate(drawn)
 
-    def _mixed(self, size: int, part: Sequence[int], group: int, number: int) -> NDArray[np.int64]:
+    def _shuffle(
+        self, size: int, random_key: Sequence[int], group: int, number: int
+    ) -> NDArray[np.int64]:
         purpose = Purpose.WINDOW_ORDER
-        return shuffled(size, random_bits(self._seed, self.epoch, purpose, *part, group, number))
+        return shuffled(
+            size, random_bits(self._seed, self.epoch, purpose, *random_key, group, number)
+        )
 
-    def _pieces(
-        self, positions: Positions
-    ) -> Iterator[tuple[int, int, list[tuple[int, Positions]]]]:
-        """Windows as (group, number, what they take of each shard): each takes an equal part."""
-        cuts = self._cuts(positions)
-        held = np.flatnonzero(np.diff(cuts))
+    def _split_into_windows(
+        self, slots: Slots
+    ) -> Iterator[tuple[int, int, list[tuple[int, Slots]]]]:
+        """Windows as (group, number, what they take of each shard): each takes an equal part.
+
+        A shard goes by its ordinal: its number in the order in which an epoch reads them.
+        """
+        cuts = self._cut_at_shards(slots)
+        nonempty = np.flatnonzero(np.diff(cuts))
         # Shards that are open together are read to their end before the next ones are opened, and
         # each window takes as large a part of every one of them: so all end at the same time.
-        for group, start in enumerate(range(0, held.size, self._shards_open)):
-            places = held[start : start + self._shards_open]
-            first, counts = cuts[places], cuts[places + 1] - cuts[places]
+        for group, start in enumerate(range(0, nonempty.size, self._shards_open)):
+            ordinals = nonempty[start : start + self._shards_open]
+            first, counts = cuts[ordinals], cuts[ordinals + 1] - cuts[ordinals]
             windows = -(-int(counts.sum()) // self._window)
             for number in range(windows):
                 begin = (first + counts * number // windows).tolist()
                 end = (first + counts * (number + 1) // windows).tolist()
                 pieces = [
-                    (int(place), positions[low:high])
-                    for place, low, high in zip(places, begin, end, strict=True)
+                    (int(ordinal), slots[low:high])
+                    for ordinal, low, high in zip(ordinals, begin, end, strict=True)
                     if high > low
                 ]
                 yield group, number, pieces
 
-    def _cuts(self, positions: Positions) -> NDArray[np.int64]:
-        """Where the positions of each shard begin, in reading order, and where all end."""
-        if isinstance(positions, range):
-            return np.clip(self._edges - positions.start, 0, len(positions))
-        return np.searchsorted(positions, self._edges)
+    def _cut_at_shards(self, slots: Slots) -> NDArray[np.int64]:
+        """Where the slots of each shard begin, in reading order, and where all end."""
+        if isinstance(slots, range):
+            return np.clip(self._first_slots - slots.start, 0, len(slots))
+        return np.searchsorted(slots, self._first_slots)
 
-    def _rows(self, place: int, positions: Positions) -> NDArray[np.int64]:
-        """The rows of positions within one shard."""
-        shard = self._shards[place]
+    def _rows_of(self, ordinal: int, slots: Slots) -> NDArray[np.int64]:
+        """The rows of slots within one shard."""
+        shard = self._shard_order[ordinal]
         first, last = self._bounds[shard], self._bounds[shard + 1]
-        # Positions count in reading order, `_until` in the order of the table.
-        before = int(self._until[first]) - int(self._edges[place])
-        drawn = self._until[first : last + 1]
-        wanted = (_array(positions) + before).astype(drawn.dtype)
+        # Slots count in reading order, `_draws_before_row` in the order of the table.
+        shift = int(self._draws_before_row[first]) - int(self._first_slots[ordinal])
+        drawn = self._draws_before_row[first : last + 1]
+        wanted = (_as_array(slots) + shift).astype(drawn.dtype)
         found = np.searchsorted(drawn, wanted, side="right") - 1
         return np.asarray(found + first, dtype=np.int64)
 
 
-def share_of(positions: Positions, layout: Layout, rank: int, worker: int) -> Positions:
-    """The positions of one worker, ascending."""
-    own = layout.per_rank(len(positions))
+def share_of(slots: Slots, layout: Layout, rank: int, worker: int) -> Slots:
+    """The slots of one worker, ascending; some twice if ranks do not divide them, or left out."""
+    own = layout.per_rank(len(slots))
     start, stop = rank * own, (rank + 1) * own
-    if stop <= len(positions):
-        mine = positions[start:stop]
+    if stop <= len(slots):
+        mine = slots[start:stop]
     else:
-        # The draws that come last once more, so that they are the last to be repeated.
-        places = np.arange(start, stop)
-        over = places >= len(positions)
-        places[over] = len(positions) - 1 - (places[over] - len(positions)) % len(positions)
-        mine = _array(positions)[np.sort(places)]
-    shares = layout.shares(len(positions))
+        # Pad with the last slots, so that what is repeated is read towards the end, and mostly of a
+        # shard that the last rank reads anyway. `Cursor` pads with an epoch's first draws, whose
+        # order is random; the first slots are all of one shard, which rank 0 reads.
+        indices = np.arange(start, stop)
+        over = indices >= len(slots)
+        indices[over] = len(slots) - 1 - (indices[over] - len(slots)) % len(slots)
+        mine = _as_array(slots)[np.sort(indices)]
+    shares = layout.shares(len(slots))
     begin = sum(shares[:worker])
     return mine[begin : begin + shares[worker]]
 
 
-def _places(positions: Positions, found: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where some of the positions are among them."""
-    if isinstance(positions, range):
-        return found - positions.start
-    return np.searchsorted(positions, found)
+def _indices_of(slots: Slots, found: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where some of the slots are among all of them."""
+    if isinstance(slots, range):
+        return found - slots.start
+    return np.searchsorted(slots, found)
 
 
-def _array(positions: Positions) -> NDArray[np.int64]:
-    if isinstance(positions, range):
-        return np.arange(positions.start, positions.stop, dtype=np.int64)
-    return positions
+def _as_array(slots: Slots) -> NDArray[np.int64]:
+    if isinstance(slots, range):
+        return np.arange(slots.start, slots.stop, dtype=np.int64)
+    return slots

@@ -12,12 +12,13 @@ from flowdata.core.plan import EpochPlan, non_negative
 from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.errors import MismatchError, warn
 from flowdata.guards.stream import StreamGuard
-from flowdata.streaming.order import Layout, Positions, StreamOrder, Window, share_of
+from flowdata.streaming.order import Layout, Slots, StreamOrder, Window, share_of
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
     STRETCHES,
     SavedProcess,
     Stretch,
+    continue_stretches,
     dropped_draws,
     read_process,
     read_stretches,
@@ -33,23 +34,23 @@ class WorkerEpoch:
 
     Attributes:
         epoch: its number.
-        owed: draws of this worker, with those done before a resume, and samples it gives.
+        total: samples that this worker gives, those done before a resume included.
         done: samples that were given out.
         drawn: draws that those took; more than ``done`` where some were dropped.
         read: draws that were read, ahead of those given out.
         ended: whether it gave out all.
     """
 
-    def __init__(self, order: StreamOrder, positions: Positions, part: Sequence[int]) -> None:
-        self._order, self._positions, self._part = order, positions, part
+    def __init__(self, order: StreamOrder, slots: Slots, random_key: Sequence[int]) -> None:
+        self._order, self._slots, self._random_key = order, slots, random_key
         self.epoch = order.epoch
-        self.owed = len(positions)
+        self.total = len(slots)
         self.done = self.drawn = self.read = 0
         self.ended = False
 
     def windows(self) -> Iterator[tuple[Window, int]]:
         """The windows from the next draw on; after the last draw, the first comes once more."""
-        return self._order.windows(self._positions, self._part, self.read % self.owed)
+        return self._order.windows(self._slots, self._random_key, self.read % self.total)
 
 
 class Progress:
@@ -67,9 +68,12 @@ class Progress:
         shards_open: int,
     ) -> None:
         if window + shards_open > 1 << 16:
-            raise ValueError(f"window and shards_open can be 65,536 together, got {window:,}")
+            raise ValueError(
+                f"window + shards_open must be at most 65,536, got window={window:,} and "
+                f"shards_open={shards_open:,}"
+            )
         self._plan, self._bounds = plan, bounds
-        # What divides the table into shards: with other shards, positions mean other draws.
+        # What divides the table into shards: with other shards, a state means other draws.
         self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self.shards_open = window, shards_open
@@ -130,13 +134,13 @@ class Progress:
         return ended
 
     def begin(
-        self, worker: int, workers: int, together: int | None, *, items: int | None
+        self, worker: int, workers: int, batch_size: int | None, *, items: int | None
     ) -> WorkerEpoch:
         """A worker's part of the next epoch, or of what is left of the one loaded.
 
         Args:
             worker, workers: number of this worker, and how many there are; zeros without.
-            together: draws that are one batch, if that is known.
+            batch_size: draws that are one batch, if that is known.
             items: what a loader has to take from a worker at a time, if that matters.
 
         Raises:
@@ -145,44 +149,54 @@ class Progress:
         """
         self._guard.on_begin(ranks=self._ranks, items=items)
         epoch = self._epochs.begin()
-        order = self._order(epoch)
-        layout = self._layout(workers, together)
-        before = self._stretches if self._stretches_epoch == epoch else ()
-        going_on = bool(before) and before[-1].layout == layout
-        past, done = (before[:-1], before[-1].done) if going_on else (before, 0)
+        before = self._known_stretches(epoch)
+        over, current = continue_stretches(before, self._layout(workers, batch_size))
+        continues = len(over) < len(before)
         saved = self._saved if before else None
-        if saved and saved.worker is not None and not (going_on and saved.worker == worker):
-            raise MismatchError(
-                "the loaded state is that of one DataLoader worker, of a loader with "
-                f"{before[-1].layout.workers} workers on {before[-1].layout.ranks} ranks; use as "
-                "many, or save shards.state_dict(position=...) to go on with others"
-            )
-        positions = self._left(order, past)
-        # A loader begins with worker 0, whoever's turn it was.
-        turned = (worker + layout.batches(done)) % layout.workers
-        share = share_of(positions, layout, self._rank, turned)
-        run = WorkerEpoch(order, share, (len(past), self._rank, turned))
-        run.done = layout.by_worker(len(positions), done)[turned]
-        if saved and saved.worker is not None:
-            run.done = saved.done
-        run.drawn = run.read = self._drawn_before(run.done, saved, going_on)
-        self._stretches, self._stretches_epoch = (*past, Stretch(layout, done)), epoch
+        if saved is not None:
+            _require_saved_worker(saved, before[-1].layout, worker, continues=continues)
+        run = self._divide(epoch, over, current, worker)
+        if saved is not None:
+            self._restore(run, saved, continues=continues)
+        self._stretches, self._stretches_epoch = (*over, current), epoch
         self._saved = None
         self._running = run
         return run
 
-    def _drawn_before(self, done: int, saved: SavedProcess | None, going_on: bool) -> int:
-        """Draws that the samples took which were given out before a resume."""
-        if saved is None or saved.rank is None:
-            return done
-        if going_on and saved.rank == self._rank:
-            return saved.drawn
+    def _divide(
+        self, epoch: int, over: Sequence[Stretch], current: Stretch, worker: int
+    ) -> WorkerEpoch:
+        """The part of a worker in a stretch, where that stretch is."""
+        order, layout = self._order(epoch), current.layout
+        slots = self._remaining_slots(order, over)
+        # A loader begins with worker 0, whichever was on turn when the state was saved.
+        worker_on_turn = (worker + layout.batches(current.done)) % layout.workers
+        share = share_of(slots, layout, self._rank, worker_on_turn)
+        run = WorkerEpoch(order, share, (len(over), self._rank, worker_on_turn))
+        run.done = layout.by_worker(len(slots), current.done)[worker_on_turn]
+        run.drawn = run.read = run.done
+        return run
+
+    def _restore(self, run: WorkerEpoch, saved: SavedProcess, *, continues: bool) -> None:
+        """Let a run go on where the process was that saved a state.
+
+        Args:
+            run: of a worker that has as many peers, if that process was a worker.
+            saved: where it was.
+            continues: whether the run has the ranks and workers of the one that was saved.
+        """
+        if saved.worker is not None:
+            run.done = run.drawn = run.read = saved.done
+        if saved.rank is None:
+            return
+        if continues and saved.rank == self._rank:
+            run.drawn = run.read = saved.drawn
+            return
         warn(
             f"{saved.drawn - saved.done:,} draws had been dropped when rank {saved.rank} saved "
             "the state that this run goes on from, with other ranks or workers, or on another "
             "rank: every rank gives as many samples as are left, but may repeat as many draws"
         )
-        return done
 
     def count_given(self, run: WorkerEpoch, draws: Iterable[int]) -> None:
         """Count samples that are given out, of each the number of draws read when it was made."""
@@ -193,15 +207,24 @@ class Progress:
             self._epochs.set_dropped(run.drawn - run.done)
 
     def finish(self, run: WorkerEpoch) -> None:
-        """A worker has given out all that it owed."""
+        """Note that a worker has given out all its samples."""
         run.ended = True
         if get_worker_info() is None and self._running is run:
             self._stretches, self._running = (), None
 
-    def save(self, together: int | None, position: int | None) -> dict[str, Any]:
-        """Where the epoch is: by what this process gave out, or by a position of all ranks."""
+    def save(self, batch_size: int | None, position: int | None) -> dict[str, Any]:
+        """Where the epoch is: by what this process gave out, or by a position.
+
+        Args:
+            batch_size: draws that are one batch, if that is known.
+            position: draws of the epoch that are done, by all ranks together.
+
+        Raises:
+            ValueError: for a position that is not between two batches, or where only the workers
+                of a loader know how far they are.
+        """
         if position is not None:
-            return self._state_at(non_negative(position, "position"), together)
+            return self._state_at(non_negative(position, "position"), batch_size)
         run, info = self._drawing(), get_worker_info()
         if run is None:
             if info is None and self._epochs.workers > 0:
@@ -210,12 +233,11 @@ class Progress:
                     "give position=, the draws trained on in this epoch over all ranks, or use "
                     "torchdata's StatefulDataLoader"
                 )
-            known = self._stretches if self._stretches_epoch == self.epoch else ()
-            return self._state(self.epoch, known)
+            return self._state(self.epoch, self._known_stretches(self.epoch))
         if info is None:
-            *past, last = self._stretches
+            *over, last = self._stretches
             now = [Stretch(last.layout, run.done)] if run.done else []
-            return self._state(run.epoch, [*past, *now]) | self._dropped(run)
+            return self._state(run.epoch, [*over, *now]) | self._dropped(run)
         own = worker_progress(info.id, run.done, ended=run.ended)
         return self._state(run.epoch, self._stretches) | own | self._dropped(run)
 
@@ -249,32 +271,21 @@ class Progress:
             self._stretches, self._saved = (), None
         self._epochs.set_for_worker(epoch + self._ended_before)
 
-    def _state_at(self, position: int, together: int | None) -> dict[str, Any]:
+    def _state_at(self, position: int, batch_size: int | None) -> dict[str, Any]:
         epoch = self._epochs.running()
-        layout = self._layout(max(self._epochs.workers, 0), together)
-        known = self._stretches if self._stretches_epoch == epoch else ()
-        past = known[:-1] if known and known[-1].layout == layout else known
-        if layout.workers > 1 and together is None:
+        layout = self._layout(max(self._epochs.workers, 0), batch_size)
+        if layout.workers > 1 and batch_size is None:
             raise ValueError(
                 "the draws of several workers are counted in batches: give FlowShards the "
                 "batch_size of the DataLoader"
             )
-        before = sum(stretch.layout.ranks * stretch.done for stretch in past)
-        here, odd = divmod(position - before, self._ranks)
-        left = len(self._left(self._order(epoch), past)) if past else len(self._plan)
-        most = layout.per_rank(left)
-        between = here >= most or layout.workers == 1 or here % layout.batch == 0
-        if here < 0 or (odd and here < most) or not between:
-            raise ValueError(
-                f"position={position} is not between two batches: it counts draws over all ranks "
-                f"(steps x batch size x {self._ranks} ranks), {before} of them before the last "
-                "resume"
-            )
-        if here >= most:
+        over, _ = continue_stretches(self._known_stretches(epoch), layout)
+        done = self._done_at(position, epoch, over, layout)
+        if done is None:
             return self._state(epoch + 1, ())
-        state = self._state(epoch, (*past, Stretch(layout, here)) if here else past)
+        state = self._state(epoch, (*over, Stretch(layout, done)) if done else over)
         run = self._drawing()
-        if run is not None and run.done == here:
+        if run is not None and run.done == done:
             return state | self._dropped(run)
         if dropped := self._epochs.dropped:
             warn(
@@ -284,19 +295,47 @@ class Progress:
             )
         return state
 
+    def _done_at(
+        self, position: int, epoch: int, over: Sequence[Stretch], layout: Layout
+    ) -> int | None:
+        """Samples of each rank in the running stretch at a position; None at the epoch's end.
+
+        Raises:
+            ValueError: for a position that is not between two batches.
+        """
+        before = sum(stretch.layout.ranks * stretch.done for stretch in over)
+        done, rest = divmod(position - before, self._ranks)
+        left = len(self._remaining_slots(self._order(epoch), over)) if over else len(self._plan)
+        if done >= layout.per_rank(left):
+            return None
+        # The draws of one worker, or of none, come in one order whatever the batches.
+        in_batch = done % layout.batch if layout.workers > 1 else 0
+        if done < 0 or rest or in_batch:
+            raise ValueError(
+                f"position={position} is not between two batches: it counts draws over all ranks "
+                f"(steps x batch size x {self._ranks} ranks), {before} of them before the last "
+                "resume"
+            )
+        return done
+
     def _order(self, epoch: int) -> StreamOrder:
         plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
         return StreamOrder(plan, self._bounds, window=self._window, shards_open=self.shards_open)
 
-    def _left(self, order: StreamOrder, stretches: Sequence[Stretch]) -> Positions:
-        positions: Positions = range(len(self._plan))
-        for number, stretch in enumerate(stretches):
-            done = stretch.layout.by_worker(len(positions), stretch.done)
-            positions = order.left(positions, stretch.layout, done, number)
-        return positions
+    def _known_stretches(self, epoch: int) -> tuple[Stretch, ...]:
+        """The stretches of an epoch, if it is the one that was loaded or is running."""
+        return self._stretches if self._stretches_epoch == epoch else ()
 
-    def _layout(self, workers: int, together: int | None) -> Layout:
-        return Layout(self._ranks, max(workers, 1), together or 1, self._drop_last)
+    def _remaining_slots(self, order: StreamOrder, stretches: Sequence[Stretch]) -> Slots:
+        """The slots of an epoch that are not drawn yet after some stretches."""
+        slots: Slots = range(len(self._plan))
+        for number, stretch in enumerate(stretches):
+            done = stretch.layout.by_worker(len(slots), stretch.done)
+            slots = order.remaining(slots, stretch.layout, done, number)
+        return slots
+
+    def _layout(self, workers: int, batch_size: int | None) -> Layout:
+        return Layout(self._ranks, max(workers, 1), batch_size or 1, self._drop_last)
 
     def _identity(self) -> dict[str, Any]:
         stream = {
@@ -310,3 +349,15 @@ class Progress:
         plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
         progress = {STRETCHES: write_stretches(stretches)}
         return save_state(plan, **{_STREAM: self._identity()[_STREAM]}, **progress)
+
+
+def _require_saved_worker(
+    saved: SavedProcess, layout: Layout, worker: int, *, continues: bool
+) -> None:
+    """Raise if the state is that of a worker, and not of this one among as many."""
+    if saved.worker is not None and not (continues and saved.worker == worker):
+        raise MismatchError(
+            "the loaded state is that of one DataLoader worker, of a loader with "
+            f"{layout.workers} workers on {layout.ranks} ranks; use as many, or save "
+            "shards.state_dict(position=...) to go on with others"
+        )

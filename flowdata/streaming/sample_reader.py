@@ -1,4 +1,4 @@
-"""Source: raw samples of one worker's draws, and others in place of those that are lost."""
+"""SampleReader: the samples of one worker's draws, with others in place of those dropped."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,8 +19,17 @@ from flowdata.transport.urls import Urls, expand_braces, redact
 Stages = Callable[[Iterator[dict[str, Any]]], Iterator[Any]]
 
 
-class Source:
-    """Makes the samples of a run from shards."""
+class SampleReader:
+    """Reads the samples of a run from shards.
+
+    Args:
+        urls: of the shards.
+        index: where the samples lie in them.
+        access: how remote shards are reached.
+        handler: what becomes of samples that cannot be read, as in webdataset.
+        progress: how far the epoch is.
+        loss_weights: of each row, for ``__weight__``; None for none.
+    """
 
     def __init__(
         self,
@@ -41,38 +50,43 @@ class Source:
         self.bytes_read = 0
 
     def samples(self, run: WorkerEpoch, stages: Stages) -> Iterator[Any]:
-        """As many samples that came through the stages as the run still owes.
+        """As many samples that came through the stages as the run has to give yet.
 
-        Where some are dropped, the draws of this worker go round once more, from the first.
+        Where some are dropped, the draws of this worker go round once more, from the first. Dropped
+        draws are counted in two ways: here by ``run.read``, all that were read, for the warning at
+        the end; and in `Progress.count_given` by ``run.drawn``, those up to the sample given out
+        last, for a state that is saved on the way.
 
         Raises:
             ShardError: when nothing at all comes through.
             ValueError: for a stage that makes several samples of one.
         """
-        given, fruitful = run.done, run.read
-        while given < run.owed:
-            begun = run.read
-            samples = stages(self._raw(run))
-            for sample in itertools.islice(samples, run.owed - given):
-                given, fruitful = given + 1, run.read
-                if given > run.read:
+        # Not `run.done`, which later stages may let lag behind.
+        yielded, read_at_last_yield = run.done, run.read
+        while yielded < run.total:
+            read_before = run.read
+            samples = stages(self._raw_samples(run))
+            for sample in itertools.islice(samples, run.total - yielded):
+                yielded, read_at_last_yield = yielded + 1, run.read
+                if yielded > run.read:
                     raise ValueError(
-                        "a stage makes several samples of one: so many draws would never be made. "
-                        "Give what it makes as one sample, a list, and part it in the loop"
+                        "a stage makes several samples of one: then some draws would never be "
+                        "used. Return them as one list and unpack it in the loop"
                     )
                 yield sample
-            if run.read == begun or run.read - fruitful >= run.owed:
+            # Where no draw was read, or all of an epoch were dropped, it would go round for ever.
+            if run.read == read_before or run.read - read_at_last_yield >= run.total:
                 raise ShardError(
-                    f"none of the {run.owed:,} samples that are drawn in epoch {run.epoch} came "
+                    f"none of the {run.total:,} samples that are drawn in epoch {run.epoch} came "
                     "through: every one is dropped by the handler or a stage"
                 )
-        if dropped := run.read - run.owed:
+        if dropped := run.read - run.total:
             warn(
                 f"{dropped:,} of {run.read:,} draws were dropped in epoch {run.epoch}, by the "
                 "handler or a stage, and replaced by others"
             )
 
-    def _raw(self, run: WorkerEpoch) -> Iterator[dict[str, Any]]:
+    def _raw_samples(self, run: WorkerEpoch) -> Iterator[dict[str, Any]]:
         reader = WindowReader(
             self._index, self._urls, self._access, shards_open=self.progress.shards_open
         )
@@ -80,7 +94,7 @@ class Source:
             for row, content in reader.draws(run.windows()):
                 run.read += 1
                 try:
-                    sample = self._sample(row, content)
+                    sample = self._make_sample(row, content)
                 except ShardError as error:
                     if self._handler(error):
                         continue
@@ -89,7 +103,7 @@ class Source:
         finally:
             self.bytes_read += reader.bytes_read
 
-    def _sample(self, row: int, content: Content) -> dict[str, Any]:
+    def _make_sample(self, row: int, content: Content) -> dict[str, Any]:
         key, url = self._index.key(row), self._names[self._index.shard[row]]
         if isinstance(content, ShardError):
             raise ShardError(f"the sample {key!r} of {url} cannot be read: {content}") from content

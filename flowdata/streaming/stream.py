@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -15,8 +15,8 @@ from webdataset.compat import FluidInterface
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.streaming.decoding import SampleDecoder
-from flowdata.streaming.progress import Progress
-from flowdata.streaming.source import Source
+from flowdata.streaming.progress import Progress, WorkerEpoch
+from flowdata.streaming.sample_reader import SampleReader
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls
@@ -53,7 +53,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         mode: "resample", or "reweight": draw all samples alike and give each its weight, as
             ``"__weight__"``, for `flowdata.reweight.reweight`.
         alpha: draw by ``w ** alpha``: 1 to resample (the default), 0 to reweight (the default of
-            that mode); between, do one in part and the other for the rest.
+            that mode); between 0 and 1 needs mode="reweight", else the rest of the weight is lost.
         window: draws that are mixed with one another.
         shards_open: shards that each worker reads at once, and files it holds open.
         batch_size: that of the DataLoader, 1 where it has none: its workers then get whole batches,
@@ -103,7 +103,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         alpha = float(not reweight) if alpha is None else alpha
         plan = EpochPlan(weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha)
         ranks, own = _size_and_rank(num_replicas, rank)
-        self._source = Source(
+        self._reader = SampleReader(
             urls,
             index,
             access or Access(),
@@ -114,34 +114,36 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
                 ranks=ranks,
                 rank=own,
                 drop_last=drop_last,
-                window=_positive(window, "window"),
-                shards_open=_positive(shards_open, "shards_open"),
+                window=_require_positive(window, "window"),
+                shards_open=_require_positive(shards_open, "shards_open"),
             ),
             as_weights(weights).residual(alpha) if reweight else None,
         )
         self._ranks_given = num_replicas is not None
-        self._batch_size = None if batch_size is None else _positive(batch_size, "batch_size")
+        self._batch_size = (
+            None if batch_size is None else _require_positive(batch_size, "batch_size")
+        )
         self._batched: tuple[int, int, bool] | None = None
 
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._source.progress.epoch
+        return self._reader.progress.epoch
 
     @property
     def plan(self) -> EpochPlan:
         """The plan of `epoch`: how often an epoch draws each row of the table."""
-        return self._source.progress.plan
+        return self._reader.progress.plan
 
     @property
     def bytes_read(self) -> int:
         """Bytes of shards that this process has read, headers and gaps included."""
-        return self._source.bytes_read
+        return self._reader.bytes_read
 
     @property
     def num_replicas(self) -> int:
         """Ranks that an epoch is divided between."""
-        return self._source.progress.ranks
+        return self._reader.progress.ranks
 
     @property
     def draws_an_item(self) -> int:
@@ -154,13 +156,13 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
         it as usual.
         """
-        self._source.progress.set_epoch(epoch)
+        self._reader.progress.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
         self._check_rank()
-        self._source.progress.length_is_read()
-        samples = self._source.progress.per_rank
+        self._reader.progress.length_is_read()
+        samples = self._reader.progress.per_rank
         if self._batched is None:
             return samples
         _, size, incomplete = self._batched
@@ -179,7 +181,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             ValueError: for a position that is not one between two batches.
         """
-        return self._source.progress.save(self._together, position)
+        return self._reader.progress.save(self._known_batch_size, position)
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from a state with the same weights and options, at the next pass.
@@ -192,7 +194,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             MismatchError: when the state is of other weights or options, or not a state at all.
         """
-        self._source.progress.load(state)
+        self._reader.progress.load(state)
 
     def append(self, stage: Any) -> None:
         """Add a stage of webdataset's at the end; `compose` returns a copy that has it.
@@ -205,7 +207,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         if made_by is wds.filters.shuffle.f or isinstance(stage, wds.filters.detshuffle):
             self.shuffle()
         if made_by is wds.filters.batched.f and self._batched is None:
-            self._batched = (len(self.pipeline), *_batching(stage))
+            self._batched = (len(self.pipeline), *_batch_arguments(stage))
         self.pipeline.append(stage)
 
     def decode(
@@ -247,7 +249,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     with_epoch = with_length = repeat = slice = _only_whole_epochs
 
     def __iter__(self) -> Iterator[Any]:
-        if self._source.progress.ended_before():
+        if self._reader.progress.ended_before():
             return iter(())
         return self._pass()
 
@@ -260,7 +262,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         """Make sure that this is one of the ranks that the epoch was divided between."""
         if self._ranks_given or not (dist.is_available() and dist.is_initialized()):
             return
-        divided = (self._source.progress.ranks, self._source.progress.rank)
+        divided = (self._reader.progress.ranks, self._reader.progress.rank)
         if (now := _size_and_rank(None, None)) != divided:
             raise RuntimeError(
                 f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
@@ -270,45 +272,55 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
     def _pass(self) -> Iterator[Any]:
         self._check_rank()
+        run = self._begin()
+        progress = self._reader.progress
+        stages_before, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
+        # Of each sample that has come so far and is in no item yet, how many draws had been read.
+        # A queue, as a batch may be made only when one sample more has come: a state saved then
+        # must count the draws of that batch, but not those of the sample more.
+        draws_read: deque[int] = deque()
+        samples = self._note_draws(run, self.pipeline[:stages_before], draws_read)
+        for item in _apply_stages(self.pipeline[stages_before:], samples):
+            if not draws_read:
+                raise ValueError("a stage after .batched() makes several items of a batch")
+            in_item = min(size, len(draws_read))
+            progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
+            yield item
+        progress.finish(run)
+
+    def _begin(self) -> WorkerEpoch:
+        """Begin the part of this process, a worker or none, in the next epoch."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
         # Of one worker, or of none, the draws come in one order whatever the batches.
-        items = (1 if self._batched else self._together) if workers > 1 else None
-        progress = self._source.progress
-        run = progress.begin(worker, workers, self._together, items=items)
-        after, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
-        taken: deque[int] = deque()
+        items = (1 if self._batched else self._known_batch_size) if workers > 1 else None
+        return self._reader.progress.begin(worker, workers, self._known_batch_size, items=items)
 
-        def samples() -> Iterator[Any]:
-            for sample in self._source.samples(run, partial(_through, self.pipeline[:after])):
-                taken.append(run.read)
-                yield sample
-
-        for item in _through(self.pipeline[after:], samples()):
-            if not taken:
-                raise ValueError("a stage after .batched() makes several items of a batch")
-            # A batch may be made when one sample more has come already.
-            progress.count_given(run, [taken.popleft() for _ in range(min(size, len(taken)))])
-            yield item
-        progress.finish(run)
+    def _note_draws(
+        self, run: WorkerEpoch, stages: Sequence[Any], draws_read: deque[int]
+    ) -> Iterator[Any]:
+        """Samples after some stages; of each the draws read till then are put into a queue."""
+        for sample in self._reader.samples(run, partial(_apply_stages, stages)):
+            draws_read.append(run.read)
+            yield sample
 
     def iterator(self) -> Iterator[Any]:
         """The same as ``iter()``."""
         return iter(self)
 
     @property
-    def _together(self) -> int | None:
-        """Draws that are one batch, if that is known."""
+    def _known_batch_size(self) -> int | None:
+        """Draws that are one batch; None if that is not known."""
         return self._batched[1] if self._batched else self._batch_size
 
 
-def _through(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:
+def _apply_stages(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:
     for stage in stages:
         items = stage(items)
     return items
 
 
-def _batching(stage: Any) -> tuple[int, bool]:
+def _batch_arguments(stage: Any) -> tuple[int, bool]:
     """Size and ``partial`` of webdataset's batched stage."""
     import inspect
 
@@ -334,7 +346,7 @@ def _size_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int
     return num_replicas, rank
 
 
-def _positive(value: int, name: str) -> int:
+def _require_positive(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an int >= 1, got {value!r}")
     return value

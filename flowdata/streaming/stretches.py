@@ -1,8 +1,8 @@
 """Stretches: what is done of an epoch, as a state saves it.
 
 Each time that an epoch is resumed with other ranks or workers, what is left of it is divided
-anew. So how far it is cannot be said by one number: it is a list of stretches, each run with one
-division, of which all but the last have come to their end.
+anew. So how far it is cannot be said by one number: it is a list of stretches, the segments of
+the epoch that were each run with one division. All but the last are over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,12 @@ _DRAWN = "drawn"
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of an epoch run with one layout, after which each rank had given so many samples."""
+    """A segment of an epoch, run with one division of what was left of the epoch before it.
+
+    Attributes:
+        layout: the division.
+        done: samples that each rank has given in this segment.
+    """
 
     layout: Layout
     done: int
@@ -32,7 +37,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class SavedProcess:
-    """How far the one process was that saved a state, where the stretches do not say it.
+    """How far the process was that saved a state, where the stretches do not say it.
 
     Attributes:
         worker: its number in a loader; None where the loop itself drew, without workers.
@@ -47,6 +52,18 @@ class SavedProcess:
     rank: int | None
     drawn: int
     ended: bool
+
+
+def continue_stretches(
+    stretches: tuple[Stretch, ...], layout: Layout
+) -> tuple[tuple[Stretch, ...], Stretch]:
+    """The stretches that are over, and the one that a run with this layout is in.
+
+    That is the last one if it has the same layout, else a new one, of which nothing is done.
+    """
+    if stretches and stretches[-1].layout == layout:
+        return stretches[:-1], stretches[-1]
+    return stretches, Stretch(layout, 0)
 
 
 def write_stretches(stretches: Sequence[Stretch]) -> list[dict[str, Any]]:

@@ -20,10 +20,10 @@ def make_order(sizes, draws, *, epoch=0, window=7, shards_open=2, seed=SEED):
     return plan, StreamOrder(plan, bounds, window=window, shards_open=shards_open)
 
 
-def drawn(order, positions, part=(0, 0, 0), skip=0):
+def drawn(order, slots, random_key=(0, 0, 0), skip=0):
     """Rows in the order they come out."""
     rows = [np.zeros(0, dtype=np.int64)]
-    for window, done in order.windows(positions, part, skip):
+    for window, done in order.windows(slots, random_key, skip):
         rows.append(np.concatenate(window.rows)[window.order[done:]])
     return np.concatenate(rows).tolist()
 
@@ -89,7 +89,7 @@ def test_what_is_left_and_what_was_done_are_the_epoch(sizes, draws, layout, data
     batches = data.draw(st.integers(0, -(-own // layout.batch)))
     done = min(batches * layout.batch, own)
     by_worker = layout.by_worker(draws, done)
-    left = order.left(range(draws), layout, by_worker, 0)
+    left = order.remaining(range(draws), layout, by_worker, 0)
     assert (np.diff(left) > 0).all()
     before = Counter()
     for rank in range(layout.ranks):
@@ -146,7 +146,7 @@ def test_an_order_is_a_function_of_seed_and_epoch_alone():
     assert len(set(orders.values())) == 4
 
 
-def test_an_array_of_positions_is_drawn_as_a_range_is():
+def test_an_array_of_slots_is_drawn_as_a_range_is():
     _, order = make_order([40, 10, 25, 60], 90)
     assert drawn(order, np.arange(20, 70)) == drawn(order, range(20, 70))
 

@@ -24,7 +24,7 @@ from flowdata.tar.indexing import index_shards
     ("options", "error"),
     [
         ({"window": 0}, "window must be"),
-        ({"window": 65_536}, "65,536 together"),
+        ({"window": 65_536}, "at most 65,536, got window=65,536 and shards_open=2"),
         ({"shards_open": 0}, "shards_open must be"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"num_replicas": 2}, "both num_replicas and rank"),

@@ -205,7 +205,7 @@ def tests_of(module: Path, everything: bool) -> list[str]:
     """What may notice, most likely first: the files named for a module, all of its package's."""
     package = module.parent.relative_to("flowdata")
     folder = Path("tests") / package
-    named = sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(f"test_{module.stem}*"))
+    named = sorted(path.relative_to(ROOT) for path in (ROOT / folder).glob(f"test_*{module.stem}*"))
     more = [Path("tests"), Path("flowdata")] if everything else []
     return [str(path) for path in (*named, folder, module.parent, *more)]
 

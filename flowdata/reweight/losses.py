@@ -76,7 +76,7 @@ def compute_weighted_loss(
     # Weights of float32 are not rounded to the dtype of the losses, their sum is.
     weighted = losses * _of_losses(func, weights, losses).to(losses.device)
 
-    def mean() -> Tensor:
+    def mean() -> Any:
         if reduction == "batchmean":
             return weighted.sum() / options["input"].shape[0]
         return weighted.sum() / (divide_by or _class_weights)(losses, options)
@@ -84,11 +84,12 @@ def compute_weighted_loss(
     return _reduced(weighted, reduction, mean).to(losses.dtype)
 
 
-def _reduced(weighted: Tensor, reduction: str, mean: Callable[[], Tensor]) -> Tensor:
+def _reduced(weighted: Tensor, reduction: str, mean: Callable[[], Any]) -> Tensor:
     """Losses times weights as asked; `mean` is what "mean" and "batchmean" are of them."""
     if reduction == "none":
         return weighted
-    return weighted.sum() if reduction == "sum" else mean()
+    reduced: Tensor = weighted.sum() if reduction == "sum" else mean()
+    return reduced
 
 
 def _watched(weighted: Tensor, reduction: str, target: TargetData) -> Tensor:
@@ -146,7 +147,7 @@ def weighted_ctc_loss(func: Function, args: tuple[Any, ...], kwargs: dict[str, A
     weights = torch.stack([row[0] for row in rows]).reshape(losses.shape)
     weighted = losses * weights.to(losses.device)
 
-    def mean() -> Tensor:
+    def mean() -> Any:
         return (weighted / lengths.clamp(min=1).reshape(losses.shape)).mean()
 
     return _watched(_reduced(weighted, reduction, mean).to(losses.dtype), reduction, target)

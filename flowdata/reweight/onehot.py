@@ -23,6 +23,9 @@ def one_hot_by_index(func: Function, args: tuple[Any, ...], kwargs: dict[str, An
     """Rows of a matrix, one for each element of a target, as ``torch.eye(classes)[target]``."""
     given = first_argument(args, kwargs)
     index = kwargs.get("index", args[-1] if args else None)
+    if isinstance(index, tuple) and len(index) == 1:
+        # torch 2.5 makes a tuple of any index.
+        [index] = index
     if isinstance(given, TargetData) or not isinstance(index, TargetData):
         return reshape(func, args, kwargs)
     dimension = 0

@@ -1,12 +1,15 @@
 """Patches of libraries that would not ask a tensor subclass: all there are, each made once.
 
 They are made in the training process with the first `WeightedTarget` for which the library is
-there, and not at all where guards are off. A library that is not as expected is left as it is.
+there, and not at all where guards are off. Where guards are switched off later, label smoothing is
+at once what it was, and the compiler's setting with the next `WeightedTarget`. A library that is
+not as expected is left as it is.
 """
 
 import inspect
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from flowdata.guards.switch import enabled
+from flowdata.reweight.operations import Function
 from flowdata.reweight.registering import register_loss, weighable
 
 _SMOOTHER_FIELDS = ("epsilon", "ignore_index")
@@ -25,12 +29,19 @@ _done: set[str] = set()
 
 
 def patch_libraries(classes: Sequence[type[Tensor]]) -> None:
-    """Make the patches that are not made yet; called for each new batch, so it has to be cheap.
+    """Make the patches that are not made yet, or undo them where guards are off.
+
+    It is called for each new batch, so it has to be cheap.
 
     Args:
         classes: the tensor subclasses of this package.
     """
-    if len(_done) == len(_PATCHES) or get_worker_info() is not None or not enabled():
+    if get_worker_info() is not None:
+        return
+    if not enabled():
+        if _COMPILER in _done:
+            _done.remove(_COMPILER)
+            unpatch_compiler(classes)
         return
     for name, patch in _PATCHES.items():
         if name not in _done and patch(classes):
@@ -42,14 +53,25 @@ def patch_compiler(classes: Sequence[type[Tensor]]) -> bool:
     # torch 2.13, `torch._dynamo.variables.builder`, `VariableBuilder._wrap`: a tensor subclass is
     # traced, with what its __torch_function__ does, unless it is in this set of the config. Then
     # it is an object that the compiler does not know, and what is done with it runs eagerly.
+    # Before torch 2.8 there is no such set, and no subclass is traced unless it is in another
+    # one, `traceable_tensor_subclasses`: nothing is to be done.
+    _nontraceable_classes().update(classes)
+    return True
+
+
+def unpatch_compiler(classes: Sequence[type[Tensor]]) -> None:
+    """Let torch.compile see targets as it does without `patch_compiler`."""
+    _nontraceable_classes().difference_update(classes)
+
+
+def _nontraceable_classes() -> set[type[Tensor]]:
+    """The compiler's setting; a set of no meaning, where it has none that is as expected."""
     try:
         import torch._dynamo.config as config
     except ImportError:
-        return True
+        return set()
     known = getattr(config, "nontraceable_tensor_subclasses", None)
-    if isinstance(known, set):
-        known.update(classes)
-    return True
+    return known if isinstance(known, set) else set()
 
 
 def patch_label_smoother(_: Sequence[type[Tensor]]) -> bool:
@@ -68,12 +90,24 @@ def patch_label_smoother(_: Sequence[type[Tensor]]) -> bool:
     if all(hasattr(smoother, name) for name in _SMOOTHER_FIELDS):
         arguments = inspect.signature(smoother.__call__).parameters
         if _SMOOTHER_ARGUMENTS.issuperset(arguments):
-            smoother.__call__ = weighable(smoother.__call__)
-            register_loss(smoother.__call__, _smooth_labels)
+            smoother.__call__ = _weighted_where_enabled(smoother.__call__)
     return True
 
 
-_PATCHES = {"torch.compile": patch_compiler, "LabelSmoother": patch_label_smoother}
+def _weighted_where_enabled(original: Function) -> Function:
+    """Label smoothing that takes weights while guards are on, and is what it was while not."""
+    weighted = weighable(original)
+    register_loss(weighted, _smooth_labels)
+
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (weighted if enabled() else original)(*args, **kwargs)
+
+    return call
+
+
+_COMPILER = "torch.compile"
+_PATCHES = {_COMPILER: patch_compiler, "LabelSmoother": patch_label_smoother}
 
 
 def _smooth_labels(

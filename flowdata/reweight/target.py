@@ -28,7 +28,10 @@ class WeightedTarget(TargetData):
     ``class_weights[target]`` does not. In place, values may change (``labels[mask] = -100``,
     ``labels.clamp_(min=0)``); what puts other elements there raises. ``reduction="none"`` gives
     weighted losses, which refuse what is not linear in them (focal loss, hard examples).
-    ``torch.compile`` leaves the operations to eager mode, and compiles what is around them.
+    ``torch.compile`` leaves the operations to eager mode, and compiles what is around them; with
+    guards off it may compile a loss of one's own, ``-log_probs[torch.arange(n), target].mean()``,
+    without weights, where eager mode raises. Before torch 2.8 no target can be made inside of
+    what is compiled.
 
     What is not seen, so neither raises nor warns: a term of the loss that is made of a copy
     (``target.numpy()``, ``target == classes``) beside a weighted one; a function of the reduced

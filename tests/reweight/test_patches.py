@@ -1,4 +1,4 @@
-"""Patches of libraries: made once, soft, and not at all with guards off."""
+"""Patches of libraries: made once, soft, and not at all, or undone, with guards off."""
 
 import json
 import os
@@ -8,12 +8,17 @@ import textwrap
 
 import pytest
 import torch
+import torch._dynamo.config as compiler
+from torch_release import needs
 from transformers.trainer_pt_utils import LabelSmoother
 from weighted_language import LENGTHS, make_rows, padded, small_model
 
-from flowdata.reweight import WeightedTarget
+from flowdata import guards
+from flowdata.reweight import UnweightedLossError, WeightedTarget
 
 pytestmark = pytest.mark.guard
+
+HAS_SETTING = hasattr(compiler, "nontraceable_tensor_subclasses")
 
 
 def test_label_smoothing_is_what_it_was_for_plain_labels():
@@ -29,6 +34,20 @@ def test_label_smoothing_is_what_it_was_for_plain_labels():
             )
 
 
+def test_label_smoothing_without_weights_is_refused_while_guards_are_off():
+    smoother = LabelSmoother(epsilon=0.1)
+    logits = torch.zeros(1, 3, 4, requires_grad=True)
+    target = WeightedTarget(torch.tensor([[0, 1, 2]]), torch.full((1,), 2.0))
+    weighted = smoother({"logits": logits}, target)
+    guards.off()
+    try:
+        with pytest.raises(UnweightedLossError, match="gather mixes a weighted target"):
+            smoother({"logits": logits}, target)
+    finally:
+        guards.on()
+    assert smoother({"logits": logits}, target) == weighted
+
+
 def said(script, environment=None):
     """What a script prints, as JSON, in a process of its own."""
     command = [sys.executable, "-c", textwrap.dedent(script)]
@@ -40,34 +59,42 @@ def said(script, environment=None):
 
 SEEN = """
     import json, sys, torch
-    import flowdata.reweight
+    import flowdata.guards, flowdata.reweight
     imported = sorted({"torch._dynamo", "transformers"} & set(sys.modules))
     import torch._dynamo.config as config
     from transformers.trainer_pt_utils import LabelSmoother
     def seen():
-        return [LabelSmoother.__call__.__name__, len(config.nontraceable_tensor_subclasses)]
+        known = getattr(config, "nontraceable_tensor_subclasses", ())
+        return [LabelSmoother.__call__.__name__, len(known)]
+    def make_target():
+        flowdata.reweight.WeightedTarget(torch.arange(3), torch.ones(3))
+        return seen()
     before = seen()
-    flowdata.reweight.WeightedTarget(torch.arange(3), torch.ones(3))
+    after = make_target()
     call = LabelSmoother.__call__
-    flowdata.reweight.WeightedTarget(torch.arange(3), torch.ones(3))
+    again = make_target()
     wrapped = hasattr(call, "__wrapped__"), LabelSmoother.__call__ is call
-    print(json.dumps([imported, before, seen(), wrapped]))
+    flowdata.guards.off()
+    off = make_target()
+    flowdata.guards.on()
+    print(json.dumps([imported, before, after, again, wrapped, off, make_target()]))
 """
 
 
 @pytest.mark.slow
-def test_they_are_made_with_the_first_target_and_once():
-    imported, before, after, wrapped = said(SEEN)
+def test_they_are_made_with_the_first_target_and_once_and_undone_with_guards_off():
+    imported, before, after, again, wrapped, off, on = said(SEEN)
+    classes = 2 * HAS_SETTING
     assert imported == []
-    assert before == ["__call__", 0]
-    assert after == ["__call__", 2]
+    assert before == off == ["__call__", 0]
+    assert after == again == on == ["__call__", classes]
     assert wrapped == [True, True]
 
 
 @pytest.mark.slow
 def test_with_guards_off_none_is_made():
-    _, before, after, wrapped = said(SEEN, {"FLOWDATA_GUARDS": "off"})
-    assert before == after
+    _, before, after, again, wrapped, *_ = said(SEEN, {"FLOWDATA_GUARDS": "off"})
+    assert before == after == again
     assert wrapped == [False, True]
 
 
@@ -102,13 +129,19 @@ UNEXPECTED = {
     "    del torch._compile._disable_dynamo\n"
     "    import flowdata.reweight\n"
     "    torch._compile._disable_dynamo = decorate",
-    "another kind of setting": "import torch._dynamo.config as config\n"
-    "    config.nontraceable_tensor_subclasses = ()",
 }
+OTHER_SETTING = pytest.param(
+    "import torch._dynamo.config as config\n    config.nontraceable_tensor_subclasses = ()",
+    marks=needs(HAS_SETTING, "setting of classes that the compiler does not trace"),
+    id="another kind of setting",
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", UNEXPECTED.values(), ids=UNEXPECTED)
+@pytest.mark.parametrize(
+    "before",
+    [*(pytest.param(before, id=name) for name, before in UNEXPECTED.items()), OTHER_SETTING],
+)
 def test_where_a_library_is_not_as_expected_losses_are_weighted_or_raise(before):
     smoother_is_as_expected = "dynamo" in before
     refused = [] if smoother_is_as_expected else ["label smoothing"]

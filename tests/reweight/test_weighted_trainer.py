@@ -14,6 +14,7 @@ from transformers import (
 )
 from weighted_language import (
     close,
+    compiled_or_skipped,
     gradient,
     make_rows,
     padded,
@@ -110,7 +111,8 @@ def test_options_of_the_trainer(model, tmp_path, level, options):
     rows = make_rows()
     table = tables(model, rows)
     data, collate = reweight(rows, table, level=level, collate_fn=padded)
-    torch.compiler.reset()
+    if "torch_compile" in options:
+        compiled_or_skipped(model, padded(rows))
     options = {"gradient_accumulation_steps": 2} | options
     found = trained(copy.deepcopy(model), data, collate, tmp_path, **options)
     hand = copy.deepcopy(model)

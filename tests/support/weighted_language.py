@@ -1,8 +1,12 @@
 """A small language model, its rows, and their weighted loss written by hand."""
 
+import copy
+
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
+from torch_release import lacks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowdata import CausalLM, score
@@ -22,6 +26,16 @@ def small_model():
         attn_implementation="eager",
     )
     return LlamaForCausalLM(config).eval()
+
+
+def compiled_or_skipped(model, batch):
+    """Skip the test where torch cannot compile the model, whatever its labels are."""
+    torch.compiler.reset()
+    try:
+        torch.compile(copy.deepcopy(model), backend="eager")(**batch)
+    except Exception as error:
+        pytest.skip(lacks(f"compiler for models of transformers ({type(error).__name__})"))
+    torch.compiler.reset()
 
 
 def make_rows(vocabulary=50, lengths=LENGTHS):

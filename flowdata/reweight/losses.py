@@ -88,7 +88,7 @@ def _reduced(weighted: Tensor, reduction: str, mean: Callable[[], Any]) -> Tenso
     """Losses times weights as asked; `mean` is what "mean" and "batchmean" are of them."""
     if reduction == "none":
         return weighted
-    reduced: Tensor = weighted.sum() if reduction == "sum" else mean()
+    reduced: Tensor = mean() if reduction in ("mean", "batchmean") else weighted.sum()
     return reduced
 
 

@@ -218,6 +218,17 @@ def test_ctc_of_targets_in_one_row_and_of_a_single_sequence(reduction):
         F.ctc_loss(scores, WeightedTarget(labels, rand(2, 3)), lengths, sizes)
 
 
+def test_ctc_takes_no_weights_from_behind_the_labels_of_a_row():
+    scores = rand(6, 3, C).log_softmax(2)
+    lengths, sizes = torch.tensor([6, 6, 6]), torch.tensor([1, 2, 0])
+    labels = torch.tensor([[1, 3, 2], [3, 1, 3], [0, 0, 0]])
+    # An empty row has its weight in the first place.
+    weights = torch.tensor([[0.5, 9.0, 8.0], [2.0, 2.0, 9.0], [3.0, 9.0, 8.0]])
+    found = F.ctc_loss(scores, WeightedTarget(labels, weights), lengths, sizes, reduction="none")
+    plain = F.ctc_loss(scores, labels, lengths, sizes, reduction="none")
+    torch.testing.assert_close(torch.as_tensor(found), plain * torch.tensor([0.5, 2.0, 3.0]))
+
+
 def test_weights_are_not_rounded_to_the_precision_of_the_losses():
     logits, weights = rand(256, C).bfloat16(), 1 + 1e-3 * rand(256, seed=2).float()
     target = WeightedTarget(classes(256), weights)

@@ -179,10 +179,9 @@ def test_the_lowest_releases_that_are_run_are_those_that_are_promised(project):
     tools = {"ruff", "mypy", "import-linter", "build", "mutmut", "libcst"}
     assert promised.keys() - tools == run.keys()
     for name, version in run.items():
-        # 2.13 promises 2.13.0.
-        assert {re.sub(r"(\.0)*$", "", bound) for bound in promised[name]} == {
-            re.sub(r"(\.0)*$", "", version)
-        }, name
+        # 2.5 promises the releases 2.5.0, 2.5.1, ... of which one is run.
+        (bound,) = promised[name]
+        assert f"{version}.0.0".startswith(f"{bound}."), name
 
 
 # What it exports.

@@ -115,7 +115,8 @@ def test_windows_are_bounded_and_read_each_shard_onwards(sizes, draws, window, s
     _, order = make_order(sizes, draws, window=window, shards_open=shards_open)
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     reached, group, seen = {}, 0, set()
-    for found, _ in order.windows(range(draws), (0,)):
+    for found, done in order.windows(range(draws), (0,)):
+        assert done == 0
         assert found.order.size <= window + shards_open
         assert len(found.shards) <= shards_open
         if found.group != group:

@@ -10,6 +10,13 @@ pytest_plugins = ["skips"]
 ASSETS = Path(__file__).parents[1] / "benchmarks" / "assets.py"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that read the real model are slow: it has to be fetched first."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 import flowdata
 from flowdata import DistributedFlowSampler, EpochPlan, FlowSampler
 from flowdata.errors import FlowDataWarning
+from flowdata.guards.detection import Caller
 
 pytestmark = pytest.mark.guard
 
@@ -85,3 +86,41 @@ def test_a_state_of_a_loader_that_reads_ahead_warns(monkeypatch):
     loader.set_epoch(0)
     one_epoch(loader)
     assert sampler.state_dict()["epoch"] == 1
+
+
+def test_an_epoch_that_was_loaded_is_not_overruled_in_silence(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    from accelerate import Accelerator
+
+    state = make().state_dict(position=4) | {"epoch": 1}
+    sampler = make()
+    sampler.load_state_dict(state)
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(ROWS), 4, sampler=sampler))
+    with pytest.warns(FlowDataWarning, match="epoch 1 was to be drawn, but accelerate's loader"):
+        one_epoch(loader)
+    again = make()
+    again.load_state_dict(state)
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(ROWS), 4, sampler=again))
+    loader.set_epoch(1)
+    assert (
+        one_epoch(loader) == EpochPlan(WEIGHTS, seed=SEED, epoch=1, epoch_size=DRAWS)[4:].tolist()
+    )
+
+
+@pytest.fixture
+def lightning_resumes(monkeypatch):
+    caller = Caller(lightning_fits=True, lightning_resumes=True)
+    monkeypatch.setattr("flowdata.guards.sampler.find_caller", lambda: caller)
+
+
+@pytest.mark.usefixtures("lightning_resumes")
+def test_a_resumed_lightning_run_warns_unless_a_loader_says_where_it_goes_on():
+    with pytest.warns(FlowDataWarning, match="without saying at which draw"):
+        list(make())
+    resumed = iter(make())
+    resumed.load_state_dict(make().state_dict(position=4))
+    assert len(list(resumed)) == DRAWS - 4
+    at_its_end = iter(make())
+    at_its_end.load_state_dict(make().state_dict(position=DRAWS - 1) | {"position": DRAWS})
+    with pytest.warns(FlowDataWarning, match="without saying at which draw"):
+        assert list(at_its_end) == []

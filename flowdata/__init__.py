@@ -5,11 +5,24 @@ loop draw samples in proportion to ``exp(-loss / temperature)`` through its Data
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from threading import RLock
+from typing import TYPE_CHECKING
 
 from flowdata.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from flowdata import core as core
+    from flowdata import errors as errors
+    from flowdata import frameworks as frameworks
+    from flowdata import guards as guards
+    from flowdata import map_style as map_style
+    from flowdata import report as report
+    from flowdata import reweight as reweight
+    from flowdata import scoring as scoring
+    from flowdata import streaming as streaming
+    from flowdata import table as table
+    from flowdata import tar as tar
+    from flowdata import transport as transport
     from flowdata.core.plan import EpochPlan as EpochPlan
     from flowdata.core.strata import Strata as Strata
     from flowdata.core.weights import FlowWeights as FlowWeights
@@ -67,9 +80,10 @@ _MODULES = {
     "tar.rows": ("ShardRows",),
     "transport.access": ("Access",),
 }
-_PACKAGES = frozenset(
+_SUBMODULES = frozenset(
     {
         "core",
+        "errors",
         "frameworks",
         "guards",
         "map_style",
@@ -87,15 +101,24 @@ _PLACES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_PLACES)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    globals()[name] = value
-    return value
+# Threads that use names for the first time would import torch at once, which it does not survive.
+_IMPORTING = RLock()
+
+# Type checkers know the names above, and that there are no others.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """The object of a public name, whose module is imported now."""
+        if name in _SUBMODULES:
+            with _IMPORTING:
+                return import_module(f"{__name__}.{name}")
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        with _IMPORTING:
+            value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -1,10 +1,11 @@
 """What flowdata raises and warns, so that callers can catch it by kind."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
 
-_PACKAGE = str(Path(__file__).parent)
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class FlowDataError(Exception):

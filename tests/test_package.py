@@ -196,7 +196,9 @@ def test_every_name_the_package_exports_exists():
 def test_what_type_checkers_see_is_what_is_imported_when_used():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (checked,) = [
-        node for node in tree.body if isinstance(node, ast.If) and node.test.id == "TYPE_CHECKING"
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
     seen = {
         alias.name: node.module
@@ -204,6 +206,11 @@ def test_what_type_checkers_see_is_what_is_imported_when_used():
         for alias in node.names
         if alias.name == alias.asname
     }
+    packages = {name for name, module in seen.items() if module == "flowdata"}
+    assert packages == {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"errors"}
+    assert packages <= set(dir(flowdata))
+    for name in packages:
+        assert getattr(flowdata, name).__name__ == f"{seen.pop(name)}.{name}"
     assert sorted(seen) == flowdata.__all__
     (modules,) = [
         ast.literal_eval(node.value)
@@ -213,6 +220,21 @@ def test_what_type_checkers_see_is_what_is_imported_when_used():
     assert seen == {
         name: f"flowdata.{module}" for module, names in modules.items() for name in names
     }
+
+
+@pytest.mark.slow
+def test_threads_may_use_names_for_the_first_time_at_once():
+    program = (
+        "import threading, flowdata\n"
+        "names = ['FlowSampler', 'FlowDataset', 'LossTable', 'WeightedTarget', 'score'] * 2\n"
+        "found = []\n"
+        "use = lambda name: found.append(getattr(flowdata, name).__name__)\n"
+        "threads = [threading.Thread(target=use, args=(name,)) for name in names]\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "print(sorted(found) == sorted(names))"
+    )
+    assert fresh(program).stdout == "True\n"
 
 
 def test_a_name_that_it_does_not_export_is_an_attribute_error():

@@ -49,7 +49,7 @@ def read_state(
     found = _in_current_layout(_plain(state))
     if missing := {VERSION, SEED, EPOCH, *identity, *needed} - found.keys():
         raise MismatchError(f"not a {owner} state: {sorted(missing)} missing")
-    if found[VERSION] != _CURRENT:
+    if found[VERSION] != _CURRENT or isinstance(found[VERSION], bool | float):
         raise MismatchError(
             f"the saved state has version={found[VERSION]!r}, this flowdata reads up to "
             f"{_CURRENT}: load it with the version of flowdata that saved it"
@@ -100,7 +100,7 @@ def _in_current_layout(state: dict[str, Any]) -> dict[str, Any]:
         # That of a FlowDataset, which had no version, and the seed in the plan's identity.
         plan = {"strata": ""} | plan
         return {VERSION: _CURRENT, SEED: plan.pop(SEED)} | state | {PLAN: plan}
-    if state.get(VERSION) == 1:
+    if state.get(VERSION) == 1 and type(state[VERSION]) is int:
         # Plans had no strata at first.
         state = {"strata": ""} | state | {VERSION: _CURRENT}
         state[PLAN] = _taken_out(state, _PLAN_FIELDS_OF_1)

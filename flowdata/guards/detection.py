@@ -7,6 +7,7 @@ not found either, so that the guards that rely on it are silent.
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -94,8 +95,7 @@ def can_see_splits() -> bool:
         (_ACCELERATE, (_BATCH_SHARD, _DISPATCHER)),
         *((f"{fabric}{_WRAPPER_MODULE}", (_WRAPPER,)) for fabric in _FABRIC),
     ):
-        loaded = sys.modules.get(module)
-        if loaded is not None and not all(hasattr(loaded, name) for name in names):
+        if module in sys.modules and not _has(module, names):
             return False
     return True
 
@@ -106,11 +106,15 @@ def is_fetching_item() -> bool:
     This is no advice, so it does not depend on the switch. True where it cannot be told, so that
     epochs go on rather than stay the same.
     """
-    fetchers = sys.modules.get(_FETCHERS)
-    if not hasattr(fetchers, _MAP_FETCHER):
+    if not _has(_FETCHERS, (_MAP_FETCHER,)):
         return True
-    calls = [call[:2] for call in frames()]
-    return not calls or (_FETCHERS, f"{_MAP_FETCHER}.fetch") in calls
+    # Where a loader fetches, its frame is among the innermost; the outer ones are not walked.
+    seen = False
+    for module, function, _ in frames():
+        seen = True
+        if (module, function) == (_FETCHERS, f"{_MAP_FETCHER}.fetch"):
+            return True
+    return not seen
 
 
 def items_per_fetch() -> int | None:
@@ -137,6 +141,13 @@ def stream_divider() -> str:
         ):
             return package
     return ""
+
+
+def _has(module: str, names: Sequence[str]) -> bool:
+    """Whether a module is loaded and has these names; what it raises instead is a no."""
+    with contextlib.suppress(Exception):
+        return all(hasattr(sys.modules[module], name) for name in names)
+    return False
 
 
 def _inspect_accelerate(caller: Caller, module: str, function: str, frame: FrameType) -> None:

@@ -1,5 +1,6 @@
 """Advice about epochs: who sets the one that is drawn, and who divides it between ranks."""
 
+import contextlib
 from typing import Any
 
 from flowdata.errors import warn
@@ -56,19 +57,22 @@ def advise_even_batches(caller: Caller, draws: int) -> None:
     accelerate 1.15: with ``even_batches`` a `BatchSamplerShard` repeats first batches at the
     end; without, the last batches of an epoch may go to some of the ranks only.
     """
-    shard: Any = caller.batch_shard
-    names = ("even_batches", "drop_last", "batch_size", "num_processes", "split_batches")
-    if not all(hasattr(shard, name) for name in names):
-        return
-    if shard.even_batches or shard.drop_last or not shard.batch_size:
-        return
-    ranks, size = shard.num_processes, shard.batch_size
-    uneven = -(-draws // size) % ranks
-    if shard.split_batches:
-        uneven = 0 < draws % size <= size // ranks * (ranks - 1)
+    uneven = False
+    # What a framework has renamed, or counts in another way, raises here.
+    with contextlib.suppress(Exception):
+        uneven = _is_uneven(caller.batch_shard, draws)
     if uneven:
         warn(
             "with even_batches=False accelerate gives some ranks a batch less than others, and "
             "training in step would hang: choose an epoch_size that is a multiple of batch size x "
             "ranks, or drop_last=True, or leave even_batches on"
         )
+
+
+def _is_uneven(shard: Any, draws: int) -> bool:
+    if shard is None or shard.even_batches or shard.drop_last or not shard.batch_size:
+        return False
+    ranks, size = shard.num_processes, shard.batch_size
+    if shard.split_batches:
+        return bool(0 < draws % size <= size // ranks * (ranks - 1))
+    return bool(-(-draws // size) % ranks)

@@ -1,5 +1,6 @@
 """SamplerGuard: advice to the user of a FlowSampler, from who calls it."""
 
+import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +49,11 @@ class SamplerGuard:
         """Whether the epoch of the next pass was set or loaded."""
         self._running: _StartedPass | None = None
         self._has_advised = False
+
+    def __copy__(self) -> "SamplerGuard":
+        copied = SamplerGuard()
+        copied.__dict__ |= self.__dict__ | {"_set_epochs": copy.copy(self._set_epochs)}
+        return copied
 
     def on_iter(self, owner: str, *, rank: int, replicas: int, draws: int) -> None:
         """Make sure that every draw goes to one rank: not to all of them, and not to none.

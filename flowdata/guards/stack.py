@@ -20,7 +20,9 @@ def frames() -> Iterator[tuple[str, str, FrameType]]:
     get_frame = getattr(sys, "_getframe", None)
     frame = None if get_frame is None else get_frame(1).f_back
     while frame is not None:
-        yield str(frame.f_globals.get("__name__")), frame.f_code.co_qualname, frame
+        # Code that was given globals of its own may have any name, or none.
+        name = frame.f_globals.get("__name__")
+        yield name if isinstance(name, str) else "", frame.f_code.co_qualname, frame
         frame = frame.f_back
 
 

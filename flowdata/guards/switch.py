@@ -23,4 +23,4 @@ def on() -> None:
 
 def enabled() -> bool:
     """Whether guards are on."""
-    return os.environ.get(VARIABLE, "").lower() not in _OFF
+    return os.environ.get(VARIABLE, "").strip().lower() not in _OFF

@@ -14,7 +14,7 @@ from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
 from flowdata.guards.dataset import DatasetGuard
 from flowdata.guards.detection import is_fetching_item
-from flowdata.map_style.served import ServedDraws
+from flowdata.map_style.served import ServedDraws, require_cell
 
 _NAMED = "named"
 
@@ -136,10 +136,12 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
                 "itself, so nobody knows what of it was served: call set_epoch(epoch) before "
                 "every epoch, from the first, or give the DataLoader a FlowSampler instead"
             )
+        # Both are checked before either is set: a refused state changes nothing.
+        epoch = require_cell(found[EPOCH], "the epoch")
         if found[SEED] != self.plan.seed:
             self._served.seed = found[SEED]
         if not self._served.epoch_was_set:
-            self.set_epoch(found[EPOCH])
+            self.set_epoch(epoch)
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         """The plan of an epoch, which is kept: the next item is most probably of the same."""

@@ -118,6 +118,12 @@ class DrawIterator(itertools.chain[int]):
         iterator.sampler_pass = sampler_pass
         return iterator
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pass of a sampler cannot be copied or pickled: save its state_dict(), and load it "
+            "into iter() of another sampler"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """As that of the sampler."""
         return self.sampler_pass.cursor.state()

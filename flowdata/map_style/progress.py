@@ -1,5 +1,6 @@
 """SamplerProgress: where a sampler is, between passes and within one."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,11 @@ class SamplerProgress:
         self._running: SamplerPass | None = None
         self._owner = owner
         self._guard = SamplerGuard()
+
+    def __copy__(self) -> "SamplerProgress":
+        copied = SamplerProgress(self._next, owner=self._owner)
+        copied._running, copied._guard = self._running, copy.copy(self._guard)
+        return copied
 
     def upcoming(self) -> Cursor:
         """The place at which the next pass begins."""

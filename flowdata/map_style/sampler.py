@@ -1,8 +1,9 @@
 """FlowSampler: an epoch plan as a torch sampler."""
 
+import copy
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
@@ -79,6 +80,12 @@ class FlowSampler(Sampler[int]):
                 f"{num_replicas} replicas"
             )
         self._progress = SamplerProgress(start, owner=type(self).__name__)
+
+    def __copy__(self) -> Self:
+        # What a copy draws is no progress of the original.
+        copied = object.__new__(type(self))
+        copied.__dict__ = self.__dict__ | {"_progress": copy.copy(self._progress)}
+        return copied
 
     @property
     def plan(self) -> EpochPlan:

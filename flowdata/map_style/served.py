@@ -69,13 +69,11 @@ class ServedDraws:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        if seed >= 1 << 63:
-            raise ValueError(f"a seed that is loaded must be below 2^63, got {seed}")
-        self._cells[3] = seed
+        self._cells[3] = require_cell(seed, "a seed that is loaded")
 
     def set_epoch(self, epoch: int) -> None:
         """Serve from this epoch until another is set."""
-        self._cells[:2] = epoch, 1
+        self._cells[:2] = require_cell(epoch, "the epoch"), 1
 
     def mark(self, draws: NDArray[np.int64]) -> int:
         """Mark draws as served, and return their epoch: the next one if any was served before."""
@@ -89,3 +87,14 @@ class ServedDraws:
             self._cells[0] = epoch
         marks[draws] = epoch % _MARKS + 1
         return epoch
+
+
+def require_cell(value: int, name: str) -> int:
+    """The value, if shared memory can hold it.
+
+    Raises:
+        ValueError: for one of more than 63 bits.
+    """
+    if value >= 1 << 63:
+        raise ValueError(f"{name} must be below 2^63, got {value}")
+    return value

@@ -13,7 +13,7 @@ from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.errors import MismatchError, warn
 from flowdata.guards.stream import StreamGuard
 from flowdata.streaming.order import Layout, Slots, StreamOrder, Window, share_of
-from flowdata.streaming.shared_epochs import SharedEpochs
+from flowdata.streaming.shared_epochs import SharedEpochs, require_epoch, require_seed
 from flowdata.streaming.stretches import (
     STRETCHES,
     SavedProcess,
@@ -258,7 +258,11 @@ class Progress:
         """
         found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
         epoch, stretches = found[EPOCH], read_stretches(found)
-        self._saved = read_process(found, stretches)
+        saved = read_process(found, stretches)
+        # All is checked before anything is set: a refused state changes nothing.
+        require_seed(found[SEED])
+        require_epoch(epoch)
+        self._saved = saved
         self._epochs.set_seed(found[SEED])
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
         if get_worker_info() is None:

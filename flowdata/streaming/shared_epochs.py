@@ -29,8 +29,7 @@ class SharedEpochs:
     """
 
     def __init__(self, seed: int) -> None:
-        if seed >= 1 << 63:
-            raise ValueError(f"the seed of a stream must be below 2^63, got {seed}")
+        require_seed(seed)
         self._cells = torch.zeros(_MOST_WORKERS + 1, _MOST_WORKERS, dtype=torch.int64)
         self._dropped = torch.zeros(_MOST_WORKERS, dtype=torch.int64)
         self._last_workers = torch.full((1,), -1, dtype=torch.int64)
@@ -81,8 +80,7 @@ class SharedEpochs:
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass."""
-        if non_negative(epoch, "epoch") >= _EPOCHS:
-            raise ValueError(f"the epoch of a stream must be below 2^32 - 1, got {epoch}")
+        require_epoch(epoch)
         # Workers that persist, and those that begin the pass before only now, still know it.
         self._cells.copy_(self._cells >> _EPOCH_BITS << _EPOCH_BITS | epoch)
         self._dropped.zero_()
@@ -132,3 +130,23 @@ def _epoch_after(cells: NDArray[np.int64], worker: int, workers: int, loader: in
     if loader and peers.size:
         return int(peers.max())
     return int(epochs.max()) + 1
+
+
+def require_epoch(epoch: int) -> None:
+    """Make sure that a cell can hold an epoch beside the number of its loader.
+
+    Raises:
+        ValueError: for a negative one, or one of more than 32 bits.
+    """
+    if non_negative(epoch, "epoch") >= _EPOCHS:
+        raise ValueError(f"the epoch of a stream must be below 2^32 - 1, got {epoch}")
+
+
+def require_seed(seed: int) -> None:
+    """Make sure that shared memory can hold a seed.
+
+    Raises:
+        ValueError: for one of more than 63 bits.
+    """
+    if seed >= 1 << 63:
+        raise ValueError(f"the seed of a stream must be below 2^63, got {seed}")

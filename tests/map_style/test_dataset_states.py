@@ -115,3 +115,13 @@ def test_what_is_no_state_is_refused():
     for state in ({}, None, {"epoch": 1}):
         with pytest.raises(MismatchError, match="not a FlowDataset state"):
             make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrong", [{"epoch": 1 << 63}, {"seed": 1 << 63}])
+def test_a_state_that_shared_memory_cannot_hold_changes_nothing(wrong):
+    items = make()
+    items.set_epoch(1)
+    after = make()
+    with pytest.raises(ValueError, match="below 2"):
+        after.load_state_dict(items.state_dict() | {"seed": 5} | wrong)
+    assert (after.epoch, after.plan.seed) == (0, SEED)

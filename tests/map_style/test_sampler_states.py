@@ -1,6 +1,8 @@
 """States of a sampler: which belong to it, and which are refused by what differs."""
 
+import copy
 import json
+import pickle
 import types
 from itertools import islice
 
@@ -152,3 +154,27 @@ def test_a_refused_state_leaves_a_pass_that_loads_it_where_it_was():
     with pytest.raises(MismatchError, match="weights"):
         running.load_state_dict(state)
     assert head + list(running) == planned(0)
+
+
+def test_what_a_copy_draws_is_no_progress_of_the_original():
+    sampler = make()
+    head = list(islice(iter(sampler), 4))
+    copied = copy.copy(sampler)
+    assert copied.state_dict() == sampler.state_dict()
+    for epoch in (1, 2):
+        assert list(copied) == planned(epoch)
+    copied.set_epoch(9)
+    assert sampler.state_dict()["position"] == len(head)
+    assert [list(sampler), list(sampler)] == [planned(1), planned(2)]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_pass_is_not_copied(copied):
+    with pytest.raises(TypeError, match="save its state_dict"):
+        copied(iter(make()))
+
+
+@pytest.mark.parametrize("version", [True, 1.0, 2.0])
+def test_a_version_is_a_whole_number(version):
+    with pytest.raises(MismatchError, match="version="):
+        make().load_state_dict(make().state_dict() | {"version": version})

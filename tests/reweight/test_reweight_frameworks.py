@@ -52,6 +52,8 @@ def test_accelerate_keeps_the_weights_also_over_accumulated_batches(data, weight
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    # A loader that another test has left in the middle would say when to step.
+    accelerator.gradient_state.dataloader_references = [None]
     model = nn.Linear(5, 3)
     expected = by_hand(copy.deepcopy(model), data, weights, batches_a_step=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
@@ -124,6 +126,34 @@ def test_torchmetrics_see_plain_targets(data, weights, count):
             unweighted.update(predicted[part], target)
         assert torch.equal(weighted.compute(), unweighted.compute())
         assert type(weighted.compute()) is torch.Tensor
+
+
+def test_torchmetrics_make_one_hot_rows_of_targets(data):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    scores = torch.rand(ROWS, 3, generator=torch.Generator().manual_seed(2))
+    target = WeightedTarget(data.tensors[1], torch.rand(ROWS))
+    options = {"task": "multiclass", "num_classes": 3}
+    for made in (
+        torchmetrics.Accuracy(**options, top_k=2),
+        torchmetrics.HingeLoss(**options),
+        torchmetrics.HingeLoss(**options, multiclass_mode="one-vs-all"),
+        lambda _, labels: torchmetrics.utilities.data.to_onehot(labels, 3),
+        lambda given, labels: torchmetrics.functional.accuracy(given, labels, **options, top_k=2),
+    ):
+        found = made(scores, target)
+        assert type(found) is torch.Tensor
+        assert torch.equal(found, made(scores, plain(target)))
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.float32])
+def test_accelerate_pads_targets_for_other_processes(kind, monkeypatch):
+    from accelerate.utils import operations
+
+    # As in a run of two processes, of which the other has rows of 4 labels.
+    monkeypatch.setattr(operations, "gather", lambda size: torch.stack([size[0], size[0] + 1]))
+    target = WeightedTarget(torch.ones(2, 3, dtype=kind), torch.rand(2))
+    padded = operations.pad_across_processes(target, dim=1, pad_index=-100)
+    assert padded.tolist() == [[1, 1, 1, -100]] * 2
 
 
 def test_a_metric_that_sorts_in_place_needs_a_plain_target(data):

@@ -278,6 +278,15 @@ def test_the_state_of_a_worker_needs_the_same_workers(urls, table):
         list(stream)
 
 
+@pytest.mark.parametrize("wrong", [{"epoch": 1 << 32}, {"seed": 1 << 63}])
+def test_a_state_that_shared_memory_cannot_hold_changes_nothing(urls, table, wrong):
+    stream = make(urls, table)
+    before = stream.state_dict()
+    with pytest.raises(ValueError, match="must be below 2"):
+        stream.load_state_dict(before | {"seed": 5} | wrong)
+    assert stream.state_dict() == before
+
+
 # Draws that are dropped
 
 

@@ -61,5 +61,14 @@ def test_batches_that_are_counted_in_another_way_are_no_error(count):
     advise_even_batches(caller, 7)
 
 
-def test_nobody_fetches_an_item_that_is_looked_at():
-    assert not is_fetching_item()
+def test_an_item_is_fetched_by_a_loader_or_looked_at():
+    class Rows:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, row):
+            return is_fetching_item()
+
+    assert not Rows()[0]
+    (fetched,) = DataLoader(Rows(), 2)
+    assert fetched.tolist() == [True, True]

@@ -60,20 +60,35 @@ def set_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
     Raises:
         UnweightedLossError: for elements of other weights, of several values without weights, or
-            with a gradient; where one-hot rows are set in a tensor without weights.
+            with a gradient; where one-hot rows are set in a floating tensor without weights.
     """
     given, places, value = args
     if isinstance(given, TargetData):
         _require_same_elements(func, given, places, value)
     else:
+        # A target may be the value. With gradients on, models make the inputs of their decoder of
+        # labels so (transformers 5.23, `shift_tokens_right`), and accelerate 1.15 pads what it
+        # gathers, `pad_across_processes`.
         _refuse_rows(func, given, places)
     return call_unweighted(func, args, kwargs)
 
 
 def copy_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``target.copy_(source)``, which sets all elements."""
+    """``target.copy_(source)``, which sets all elements.
+
+    Raises:
+        UnweightedLossError: as `set_elements`; for a weighted source of more than a number, copied
+            into a tensor without weights where gradients are on (metrics copy with them off).
+    """
     given, source = args[0], args[1] if len(args) > 1 else kwargs["src"]
     if not isinstance(given, TargetData):
+        if source.ndim and torch.is_grad_enabled():
+            raise UnweightedLossError(
+                f"{name_of(func)} copies a weighted target into a tensor that is there, which has "
+                "no weights and gets none; use what returns a new tensor, torch.cat, "
+                "torch.nn.functional.pad or target.clone(). In a metric, or as an input of the "
+                "model: copy flowdata.reweight.plain(target)"
+            )
         return call_unweighted(func, args, kwargs)
     _require_same_elements(func, given, ..., source)
     call_plain(func, args, kwargs)
@@ -101,17 +116,34 @@ def _require_same_elements(func: Function, given: TargetData, places: Any, value
 def scatter_in_place(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``zeros.scatter_(1, target, 1.0)`` would make one-hot rows in a tensor without weights.
 
+    Rows of integers or booleans, which have no gradient, are those of metrics and stay plain.
+
     Raises:
-        UnweightedLossError: naming what to use instead.
+        UnweightedLossError: in a floating tensor, naming what to use instead.
     """
     given, _, weights = scattered_rows(args, kwargs)
-    if weights is not None and not isinstance(given, TargetData):
+    plain_floats = not isinstance(given, TargetData) and given.is_floating_point()
+    if weights is not None and plain_floats:
         raise _rows_in_place(func)
+    return refuse_in_place(func, args, kwargs)
+
+
+def put_elements(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """``zeros.index_put_((torch.arange(n), target), one)`` is as ``zeros[..., target] = one``.
+
+    Raises:
+        UnweightedLossError: for one-hot rows, as `scatter_in_place`; when a target is changed.
+    """
+    given = first_argument(args, kwargs)
+    if not isinstance(given, TargetData):
+        _refuse_rows(func, given, kwargs["indices"] if "indices" in kwargs else args[1])
     return refuse_in_place(func, args, kwargs)
 
 
 def _refuse_rows(func: Function, given: Tensor, index: Any) -> None:
     """Make sure that ``zeros[torch.arange(n), target] = 1`` makes no rows without weights."""
+    if not given.is_floating_point():
+        return
     _, *others = index if isinstance(index, tuple) else (index,)
     for part in others:
         # Counts, as those of a confusion matrix, have other shapes.
@@ -122,9 +154,9 @@ def _refuse_rows(func: Function, given: Tensor, index: Any) -> None:
 
 def _rows_in_place(func: Function) -> UnweightedLossError:
     return UnweightedLossError(
-        f"{name_of(func)} sets places that a weighted target gives in a tensor that is there, "
-        "which has no weights and gets none; for one-hot rows use what returns a new tensor, "
-        "zeros.scatter(1, target.unsqueeze(1), 1.0), torch.eye(classes)[target] or "
+        f"{name_of(func)} sets places that a weighted target gives in a floating tensor that is "
+        "there, which has no weights and gets none; for one-hot rows use what returns a new "
+        "tensor, zeros.scatter(1, target.unsqueeze(1), 1.0), torch.eye(classes)[target] or "
         "torch.nn.functional.one_hot. In a metric: give it flowdata.reweight.plain(target)"
     )
 

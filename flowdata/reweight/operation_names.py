@@ -50,6 +50,9 @@ ELEMENTWISE_IN_PLACE = """
     __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__
 """.split()
 
+_BITWISE_IN_PLACE = "__iand__ __ior__ __ixor__ __ilshift__ __irshift__".split()
+"""Operators in place that torch has beside those above."""
+
 CREATING = """
     new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like rand_like
     randn_like
@@ -72,4 +75,6 @@ def is_attribute(name: str) -> bool:
 
 def is_in_place(name: str) -> bool:
     """Whether an operation, by torch's convention for names, changes the tensor that is there."""
-    return name.endswith("_") and not name.endswith("__")
+    if name.endswith("__"):
+        return name in ELEMENTWISE_IN_PLACE or name in _BITWISE_IN_PLACE
+    return name.endswith("_")

@@ -154,10 +154,8 @@ def agreed_weights(func: Function, weights: list[Tensor], shape: torch.Size) -> 
 
 def join(func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Targets that are joined keep their weights; what has none counts fully."""
-    options = plain(kwargs)
     # `default_collate` joins into shared memory, `out=`, which is of the target alone.
-    options.pop("out", None)
-    options.pop("tensors", None)
+    options = {name: value for name, value in kwargs.items() if name not in ("out", "tensors")}
     parts = kwargs["tensors"] if "tensors" in kwargs else args[0]
     result = call_plain(func, args, kwargs)
     with subclasses_off():

@@ -28,6 +28,7 @@ RULES: dict[str, Rule] = {
     "pad_sequence": operations.pad_sequences,
     "scatter": onehot.scatter_rows,
     "scatter_": in_place.scatter_in_place,
+    "index_put_": in_place.put_elements,
     "__setitem__": in_place.set_elements,
     "copy_": in_place.copy_elements,
     "detach_": in_place.keep_detached,

@@ -26,8 +26,11 @@ class WeightedTarget(TargetData):
     `reweight()` call (`UnusedWeightsMonitor`); a training of fewer than three steps gets no
     warning. One-hot constructions (``scatter``, ``torch.eye(classes)[target]``) carry weights,
     ``class_weights[target]`` does not. In place, values may change (``labels[mask] = -100``,
-    ``labels.clamp_(min=0)``); what puts other elements there raises. ``reduction="none"`` gives
-    weighted losses, which refuse what is not linear in them (focal loss, hard examples).
+    ``labels.clamp_(min=0)``); what puts other elements there raises. A plain tensor that is there
+    stays plain: one-hot rows set in a floating one raise, as does ``buffer.copy_(target)`` where
+    gradients are on; rows of integers or booleans (metrics) and parts that are set,
+    ``padded[:, 1:] = target`` (inputs of a decoder), pass without weights. ``reduction="none"``
+    gives weighted losses, which refuse what is not linear in them (focal loss, hard examples).
     ``torch.compile`` leaves the operations to eager mode, and compiles what is around them; with
     guards off it may compile a loss of one's own, ``-log_probs[torch.arange(n), target].mean()``,
     without weights, where eager mode raises. Before torch 2.8 no target can be made inside of

@@ -97,6 +97,11 @@ REFUSED = {
     "index_put_": lambda t: t.index_put_((torch.tensor([0]),), torch.tensor(4)),
     "masked_scatter_": lambda t: t.masked_scatter_(t == 1, torch.tensor([4])),
     "put_": lambda t: t.put_(torch.tensor([0]), torch.tensor([4])),
+    "|=": lambda t: t.__ior__(8),
+    "&=": lambda t: t.__iand__(8),
+    "^=": lambda t: t.__ixor__(8),
+    "<<=": lambda t: t.__ilshift__(8),
+    ">>=": lambda t: t.__irshift__(8),
     "random_": lambda t: t.random_(),
     "resize_": lambda t: t.resize_(2),
     "resize_as_": lambda t: t.resize_as_(torch.zeros(2)),
@@ -126,18 +131,29 @@ def test_other_memory_that_torch_does_not_tell_of_shows_in_the_loss():
 
 
 def set_ones(rows, target):
-    rows[torch.arange(len(target)), target] = 1.0
+    rows[torch.arange(len(target)), target] = 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda rows, target: rows.scatter_(1, target[:, None], 1.0),
-        lambda rows, target: rows.scatter_(dim=1, index=target[:, None], value=1.0),
-        set_ones,
-    ],
-    ids=["scatter_", "by names", "[arange, target] ="],
-)
+def put_ones(rows, target):
+    index = (torch.arange(len(target)), target)
+    rows.index_put_(index, torch.ones((), dtype=rows.dtype))
+
+
+def put_ones_by_names(rows, target):
+    index = (torch.arange(len(target)), target)
+    rows.index_put_(indices=index, values=torch.ones((), dtype=rows.dtype))
+
+
+ROWS_IN_PLACE = {
+    "scatter_": lambda rows, target: rows.scatter_(1, target[:, None], 1),
+    "scatter_ by names": lambda rows, target: rows.scatter_(dim=1, index=target[:, None], value=1),
+    "[arange, target] =": set_ones,
+    "index_put_": put_ones,
+    "index_put_ by names": put_ones_by_names,
+}
+
+
+@pytest.mark.parametrize("change", ROWS_IN_PLACE.values(), ids=ROWS_IN_PLACE)
 def test_a_plain_tensor_never_becomes_one_hot_rows_without_weights(change):
     rows, target = torch.zeros(3, 5), numbered(3)
     with pytest.raises(
@@ -148,6 +164,31 @@ def test_a_plain_tensor_never_becomes_one_hot_rows_without_weights(change):
     assert not rows.any()
     change(rows, plain(target))
     assert rows.sum() == 3
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.uint8, torch.bool])
+@pytest.mark.parametrize("change", ROWS_IN_PLACE.values(), ids=ROWS_IN_PLACE)
+def test_one_hot_rows_that_can_have_no_gradient_are_set_and_plain(change, kind):
+    rows, expected, target = torch.zeros(3, 5).to(kind), torch.zeros(3, 5).to(kind), numbered(3)
+    change(rows, target)
+    change(expected, plain(target))
+    assert type(rows) is torch.Tensor
+    assert torch.equal(rows, expected)
+    assert rows.sum() == 3
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.float32])
+def test_a_target_is_copied_into_a_plain_tensor_only_where_gradients_are_off(kind):
+    buffer, target = torch.zeros(3, dtype=kind), numbered(3)
+    with pytest.raises(UnweightedLossError, match=r"copy_.*torch\.cat.*pad.*plain\(target\)"):
+        buffer.copy_(target)
+    assert not buffer.any()
+    buffer[0].copy_(target[2])
+    assert buffer.tolist() == [3, 0, 0]
+    with torch.no_grad():
+        buffer.copy_(target)
+    assert buffer.tolist() == [1, 2, 3]
+    assert type(buffer) is torch.Tensor
 
 
 def counted(counts, target):
@@ -163,6 +204,5 @@ def test_what_is_counted_or_copied_into_a_plain_tensor_is_plain():
     assert counts.sum() == 6
     padded[1:4] = target
     padded.scatter_(0, target, 1)
-    torch.zeros(3).long().copy_(target)
     assert padded.tolist() == [0, 1, 1, 1, 0]
     assert type(counts) is type(padded) is torch.Tensor

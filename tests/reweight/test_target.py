@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 from torch_release import needs
 
 from flowdata.reweight import UnweightedLossError, WeightedTarget, plain
@@ -89,6 +90,13 @@ OPERATIONS = {
 }
 
 
+def set_in_a_plain_tensor(target):
+    """As a model makes the inputs of its decoder."""
+    made = target.new_zeros(target.shape)
+    made[..., 1:] = target[..., :-1].clone()
+    return made
+
+
 DROPPING = {
     "sort": lambda t: t.sort().values,
     "unique": torch.unique,
@@ -100,7 +108,7 @@ DROPPING = {
     "like": torch.ones_like,
     "nonzero": torch.nonzero,
     "where": lambda t: torch.where(t)[0],
-    "into a plain tensor": lambda t: torch.zeros(t.shape, dtype=torch.long).copy_(t),
+    "into a plain tensor": set_in_a_plain_tensor,
     "bytes": lambda t: t.reshape(-1).clone().view(torch.int8),
     "numpy": lambda t: torch.from_numpy(t.numpy()),
     "read of a row": lambda t: torch.arange(40_000)[t],
@@ -159,6 +167,28 @@ def test_arithmetic_with_constants_keeps_the_weights():
 def test_what_has_no_weights_counts_fully_when_it_is_joined():
     joined = torch.cat([torch.full((2,), -100), numbered(2)])
     assert joined.weights.tolist() == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["tensors", ""])
+@pytest.mark.parametrize("join", [torch.cat, torch.stack])
+def test_targets_are_joined_into_memory_that_is_there(join, name):
+    """As `default_collate` does it in a worker, where that memory is shared."""
+    parts = [numbered(3), numbered(3) + 1]
+    expected = join(plain(parts))
+    out = torch.zeros_like(expected)
+    joined = join(tensors=parts, dim=0, out=out) if name else join(parts, out=out)
+    assert torch.equal(out, expected)
+    assert type(out) is torch.Tensor
+    assert joined.data_ptr() == out.data_ptr()
+    assert torch.equal(joined.weights, join([part.weights for part in parts]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_that_are_weighted_targets_are_collated_by_default(workers):
+    items = [numbered(3) for _ in range(4)]
+    for batch in DataLoader(items, batch_size=2, num_workers=workers):
+        assert in_step(batch)
+        assert batch.shape == (2, 3)
 
 
 def test_comparisons_and_metrics_see_a_plain_target():

@@ -67,6 +67,12 @@ def memory(targets):
     return torch.frombuffer(numbers.from_address(targets.data_ptr()), dtype=torch.int64).clone()
 
 
+def set_in_another(targets):
+    made = torch.empty_like(targets)
+    made[:] = targets
+    return made
+
+
 COPIES = {
     "tensor": torch.tensor,
     "as_tensor of another kind": lambda y: torch.as_tensor(y, dtype=torch.float32),
@@ -74,7 +80,7 @@ COPIES = {
     "new_tensor": lambda y: y.new_tensor(y),
     "LongTensor of a list": lambda y: torch.LongTensor(y.tolist()),
     "NumPy": lambda y: torch.from_numpy(y.numpy()),
-    "into another": lambda y: torch.empty_like(y).copy_(y),
+    "into another": set_in_another,
     "dlpack, as nn.DataParallel": lambda y: torch.from_dlpack(torch.utils.dlpack.to_dlpack(y)),
     "memory": memory,
 }

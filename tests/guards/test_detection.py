@@ -1,6 +1,7 @@
 """What is found on the call stack, and what is not as expected there."""
 
 import pytest
+from torch.utils.data import DataLoader
 
 from flowdata.guards.detection import Caller, find_caller, is_fetching_item
 from flowdata.guards.epochs import advise_even_batches

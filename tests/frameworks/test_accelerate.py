@@ -179,6 +179,7 @@ def test_a_ragged_epoch_is_filled_up_with_draws_of_its_own(two_processes, door, 
         assert set(rows - Counter(plan)) <= set(plan)
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("door", ["sampler", "dataset"])
 def test_ranks_with_other_numbers_of_batches_warn(two_processes, door):
     for rank in two_processes(f"uneven {door}"):
@@ -186,6 +187,7 @@ def test_ranks_with_other_numbers_of_batches_warn(two_processes, door):
         assert "with even_batches=False" in rank["warnings"][0]
 
 
+@pytest.mark.guard
 def test_an_epoch_that_accelerate_draws_again_after_it_was_left_early_warns(outcome):
     for rank in outcome("broken off"):
         (warning,) = rank["warnings"]
@@ -225,6 +227,7 @@ def test_a_shuffled_data_set_is_told_its_epoch_where_the_sampler_has_none(outcom
         assert same_rows(drawn(by_rank, epoch), planned(epoch, WHOLE))
 
 
+@pytest.mark.guard
 def test_a_seedable_sampler_hides_the_epoch_from_a_data_set_on_several_ranks(two_processes):
     for rank in two_processes("shuffled, seedable sampler"):
         assert len(rank["warnings"]) == 1
@@ -237,6 +240,7 @@ def test_on_one_process_a_data_set_is_right_under_a_seedable_sampler_too(one_pro
         assert same_rows(drawn(by_rank, epoch), planned(epoch, WHOLE))
 
 
+@pytest.mark.guard
 def test_a_rank_sampler_that_would_be_split_again_is_refused(two_processes):
     for rank in two_processes("rank sampler"):
         assert "use FlowSampler(weights)" in rank["error"]
@@ -250,6 +254,7 @@ def test_skip_first_batches_leads_to_the_rest_of_the_epoch_that_was_named(outcom
     assert same_rows(drawn(by_rank, 1), planned(2, WHOLE))
 
 
+@pytest.mark.guard
 def test_a_restart_whose_epoch_nobody_names_warns(outcome):
     for rank in outcome("skip, sampler not told"):
         first, second = rank["warnings"]
@@ -263,12 +268,14 @@ def test_a_loaded_state_leads_to_the_rest_without_skipping(outcome):
     assert same_rows(drawn(by_rank, 1), planned(2, WHOLE))
 
 
+@pytest.mark.guard
 def test_a_loaded_state_that_accelerates_own_count_would_lose_warns(outcome):
     for rank in outcome("state, epoch not named"):
         assert len(rank["warnings"]) == 1
         assert "call set_epoch(1) of the prepared loader" in rank["warnings"][0]
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("name", ["state, too late", "epoch, too late"])
 def test_workers_that_accelerate_started_while_preparing_warn(outcome, name):
     for rank in outcome(name):
@@ -284,6 +291,7 @@ def test_a_stateful_loader_goes_on_with_the_draws_left(two_processes, name):
     assert same_rows(drawn(both[1], 1), planned(2, WHOLE))
 
 
+@pytest.mark.guard
 def test_a_stateful_loader_that_goes_on_in_an_epoch_nobody_named_warns(two_processes):
     for rank in two_processes("unnamed sampler, 0 workers"):
         (warning,) = rank["warnings"]

@@ -213,6 +213,7 @@ def test_an_unknown_place_inside_an_epoch_is_refused(one_process, name, reason):
     assert reason in one_process[f"{name}.resumed"][0]["error"]
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("name", ["last", "last, workers", "late"])
 def test_resuming_without_the_callback_warns_where_draws_would_be_lost(one_process, name):
     (warning,) = one_process[f"{name}.resumed"][0]["warnings"]
@@ -236,12 +237,14 @@ def test_a_ragged_epoch_is_padded_with_one_of_its_own_draws(two_processes, door)
             assert same_rows(rows, plan + plan[:1])
 
 
+@pytest.mark.guard
 def test_a_sampler_that_nobody_splits_warns_on_several_ranks(two_processes):
     for rank in two_processes["not split.whole"]:
         assert rank["warnings"]
         assert all("use DistributedFlowSampler" in warning for warning in rank["warnings"])
 
 
+@pytest.mark.guard
 def test_a_data_set_whose_epochs_nobody_names_warns(outcomes):
     for rank in outcomes["dataset, nobody names.whole"]:
         (warning,) = rank["warnings"]

@@ -216,6 +216,7 @@ def test_an_epoch_that_was_cut_short_is_followed_by_the_next_one(outcomes, name)
         assert not set(rows) - set(plan)
 
 
+@pytest.mark.guard
 def test_a_shuffling_trainer_without_the_callback_is_right_until_it_resumes(one_process):
     drawn = one_process.epochs(one_process.batches("random, nobody names.whole"))
     assert all(same_rows(*pair) for pair in zip(drawn, PLANS, strict=True))
@@ -223,12 +224,14 @@ def test_a_shuffling_trainer_without_the_callback_is_right_until_it_resumes(one_
     assert 'train_sampling_strategy="sequential"' in warning
 
 
+@pytest.mark.guard
 def test_a_shuffling_trainer_without_the_callback_warns_on_several_ranks(two_processes):
     for rank in two_processes["random, nobody names.whole"]:
         (warning,) = rank["warnings"]
         assert "flowdata.frameworks.trainer.FlowCallback" in warning
 
 
+@pytest.mark.guard
 def test_a_sampler_that_resumes_without_the_callback_warns(two_processes):
     assert two_processes["sampler, nobody names.whole"][0]["warnings"] == []
     for rank in two_processes["sampler, nobody names.resumed"]:
@@ -236,6 +239,7 @@ def test_a_sampler_that_resumes_without_the_callback_warns(two_processes):
         assert "flowdata.frameworks.trainer.FlowCallback" in warning
 
 
+@pytest.mark.guard
 def test_a_rank_sampler_is_refused_on_several_ranks(two_processes):
     for rank in two_processes["rank sampler.whole"]:
         assert "use FlowSampler(weights)" in rank["error"]
@@ -245,6 +249,7 @@ def test_a_callback_without_a_door_says_how_to_draw(one_process):
     assert "train_dataset=FlowDataset" in one_process["no door.whole"][0]["error"]
 
 
+@pytest.mark.guard
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
 def test_grouping_by_length_is_refused(tmp_path, strategy):
     rows = [{"input_ids": [0] * (1 + row % 5)} for row in range(len(Rows()))]

@@ -126,6 +126,7 @@ def test_a_stream_goes_on_where_the_checkpoint_was_taken(runs, name, moment):
         assert same_rows(drawn, plan[:].tolist())
 
 
+@pytest.mark.guard
 def test_weights_that_would_be_lost_on_the_way_are_refused(tmp_path):
     shards, _ = written(tmp_path)
     places = {"log": f"{tmp_path}/log", "folder": f"{tmp_path}/out"}

@@ -178,3 +178,10 @@ def test_a_pass_is_not_copied(copied):
 def test_a_version_is_a_whole_number(version):
     with pytest.raises(MismatchError, match="version="):
         make().load_state_dict(make().state_dict() | {"version": version})
+
+
+def test_a_pass_that_has_drawn_loads_no_state():
+    running = iter(make())
+    next(running)
+    with pytest.raises(RuntimeError, match="drawn already: load the state into a fresh one"):
+        running.load_state_dict(make().state_dict())

@@ -12,8 +12,9 @@ from flowdata.core.plan import EpochPlan, non_negative
 from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.errors import MismatchError, warn
 from flowdata.guards.stream import StreamGuard
+from flowdata.map_style.served import require_cell
 from flowdata.streaming.order import Layout, Slots, StreamOrder, Window, share_of
-from flowdata.streaming.shared_epochs import SharedEpochs, require_epoch, require_seed
+from flowdata.streaming.shared_epochs import SharedEpochs, require_epoch
 from flowdata.streaming.stretches import (
     STRETCHES,
     SavedProcess,
@@ -98,7 +99,7 @@ class Progress:
     @property
     def plan(self) -> EpochPlan:
         """The plan of that epoch."""
-        return self._plan.at_epoch(self.epoch, seed=self._epochs.seed)
+        return self._plan_of(self.epoch)
 
     @property
     def ranks(self) -> int:
@@ -260,7 +261,7 @@ class Progress:
         epoch, stretches = found[EPOCH], read_stretches(found)
         saved = read_process(found, stretches)
         # All is checked before anything is set: a refused state changes nothing.
-        require_seed(found[SEED])
+        require_cell(found[SEED], "the seed of a stream")
         require_epoch(epoch)
         self._saved = saved
         self._epochs.set_seed(found[SEED])
@@ -323,8 +324,13 @@ class Progress:
         return done
 
     def _order(self, epoch: int) -> StreamOrder:
-        plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
-        return StreamOrder(plan, self._bounds, window=self._window, shards_open=self.shards_open)
+        return StreamOrder(
+            self._plan_of(epoch), self._bounds, window=self._window, shards_open=self.shards_open
+        )
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch, with the seed of the state that was loaded last, if one was."""
+        return self._plan.at_epoch(epoch, seed=self._epochs.seed)
 
     def _known_stretches(self, epoch: int) -> tuple[Stretch, ...]:
         """The stretches of an epoch, if it is the one that was loaded or is running."""
@@ -342,17 +348,19 @@ class Progress:
         return Layout(self._ranks, max(workers, 1), batch_size or 1, self._drop_last)
 
     def _identity(self) -> dict[str, Any]:
-        stream = {
+        return {PLAN: self._plan.identity(), _STREAM: self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        """What decides, beside the plan, in which order samples come."""
+        return {
             "window": self._window,
             "shards_open": self.shards_open,
             "shards": self._division,
         }
-        return {PLAN: self._plan.identity(), _STREAM: stream}
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
-        plan = self._plan.at_epoch(epoch, seed=self._epochs.seed)
-        progress = {STRETCHES: write_stretches(stretches)}
-        return save_state(plan, **{_STREAM: self._identity()[_STREAM]}, **progress)
+        progress = {_STREAM: self._options(), STRETCHES: write_stretches(stretches)}
+        return save_state(self._plan_of(epoch), **progress)
 
 
 def _require_saved_worker(

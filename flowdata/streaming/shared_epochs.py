@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from flowdata.core.plan import non_negative
+from flowdata.map_style.served import require_cell
 
 _MOST_WORKERS = 256
 _LOADERS = (1 << 31) - 1
@@ -29,7 +30,7 @@ class SharedEpochs:
     """
 
     def __init__(self, seed: int) -> None:
-        require_seed(seed)
+        require_cell(seed, "the seed of a stream")
         self._cells = torch.zeros(_MOST_WORKERS + 1, _MOST_WORKERS, dtype=torch.int64)
         self._dropped = torch.zeros(_MOST_WORKERS, dtype=torch.int64)
         self._last_workers = torch.full((1,), -1, dtype=torch.int64)
@@ -140,13 +141,3 @@ def require_epoch(epoch: int) -> None:
     """
     if non_negative(epoch, "epoch") >= _EPOCHS:
         raise ValueError(f"the epoch of a stream must be below 2^32 - 1, got {epoch}")
-
-
-def require_seed(seed: int) -> None:
-    """Make sure that shared memory can hold a seed.
-
-    Raises:
-        ValueError: for one of more than 63 bits.
-    """
-    if seed >= 1 << 63:
-        raise ValueError(f"the seed of a stream must be below 2^63, got {seed}")

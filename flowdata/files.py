@@ -1,37 +1,83 @@
 """Atomic files: whoever reads the final name sees the old content or the new, never half."""
 
 import contextlib
+import errno
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
+
+from flowdata.errors import TableFileError
+
+# Also as pathlib leaves it, with one slash. A letter alone is a drive of Windows.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def local_path(path: str | PathLike[str], what: str) -> Path:
+    """A path of this machine's file systems.
+
+    Args:
+        path: what a user gave.
+        what: what it is of, for the error.
+
+    Raises:
+        TableFileError: for the URL of something else.
+    """
+    found = _URL.match(os.fspath(path))
+    if found and not os.path.isdir(f"{found[1]}:"):
+        raise TableFileError(
+            f"{os.fspath(path)} is a URL, and a {what} is a local file: give a path, of a mounted "
+            "or a local disk, and copy the file between there and the object store"
+        )
+    return Path(path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success sync it and rename it to ``path``.
 
-    On an error the temporary file is removed and ``path`` stays as it was. A folder that cannot
-    be synced (some network file systems refuse it) is none: the new content is in place.
+    On an error the temporary file is removed and ``path`` stays as it was. A link is followed. A
+    folder that cannot be synced (some network file systems refuse it) is none: the new content is
+    in place.
     """
+    path = _followed(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        temporary.chmod(0o666 & ~_umask())
+        # Some file systems have no permissions to set.
+        with contextlib.suppress(OSError):
+            temporary.chmod(0o666 & ~_umask())
         yield temporary
         _sync(temporary)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path)
 
 
 def move_into_place(source: Path, path: Path) -> None:
-    """Give a file that is written and synced its final name, on the same file system."""
-    source.replace(path)
-    _sync_folder(path)
+    """Give a file that is written and synced its final name, also on another file system."""
+    try:
+        source.replace(_followed(path))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with replacing(path) as temporary:
+            shutil.copyfile(source, temporary)
+        source.unlink()
+    else:
+        _sync_folder(path)
+
+
+def _followed(path: Path) -> Path:
+    """What a link leads to, also one that leads nowhere yet: the link stays a link."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,11 +1,9 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,16 +13,11 @@ from flowdata.core.arrays import as_array
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
-from flowdata.files import replacing
+from flowdata.files import local_path, replacing
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
-from flowdata.table.provenance import SCHEMA_VERSION, Provenance
+from flowdata.table.provenance import Provenance
 from flowdata.table.shard_index import ShardIndex
-
-_METADATA_KEY = b"flowdata"
-_LOSS = "loss"
-_N_TOKENS = "n_tokens"
-_TOKEN_LOSSES = "token_losses"
-_SHARD = "shard"
+from flowdata.table.stored_table import LOSS, METADATA_KEY, N_TOKENS, TOKEN_LOSSES, read_table
 
 
 class LossTable:
@@ -110,18 +103,18 @@ class LossTable:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        metadata = {_METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
-        columns = {_LOSS: pa.array(self.losses)}
+        metadata = {METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
+        columns = {LOSS: pa.array(self.losses)}
         if self.n_tokens is not None:
-            columns[_N_TOKENS] = pa.array(self.n_tokens)
+            columns[N_TOKENS] = pa.array(self.n_tokens)
         if self.token_losses is not None:
-            columns[_TOKEN_LOSSES] = to_list_array(self.token_losses, self.token_offsets)
+            columns[TOKEN_LOSSES] = to_list_array(self.token_losses, self.token_offsets)
         if self.index is not None:
             columns |= self.index.columns()
             metadata |= self.index.metadata()
         table = pa.table(columns).replace_schema_metadata(metadata)
         try:
-            with replacing(Path(path)) as temporary:
+            with replacing(local_path(path, "loss table")) as temporary:
                 # Plain pages can be read from the mapped file without decoding; losses hardly
                 # compress anyway.
                 pq.write_table(
@@ -158,15 +151,13 @@ class LossTable:
             TableFileError: for a file that is missing, truncated, or no loss table.
             MismatchError: when the table belongs to other data or another model.
         """
-        stored = _read_file(path, tokens=tokens)
-        columns = stored.columns
-        lists = columns.get(_TOKEN_LOSSES)
+        stored = read_table(path, tokens=tokens)
         table = cls(
-            columns[_LOSS].to_numpy(),
+            stored.losses,
             stored.provenance,
-            n_tokens=columns[_N_TOKENS].to_numpy() if _N_TOKENS in columns else None,
-            token_losses=None if lists is None else lists.combine_chunks().flatten().to_numpy(),
-            index=ShardIndex.from_columns(columns, stored.metadata) if _SHARD in columns else None,
+            n_tokens=stored.n_tokens,
+            token_losses=stored.token_losses,
+            index=stored.index,
         )
         table.check(dataset=dataset, model=model)
         return table
@@ -305,63 +296,3 @@ def _check_length(dataset: Any, rows: int) -> None:
             f"there are {rows:,} losses, but the data set has {len(dataset):,} rows; "
             "score this data set, or pass the one that was scored"
         )
-
-
-class _StoredTable(NamedTuple):
-    """What a file holds: the provenance, the Arrow column of each name, the file's metadata."""
-
-    provenance: Provenance
-    columns: dict[str, Any]
-    metadata: Mapping[bytes, bytes]
-
-
-def _read_file(path: str | PathLike[str], *, tokens: bool) -> _StoredTable:
-    """Read a file, its token losses only if they are asked for."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-            schema = file.schema_arrow
-            provenance = _read_provenance(path, schema)
-            # Token losses are many times the rest, and only reweighting tokens needs them.
-            unwanted = () if tokens else (_TOKEN_LOSSES,)
-            table = file.read([name for name in schema.names if name not in unwanted])
-    except FileNotFoundError as error:
-        raise TableFileError(f"there is no loss table at {path}") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise TableFileError(
-            f"{path} is not a readable Parquet file ({error}); it is truncated or of another "
-            "format: score the data again or restore the file"
-        ) from error
-    if len(table) != provenance.rows:
-        raise TableFileError(
-            f"{path} says that it has {provenance.rows:,} rows, but holds {len(table):,}"
-        )
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    return _StoredTable(provenance, columns, schema.metadata)
-
-
-def _read_provenance(path: str | PathLike[str], schema: Any) -> Provenance:
-    stored = (schema.metadata or {}).get(_METADATA_KEY)
-    if stored is None or _LOSS not in schema.names:
-        raise TableFileError(
-            f"{path} is Parquet, but not a loss table of flowdata (columns: {schema.names}); "
-            "for losses in a file of your own use LossTable.from_losses(array)"
-        )
-    if str(kind := schema.field(_LOSS).type) != "float":
-        raise TableFileError(f"the column loss in {path} is {kind}, not float32: restore the file")
-    try:
-        values = json.loads(stored)
-        if not (isinstance(values["schema"], int) and isinstance(values["rows"], int)):
-            raise TypeError("numbers are needed")
-    except (ValueError, KeyError, TypeError) as error:
-        raise TableFileError(f"the provenance in {path} is damaged: restore the file") from error
-    if values["schema"] > SCHEMA_VERSION:
-        raise TableFileError(
-            f"{path} was written by flowdata {values.get('flowdata')} with schema version "
-            f"{values['schema']}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
-        )
-    # Fields that a later version adds to the same schema are none of its meaning.
-    known = {field.name for field in fields(Provenance)}
-    return Provenance(**{name: value for name, value in values.items() if name in known})

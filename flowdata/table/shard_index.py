@@ -5,17 +5,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import TableFileError
-from flowdata.files import replacing
+from flowdata.files import local_path, replacing
+from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
 
 METADATA_KEY = b"flowdata.shards"
-_COLUMNS = ("shard", "key", "offset", "size")
+INDEX_KINDS = {
+    "shard": Kind.TEXT,
+    "key": Kind.TEXT,
+    "offset": Kind.INT64,
+    "size": Kind.INT64,
+}
+"""The columns of an index."""
+
+_REMEDY = "index or score the shards again"
+_LARGEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class ShardIndex:
 
         table = pa.table(self.columns()).replace_schema_metadata(self.metadata())
         try:
-            with replacing(Path(path)) as temporary:
+            with replacing(local_path(path, "index")) as temporary:
                 pq.write_table(table, temporary, write_page_checksum=True)
         except OSError as error:
             raise TableFileError(f"cannot write the index {path}: {error}") from error
@@ -76,22 +85,13 @@ class ShardIndex:
         Raises:
             TableFileError: for a file that is missing, truncated, or has no index.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                schema = file.schema_arrow
-                if not set(_COLUMNS) <= set(schema.names):
-                    raise TableFileError(
-                        f"{path} is no index of shards (columns: {schema.names}); make one with "
-                        "flowdata index"
-                    )
-                table = file.read(list(_COLUMNS))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise TableFileError(f"{path} is not a readable index ({error})") from error
-        columns = dict(zip(table.column_names, table.columns, strict=True))
-        return cls.from_columns(columns, schema.metadata)
+        with open_parquet(path, what="index", remedy=_REMEDY) as file:
+            if not INDEX_KINDS.keys() <= set(file.names):
+                raise TableFileError(
+                    f"{path} is no index of shards (columns: {file.names[:20]}); make one with "
+                    "flowdata index"
+                )
+            return cls.from_file(file, file.read(INDEX_KINDS))
 
     def columns(self) -> dict[str, Any]:
         """The index as Arrow columns."""
@@ -99,7 +99,7 @@ class ShardIndex:
 
         names = pa.DictionaryArray.from_arrays(pa.array(self.shard), pa.array(self.shards))
         values = (names, self.keys, pa.array(self.offsets), pa.array(self.sizes))
-        return dict(zip(_COLUMNS, values, strict=True))
+        return dict(zip(INDEX_KINDS, values, strict=True))
 
     def metadata(self) -> dict[bytes, bytes]:
         """What is known of whole shards, for the metadata of a file."""
@@ -111,74 +111,98 @@ class ShardIndex:
         return {METADATA_KEY: json.dumps(known).encode()}
 
     @classmethod
-    def from_columns(
-        cls, columns: dict[str, Any], metadata: Mapping[bytes, bytes] | None
-    ) -> "ShardIndex":
+    def from_file(cls, file: ParquetColumns, columns: Mapping[str, Any]) -> "ShardIndex":
         """The index of a file that has the four columns.
 
         Raises:
-            TableFileError: when they contradict each other.
+            DamagedFileError: when they contradict each other.
         """
-        known = json.loads((metadata or {}).get(METADATA_KEY, b"{}"))
-        shards, shard = _numbered(columns["shard"], known.get("shards"))
-        lengths = np.array(known.get("lengths", [-1] * len(shards)), dtype=np.int64)
-        compressed = np.array(known.get("compressed", [False] * len(shards)), dtype=np.bool_)
-        if not lengths.size == compressed.size == len(shards):
-            raise TableFileError(
-                f"the index has {len(shards):,} shards, but lengths of {lengths.size:,}: index the "
-                "shards again"
-            )
+        if missing := INDEX_KINDS.keys() - columns.keys():
+            raise file.damaged(f"it has no column {', '.join(sorted(missing))}")
+        known = file.json(METADATA_KEY)
+        names = _list_of(file, known, "shards", str)
+        if len(set(names or ())) != len(names or ()):
+            raise file.damaged("it has a shard twice")
+        shards, shard = _numbered(file, columns["shard"], names)
+        lengths = _list_of(file, known, "lengths", int, len(shards), default=-1)
+        if min(lengths, default=0) < -1 or max(lengths, default=0) > _LARGEST:
+            raise file.damaged("a shard has no possible length")
         index = cls(
             shards,
             shard,
-            compact_keys(columns["key"].combine_chunks()),
+            compact_keys(columns["key"]),
             columns["offset"].to_numpy(),
             columns["size"].to_numpy(),
-            lengths,
-            compressed,
+            np.array(lengths, dtype=np.int64),
+            np.array(
+                _list_of(file, known, "compressed", bool, len(shards), default=False),
+                dtype=np.bool_,
+            ),
         )
         # Readers seek to these places and read these sizes: a damaged index must not reach them.
-        index._check()
+        if not index._places_agree():
+            raise file.damaged(
+                "the places of the samples contradict each other: rows of a shard must follow one "
+                "another without overlap, inside the shard"
+            )
         return index
 
-    def _check(self) -> None:
+    def _places_agree(self) -> bool:
         steps = np.diff(self.offsets) - self.sizes[:-1]
         known = (self.lengths >= 0) & ~self.compressed
-        limits = np.where(known, self.lengths, np.iinfo(np.int64).max)[self.shard]
-        good = (
-            self.lengths.size == self.compressed.size == len(self.shards)
-            and (np.diff(self.shard) >= 0).all()
+        limits = np.where(known, self.lengths, _LARGEST)[self.shard]
+        return bool(
+            (np.diff(self.shard) >= 0).all()
             and ((steps >= 0) | (np.diff(self.shard) > 0)).all()
             and (self.offsets >= 0).all()
             and (self.sizes > 0).all()
             and (self.sizes <= limits - self.offsets).all()
         )
-        if not good:
-            raise TableFileError(
-                "the places of the samples contradict each other: rows of a shard must follow one "
-                "another without overlap, inside the shard; index or score the shards again"
-            )
 
 
-def _numbered(column: Any, shards: list[str] | None) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+def _list_of(
+    file: ParquetColumns,
+    known: Mapping[str, Any],
+    name: str,
+    kind: type,
+    size: int | None = None,
+    default: Any = None,
+) -> Any:
+    """What is known of each shard; the default of each where it is not.
+
+    Raises:
+        DamagedFileError: for values of another type or number.
+    """
+    if name not in known:
+        return None if size is None else [default] * size
+    values = known[name]
+    # Exactly: True is an int to isinstance.
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise file.damaged(f"its {name} are no list of {kind.__name__}")
+    if size is not None and len(values) != size:
+        raise file.damaged(f"it has {size:,} shards, but {name} of {len(values):,}")
+    return values
+
+
+def _numbered(
+    file: ParquetColumns, column: Any, shards: list[str] | None
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """The shards of an index, those without samples too, and the number of each row's.
 
     Raises:
-        TableFileError: for a row of no shard, or of one that is not among those of the file.
+        DamagedFileError: for a row of a shard that is not among those of the file.
     """
     import pyarrow as pa
 
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    column = column.combine_chunks()
+    column = column.unify_dictionaries().combine_chunks()
     found = column.dictionary.to_pylist()
     every = found if shards is None else shards
     numbers = {name: number for number, name in enumerate(every)}
-    unknown = [name for name in found if name not in numbers]
-    if unknown or column.null_count:
-        raise TableFileError(
-            f"the index has rows of the shard {unknown[0] if unknown else None!r}, which is not "
-            "among its shards: index them again"
+    if unknown := [name for name in found if name not in numbers]:
+        raise file.damaged(
+            f"it has rows of the shard {unknown[0]!r:.200}, which is not among its shards"
         )
     of_found = np.array([numbers[name] for name in found], dtype=np.int32)
     return tuple(every), of_found[column.indices.to_numpy()]
@@ -206,8 +230,9 @@ def _unescaped(key: str) -> str:
 
 
 def compact_keys(keys: Any) -> Any:
-    """Keys with offsets of 4 bytes, where they are below 2 GB together."""
+    """Keys in one piece, with offsets of 4 bytes where they are below 2 GB together."""
     import pyarrow as pa
 
     # pyarrow 26: offsets of `string` are int32, those of `large_string` int64.
-    return keys.cast(pa.string() if keys.nbytes < 1 << 31 else pa.large_string())
+    keys = keys.cast(pa.string() if keys.nbytes < 1 << 31 else pa.large_string())
+    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys

@@ -1,0 +1,247 @@
+"""Parquet files of which nothing is believed before it is checked.
+
+A file is read column by column, by name and type; what it claims to hold takes no memory before
+it is there; and whatever is wrong with it is said in words of ours: `DamagedFileError` where its
+content is, a `TableFileError` where it cannot be read now, which proves nothing.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from flowdata.errors import FlowDataError, TableFileError
+from flowdata.files import local_path
+
+# A network disk may fail for a moment, and open files may be many for a moment.
+_PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+RETRY_WAITS = (0.1, 0.4)
+"""Seconds to wait before such a file is tried again."""
+
+# "PAR1", an empty footer, its length, "PAR1".
+_SMALLEST = 12
+# Values are decoded so many rows at a time: a row count that is not true is found out early.
+_BATCH_ROWS = 1 << 20
+_MOST_METADATA = 1 << 20
+_MOST_METADATA_OF_ROW = 1 << 12
+
+
+class DamagedFileError(TableFileError):
+    """A file whose content was read, and is not what was written."""
+
+
+class Kind(Enum):
+    """Types of columns, as an error names them."""
+
+    FLOAT32 = "float32"
+    INT32 = "int32"
+    INT64 = "int64"
+    BOOL = "bool"
+    TEXT = "strings"
+    FLOAT32_LISTS = "lists of float32"
+
+    def fits(self, found: Any) -> bool:
+        """Whether an Arrow type is of this kind."""
+        import pyarrow.types as types
+
+        if self is Kind.FLOAT32_LISTS:
+            lists = types.is_list(found) or types.is_large_list(found)
+            return lists and Kind.FLOAT32.fits(found.value_type)
+        if self is Kind.TEXT:
+            if types.is_dictionary(found):
+                found = found.value_type
+            return bool(types.is_string(found) or types.is_large_string(found))
+        test = {
+            Kind.FLOAT32: types.is_float32,
+            Kind.INT32: types.is_int32,
+            Kind.INT64: types.is_int64,
+            Kind.BOOL: types.is_boolean,
+        }[self]
+        return bool(test(found))
+
+
+class ParquetColumns:
+    """The columns of an open file, and what its footer says.
+
+    Attributes:
+        names: of all columns.
+        metadata: texts that the writer left.
+        rows: number of rows, if the footer is right.
+    """
+
+    def __init__(self, file: Any, path: str | PathLike[str], remedy: str) -> None:
+        self._file = file
+        self._path = path
+        self._remedy = remedy
+        schema = file.schema_arrow
+        self._types = list(schema.types)
+        self.names: list[str] = list(schema.names)
+        self.metadata: Mapping[bytes, bytes] = dict(schema.metadata or {})
+        self.rows: int = file.metadata.num_rows
+
+    def read(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+        """Arrow columns by name.
+
+        Raises:
+            DamagedFileError: for a column that is missing, there twice, of another type, longer or
+                shorter than the file says, or with values that are missing or no text.
+        """
+        import pyarrow as pa
+
+        for name, kind in kinds.items():
+            self._check(name, kind)
+        found: dict[str, list[Any]] = {name: [] for name in kinds}
+        left = self.rows
+        for batch in self._file.iter_batches(_BATCH_ROWS, columns=list(kinds), use_threads=False):
+            left -= len(batch)
+            if left < 0:
+                break
+            for name in kinds:
+                found[name].append(batch.column(name))
+        if left:
+            raise self.damaged(
+                f"the file says that it has {self.rows:,} rows, but holds "
+                f"{'more' if left < 0 else f'{self.rows - left:,}'}"
+            )
+        columns = {
+            name: pa.chunked_array(chunks, self._types[self.names.index(name)])
+            for name, chunks in found.items()
+        }
+        for name, column in columns.items():
+            self._check_values(name, column, kinds[name])
+        return columns
+
+    def json(self, key: bytes) -> dict[str, Any]:
+        """A JSON object that the writer left in a text; empty where there is none.
+
+        Raises:
+            DamagedFileError: for one that is none, or too long to be ours.
+        """
+        text = self.metadata.get(key, b"{}")
+        # As Python objects it takes many times the memory of its text.
+        if len(text) > _MOST_METADATA + _MOST_METADATA_OF_ROW * self.rows:
+            raise self.damaged(f"its text {key.decode()} has {len(text):,} bytes")
+        try:
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return found
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(f"its text {key.decode()} is no JSON") from error
+        raise self.damaged(f"its text {key.decode()} is no JSON object")
+
+    def damaged(self, what: str) -> DamagedFileError:
+        """An error that says what is wrong with the content."""
+        return DamagedFileError(f"{self._path} is damaged: {what}; {self._remedy}")
+
+    def _check(self, name: str, kind: Kind) -> None:
+        if (times := self.names.count(name)) != 1:
+            what = "no column" if times == 0 else f"{times} columns"
+            raise self.damaged(f"it has {what} {name} (columns: {self.names[:20]})")
+        if not kind.fits(found := self._types[self.names.index(name)]):
+            raise self.damaged(f"the column {name} is {found}, not {kind.value}")
+
+    def _check_values(self, name: str, column: Any, kind: Kind) -> None:
+        inside = flattened(column) if kind is Kind.FLOAT32_LISTS else column
+        if column.null_count or inside.null_count:
+            raise self.damaged(f"values are missing in the column {name}")
+        if kind is Kind.TEXT:
+            # Parquet readers take any bytes for text.
+            column.validate(full=True)
+
+
+def flattened(lists: Any) -> Any:
+    """The values of all lists of a column, as one column."""
+    import pyarrow as pa
+
+    return pa.chunked_array([chunk.flatten() for chunk in lists.chunks], lists.type.value_type)
+
+
+@contextlib.contextmanager
+def open_parquet(path: str | PathLike[str], *, what: str, remedy: str) -> Iterator[ParquetColumns]:
+    """Open a file; errors while it is open are ours, and name it.
+
+    Args:
+        path: the file.
+        what: what it should be, for errors: "loss table".
+        remedy: what to do about a damaged one.
+
+    Raises:
+        DamagedFileError: where the content is no Parquet, or damaged.
+        TableFileError: where the file is missing, is no file, or cannot be read now.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with (
+            _open_source(local_path(path, what), what) as source,
+            # Neither mapped, since a disk that fails would end the process, nor read ahead.
+            pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file,
+        ):
+            yield ParquetColumns(file, path, remedy)
+    except FlowDataError:
+        raise
+    except FileNotFoundError as error:
+        raise TableFileError(f"there is no {what} at {path}") from error
+    except MemoryError as error:
+        raise TableFileError(f"there is no memory to read the {what} {path} ({error})") from error
+    except OSError as error:
+        # pyarrow 26 raises OSError for bad content too, but then without a number.
+        if error.errno is not None:
+            raise unreadable(path, what, error) from error
+        raise _not_parquet(path, error, remedy) from error
+    except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise _not_parquet(path, error, remedy) from error
+
+
+def unreadable(path: str | PathLike[str], what: str, error: OSError) -> TableFileError:
+    """The error of a file that cannot be read now."""
+    return TableFileError(
+        f"cannot read the {what} {path}: {error.strerror or error}; that does not mean that it is "
+        "damaged: make it readable, and try again"
+    )
+
+
+def _not_parquet(path: str | PathLike[str], error: Exception, remedy: str) -> DamagedFileError:
+    cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DamagedFileError(
+        f"{path} is not a readable Parquet file ({cause}); it is truncated or of another "
+        f"format: {remedy}"
+    )
+
+
+@contextlib.contextmanager
+def _open_source(path: Path, what: str) -> Iterator[Any]:
+    import pyarrow as pa
+
+    for wait in (*RETRY_WAITS, None):
+        try:
+            status = os.stat(path)
+            _require_file(status, path, what)
+            source = pa.OSFile(os.fspath(path))
+            break
+        except OSError as error:
+            if error.errno not in _PASSING or wait is None:
+                raise
+            time.sleep(wait)
+    with source:
+        if source.size() < _SMALLEST:
+            raise ValueError(f"it has {source.size()} bytes")
+        yield source
+
+
+def _require_file(status: os.stat_result, path: Path, what: str) -> None:
+    """Refuse what is no file: a pipe would keep its reader waiting, a device has no end."""
+    if stat.S_ISREG(status.st_mode):
+        return
+    found = "directory" if stat.S_ISDIR(status.st_mode) else "pipe or a device"
+    raise TableFileError(
+        f"{path} is not a readable Parquet file, but a {found}: give the name of a {what}"
+    )

@@ -1,0 +1,121 @@
+"""The file of a loss table, read without believing it."""
+
+import json
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import TableFileError
+from flowdata.table.parquet import Kind, ParquetColumns, flattened, open_parquet
+from flowdata.table.provenance import SCHEMA_VERSION, Provenance
+from flowdata.table.shard_index import INDEX_KINDS, ShardIndex
+
+METADATA_KEY = b"flowdata"
+LOSS = "loss"
+N_TOKENS = "n_tokens"
+TOKEN_LOSSES = "token_losses"
+
+_REMEDY = "score the data again or restore the file"
+_KINDS = {LOSS: Kind.FLOAT32, N_TOKENS: Kind.INT32, TOKEN_LOSSES: Kind.FLOAT32_LISTS} | INDEX_KINDS
+
+
+@dataclass(frozen=True)
+class StoredTable:
+    """What the file of a loss table holds."""
+
+    provenance: Provenance
+    losses: NDArray[np.float32]
+    n_tokens: NDArray[np.int32] | None
+    token_losses: NDArray[np.float32] | None
+    index: ShardIndex | None
+
+
+def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
+    """Read a file, its token losses only if they are asked for.
+
+    Raises:
+        TableFileError: for a file that is missing, cannot be read, is damaged, or no loss table.
+    """
+    with open_parquet(path, what="loss table", remedy=_REMEDY) as file:
+        provenance = _read_provenance(path, file)
+        # Token losses are many times the rest, and only reweighting tokens needs them.
+        wanted = {
+            name: kind
+            for name, kind in _KINDS.items()
+            if name in file.names and (tokens or name != TOKEN_LOSSES)
+        }
+        columns = file.read(wanted)
+        n_tokens, token_losses = read_tokens(file, columns)
+        index = ShardIndex.from_file(file, columns) if INDEX_KINDS.keys() & wanted else None
+        return StoredTable(provenance, columns[LOSS].to_numpy(), n_tokens, token_losses, index)
+
+
+def read_tokens(
+    file: ParquetColumns, columns: dict[str, Any]
+) -> tuple[NDArray[np.int32] | None, NDArray[np.float32] | None]:
+    """The tokens of each row, and their losses, row after row, where a file has them.
+
+    Raises:
+        DamagedFileError: where they contradict each other.
+    """
+    if N_TOKENS not in columns:
+        if TOKEN_LOSSES in columns:
+            raise file.damaged(f"it has {TOKEN_LOSSES}, but no {N_TOKENS}")
+        return None, None
+    n_tokens: NDArray[np.int32] = columns[N_TOKENS].to_numpy()
+    if n_tokens.size and n_tokens.min() < 0:
+        raise file.damaged(f"row {n_tokens.argmin():,} has {n_tokens.min()} tokens")
+    if TOKEN_LOSSES not in columns:
+        return n_tokens, None
+    # Out of the dict: it is by far the largest column, and copied here.
+    lists = columns.pop(TOKEN_LOSSES)
+    row = 0
+    for chunk in lists.chunks:
+        lengths = chunk.value_lengths().to_numpy()
+        expected = n_tokens[row : row + len(chunk)]
+        if (wrong := np.flatnonzero(lengths != expected)).size:
+            raise file.damaged(
+                f"row {row + wrong[0]:,} has {expected[wrong[0]]} tokens, but losses of "
+                f"{lengths[wrong[0]]}"
+            )
+        row += len(chunk)
+    return n_tokens, flattened(lists).to_numpy()
+
+
+def _read_provenance(path: str | PathLike[str], file: ParquetColumns) -> Provenance:
+    if METADATA_KEY not in file.metadata or LOSS not in file.names:
+        raise TableFileError(
+            f"{path} is Parquet, but not a loss table of flowdata (columns: {file.names[:20]}); "
+            "for losses in a file of your own use LossTable.from_losses(array)"
+        )
+    values = file.json(METADATA_KEY)
+    version, rows = values.get("schema"), values.get("rows")
+    if type(version) is not int or type(rows) is not int or version < 1 or rows < 0:
+        raise file.damaged(f"its provenance has schema={version!r:.50}, rows={rows!r:.50}")
+    if version > SCHEMA_VERSION:
+        raise TableFileError(
+            f"{path} was written by flowdata {values.get('flowdata')} with schema version "
+            f"{version}, this version reads up to {SCHEMA_VERSION}: upgrade flowdata"
+        )
+    if rows != file.rows:
+        raise file.damaged(f"it says that it has {rows:,} rows, but holds {file.rows:,}")
+    # Fields that a later version adds to the same schema are none of its meaning.
+    known = {field.name: values[field.name] for field in fields(Provenance) if field.name in values}
+    for field in fields(Provenance):
+        value = known.get(field.name)
+        # Their types are written as texts or unions of plain types.
+        if field.name in known and not isinstance(value, field.type):  # type: ignore[arg-type]
+            raise file.damaged(f"its provenance has {field.name}={value!r:.50}")
+    if known.get("options") is not None and not _is_json_object(known["options"]):
+        raise file.damaged(f"its provenance has options={known['options']!r:.50}")
+    return Provenance(**known)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,22 +1,34 @@
-"""ServedDraws: which draws of which epoch were served, over all worker processes."""
+"""ServedDraws: which epoch each pass over a FlowDataset draws, over all worker processes."""
 
+import os
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flowdata.guards.fetching import UNSEEN, WorkerPool, worker_pool
+
 _OWN_SEED = -1
 _MARKS = 255
+_NOBODY = -1
+_AT_ONCE = 64
+"""Passes that may be under way at once."""
+_EPOCH, _SET, _ADVISED, _SEED, _BEGUN, _READ, _CELLS = range(7)
 
 
 class ServedDraws:
     """The running epoch of a data set, in memory that its worker processes share.
 
-    Where nobody sets the epoch, a batch that asks for a draw again is the first of the next
-    one. The mark of a draw is its last epoch modulo 255, plus 1. No lock is needed: between two
-    epochs the DataLoader waits for its workers, and inside one, workers that find the first
-    repeated draw at the same time come to the same next epoch.
+    Where nobody sets the epoch, each pass of a DataLoader is the next one, also one that begins
+    before another has ended, and one that is left early. A pass is known by its reader, an object
+    that it has in each of its processes. The workers of a loader find the epoch that one of them
+    has begun by the loader's seed and process numbers. No lock is needed: workers that begin a
+    pass at the same time come to the same epoch, and write the same.
+
+    Where no reader can be seen, a batch that asks for a draw again is the first of the next
+    epoch. The mark of a draw is its last epoch modulo 255, plus 1.
 
     Args:
         draws: of an epoch.
@@ -24,67 +36,153 @@ class ServedDraws:
 
     def __init__(self, draws: int) -> None:
         self._marks = torch.zeros(draws, dtype=torch.uint8)
-        # The epoch, whether it was set, whether advice about that was given, and the seed.
-        self._state = torch.tensor([0, 0, 0, _OWN_SEED], dtype=torch.int64)
+        # The epoch, whether it was set, whether advice about that was given, the seed, whether a
+        # pass has begun the epoch, and whether anything was read lately.
+        self._state = torch.zeros(_CELLS, dtype=torch.int64)
+        self._state[_SEED] = _OWN_SEED
+        # Of the last epochs: number, seed and process of the pool that began it.
+        self._pools = torch.full((_AT_ONCE, 3), _NOBODY, dtype=torch.int64)
+        self._own_passes()
         self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_mark_of": None, "_cells": None}
+        own = {"_mark_of": None, "_cells": None, "_pool_of": None, "_epoch_of": None}
+        return self.__dict__ | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A copy has memory of its own, which its workers have to share too.
         self.__dict__.update(state)
+        self._own_passes()
         self._share()
 
+    def _own_passes(self) -> None:
+        """Begin without passes of this process."""
+        self._epoch_of: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._latest = _NOBODY
+
     def _share(self) -> None:
-        for tensor in (self._marks, self._state):
+        for tensor in (self._marks, self._state, self._pools):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
         # The same memory: to index an array takes a tenth of what a tensor takes.
         self._mark_of, self._cells = self._marks.numpy(), self._state.numpy()
+        self._pool_of = self._pools.numpy()
 
     @property
     def epoch(self) -> int:
-        """The running epoch."""
-        return int(self._cells[0])
+        """The running epoch; of several passes, that of the one that began last."""
+        return int(self._cells[_EPOCH])
 
     @property
     def epoch_was_set(self) -> bool:
         """Whether `set_epoch` was called."""
-        return bool(self._cells[1])
+        return bool(self._cells[_SET])
 
     @property
     def advised(self) -> bool:
         """Whether advice about `set_epoch` was given, or is not needed."""
-        return bool(self._cells[2])
+        return bool(self._cells[_ADVISED])
 
     @advised.setter
     def advised(self, advised: bool) -> None:
-        self._cells[2] = advised
+        self._cells[_ADVISED] = advised
+
+    @property
+    def was_read(self) -> bool:
+        """Whether any process has read draws since this was set to False."""
+        return bool(self._cells[_READ])
+
+    @was_read.setter
+    def was_read(self, read: bool) -> None:
+        self._cells[_READ] = read
 
     @property
     def seed(self) -> int | None:
         """The seed of a state that was loaded, if one was."""
-        seed = int(self._cells[3])
+        seed = int(self._cells[_SEED])
         return None if seed == _OWN_SEED else seed
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._cells[3] = require_cell(seed, "a seed that is loaded")
+        self._cells[_SEED] = require_cell(seed, "a seed that is loaded")
 
     def set_epoch(self, epoch: int) -> None:
         """Serve from this epoch until another is set."""
-        self._cells[:2] = require_cell(epoch, "the epoch"), 1
+        self._cells[_EPOCH], self._cells[_SET] = require_cell(epoch, "the epoch"), True
 
-    def mark(self, draws: NDArray[np.int64]) -> int:
-        """Mark draws as served, and return their epoch: the next one if any was served before."""
-        epoch = self.epoch
+    def serve(self, draws: NDArray[np.int64], reader: object) -> int:
+        """The epoch in which a reader is given these draws.
+
+        Args:
+            draws: in [0, M).
+            reader: stands for a pass in this process; or `UNSEEN`.
+
+        Raises:
+            RuntimeError: when two passes have begun the same epoch at the same moment.
+        """
+        self._cells[_READ] = True
         if self.epoch_was_set:
-            return epoch
-        marks = self._mark_of
+            return self.epoch
+        if reader is UNSEEN:
+            return self._mark(draws)
+        epoch = self._epoch_of.get(reader)
+        if epoch is None:
+            epoch = self._epoch_of[reader] = self._begin()
+        return epoch
+
+    def _begin(self) -> int:
+        """The epoch of a pass that is new in this process."""
+        pool = worker_pool()
+        # In this order: an epoch that is running was written down before.
+        begun, running = bool(self._cells[_BEGUN]), self.epoch
+        found = _NOBODY if pool is None else self._latest_of(pool)
+        if found > self._latest:
+            # Another worker has begun this pass.
+            self._latest = found
+            return found
+        epoch = running + begun
+        own = (-os.getpid(), 0) if pool is None else (pool.seed, pool.process)
+        place = self._pool_of[epoch % _AT_ONCE]
+        place[0] = _NOBODY
+        place[1:] = own
+        place[0] = epoch
+        self._cells[_EPOCH] = epoch
+        self._cells[_BEGUN] = True
+        self._latest = epoch
+        return epoch
+
+    def require_own(self, epoch: int) -> None:
+        """Make sure that an epoch which this process has just begun is not another pass's too.
+
+        Raises:
+            RuntimeError: if it is.
+        """
+        pool = worker_pool()
+        place = self._pool_of[epoch % _AT_ONCE].tolist()
+        if pool is None:
+            own = place == [epoch, -os.getpid(), 0]
+        else:
+            own = place[:2] == [epoch, pool.seed] and abs(place[2] - pool.process) < pool.workers
+        if not own:
+            raise RuntimeError(
+                f"two passes over one FlowDataset have begun epoch {epoch} at the same moment, so "
+                "their draws cannot be told apart: make a FlowDataset for each, or call "
+                "set_epoch(epoch) before every epoch"
+            )
+
+    def _latest_of(self, pool: WorkerPool) -> int:
+        """The last epoch that a pool has begun."""
+        epochs, seeds, processes = self._pool_of.T
+        # A pool started later has a first process that comes after all of this one's.
+        same = (seeds == pool.seed) & (np.abs(processes - pool.process) < pool.workers)
+        return int(epochs[same].max(initial=_NOBODY))
+
+    def _mark(self, draws: NDArray[np.int64]) -> int:
+        """Mark draws as served, and return their epoch: the next one if any was served before."""
+        epoch, marks = self.epoch, self._mark_of
         # A draw that was served in this epoch: somebody has begun the next one.
         if (marks[draws] == epoch % _MARKS + 1).any():
             epoch += 1
-            self._cells[0] = epoch
+            self._cells[_EPOCH] = epoch
         marks[draws] = epoch % _MARKS + 1
         return epoch
 

@@ -7,8 +7,10 @@ from torch.utils.data import get_worker_info
 
 from flowdata.core.plan import non_negative
 from flowdata.map_style.served import require_cell
+from flowdata.map_style.shared_memory import SharedArray
 
 _MOST_WORKERS = 256
+_CELLS = (_MOST_WORKERS + 1) * _MOST_WORKERS
 _LOADERS = (1 << 31) - 1
 # A cell: the number of a loader, and in the low bits the epoch that comes next.
 _EPOCH_BITS = 32
@@ -31,24 +33,35 @@ class SharedEpochs:
 
     def __init__(self, seed: int) -> None:
         require_cell(seed, "the seed of a stream")
-        self._cells = torch.zeros(_MOST_WORKERS + 1, _MOST_WORKERS, dtype=torch.int64)
-        self._dropped = torch.zeros(_MOST_WORKERS, dtype=torch.int64)
-        self._last_workers = torch.full((1,), -1, dtype=torch.int64)
-        self._seed = torch.full((1,), seed, dtype=torch.int64)
-        self._share()
+        # One piece of memory, as each takes a file that is open.
+        self._memory = SharedArray(_CELLS + _MOST_WORKERS + 2, torch.int64)
+        self._name_parts()
+        self._last_workers[0], self._seed[0] = -1, seed
 
-    def __setstate__(self, state: dict[str, torch.Tensor]) -> None:
-        self.__dict__.update(state)
-        self._share()
+    def __getstate__(self) -> SharedArray:
+        return self._memory
 
-    def _share(self) -> None:
-        for tensor in (self._cells, self._dropped, self._last_workers, self._seed):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    def __setstate__(self, memory: SharedArray) -> None:
+        self._memory = memory
+        self._name_parts()
+
+    def _name_parts(self) -> None:
+        cells, self._dropped, self._last_workers, self._seed = np.split(
+            self._memory.values, np.cumsum([_CELLS, _MOST_WORKERS, 1])
+        )
+        self._cells = cells.reshape(_MOST_WORKERS + 1, _MOST_WORKERS)
+
+    def following(self) -> "SharedEpochs":
+        """A count of its own, which begins with the epoch that is next here."""
+        others = SharedEpochs(self.seed)
+        if epoch := self.upcoming():
+            others.set_epoch(epoch)
+        return others
 
     @property
     def workers(self) -> int:
         """Workers of the last pass that began since `set_epoch`; -1 if none did."""
-        return int(self._last_workers)
+        return int(self._last_workers[0])
 
     def begin(self) -> int:
         """The epoch of the pass that this process begins.
@@ -62,7 +75,7 @@ class SharedEpochs:
                 f"at most {_MOST_WORKERS} DataLoader workers are supported, got {workers}"
             )
         # One reading of all: others may write meanwhile.
-        cells = self._cells.numpy().copy()
+        cells = self._cells.copy()
         upcoming = _epoch_after(cells, worker, workers, loader)
         self._cells[workers, worker] = loader << _EPOCH_BITS | upcoming
         self._dropped[worker] = 0
@@ -83,8 +96,8 @@ class SharedEpochs:
         """Make ``epoch`` that of the next pass."""
         require_epoch(epoch)
         # Workers that persist, and those that begin the pass before only now, still know it.
-        self._cells.copy_(self._cells >> _EPOCH_BITS << _EPOCH_BITS | epoch)
-        self._dropped.zero_()
+        self._cells[:] = self._cells >> _EPOCH_BITS << _EPOCH_BITS | epoch
+        self._dropped[:] = 0
         self._last_workers[0] = -1
 
     def set_for_worker(self, epoch: int) -> None:
@@ -104,7 +117,7 @@ class SharedEpochs:
     @property
     def seed(self) -> int:
         """The seed of all epochs."""
-        return int(self._seed)
+        return int(self._seed[0])
 
     def set_seed(self, seed: int) -> None:
         """Take over the seed of a saved state."""

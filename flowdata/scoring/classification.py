@@ -2,51 +2,117 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.data import default_collate
 
+from flowdata.scoring import loss_formulas as formulas
 from flowdata.scoring.inference import to_device
+from flowdata.scoring.loss_formulas import IGNORED, Formula, UnscorableSample
+from flowdata.scoring.own_loss import losses_side_by_side, parameters_of_forward
 from flowdata.scoring.scored_rows import ScoredRows
-
-_IGNORED = -100
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
 
+_OWN = "loss=function(model, batch) -> losses"
+
+_NAMES = {
+    "cross-entropy": "cross_entropy",
+    "cross-entropy over the last axis": "cross_entropy",
+    "cross-entropy with probabilities": "cross_entropy",
+    "binary cross-entropy": "bce",
+    "squared error": "mse",
+}
+
+
+def _known_formulas(ignored: int) -> dict[str, Formula]:
+    """What a model's own loss is compared with."""
+    found = (
+        partial(formulas.of_classes, ignored=ignored),
+        partial(formulas.of_last_axis, ignored=ignored),
+        *(formulas.of_probabilities, formulas.of_flags, formulas.of_single_values),
+    )
+    return dict(zip(_NAMES, found, strict=True))
+
+
+class Classification:
+    """Cross-entropy, binary cross-entropy or squared error: one of them for a whole pass.
+
+    Where the model computes a loss itself from ``labels`` (as those of transformers do), it is
+    the one that gives the same numbers. Else the type of the target decides: class indices
+    (integers, one axis fewer than the logits) mean cross-entropy; booleans, or integers of the
+    shape of the logits, binary cross-entropy with logits; floats squared error, or cross-entropy
+    where they are probabilities of classes. Further axes (pixels, labels, tokens) are averaged.
+    What may mean two of these is refused.
+    """
+
+    def __init__(self, ignored: int = IGNORED) -> None:
+        self._ignored = ignored
+        self._formula: Formula | None = None
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it is decided which loss it is."""
+        return self._formula is not None
+
+    def choose(self, model: nn.Module, batch: Any) -> None:
+        """Decide by a batch which loss it is."""
+        own = _own_formula(model, batch, self._ignored)
+        self._formula = own or _formula_by_type(*predict(model, batch), self._ignored)
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Losses of a batch, of shape (batch size,)."""
+        if self._formula is None:
+            self.choose(model, batch)
+            assert self._formula is not None
+        return self._formula(*predict(model, batch))
+
 
 def classification(model: nn.Module, batch: Any) -> Tensor:
-    """Cross-entropy, binary cross-entropy or squared error, by the type of the target.
+    """The losses of one batch, see `Classification`."""
+    return Classification()(model, batch)
 
-    Class indices (integers, one axis fewer than the logits) mean cross-entropy; booleans, or
-    integers of the shape of the logits, mean binary cross-entropy with logits; floats mean
-    squared error. Further axes (pixels, labels, outputs) are averaged.
+
+class CrossEntropy:
+    """Cross-entropy of logits (B, C, ...) with class indices (B, ...) or probabilities.
+
+    Where the classes are last, as in models of transformers that score tokens, that axis is taken.
     """
-    output, target = predict(model, batch)
-    if target.is_floating_point():
-        return _mse(output, target)
-    if target.dtype == torch.bool or target.shape == output.shape:
-        return _bce(output, target)
-    return _cross_entropy(output, target)
+
+    def __init__(self, ignored: int = IGNORED) -> None:
+        self._ignored = ignored
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Losses of a batch, of shape (batch size,)."""
+        output, target = predict(model, batch)
+        if target.is_floating_point():
+            return formulas.of_probabilities(output, target)
+        # Models of transformers that score tokens give (B, T, C), whatever T is.
+        tokens = output.ndim == 3 and "labels" in parameters_of_forward(model)
+        last = _fits_last_axis(output, target) and (tokens or not _fits(output, target))
+        formula = formulas.of_last_axis if last else formulas.of_classes
+        return formula(output, target, self._ignored)
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
-    """Cross-entropy of logits (B, C, ...) with class indices (B, ...) or probabilities."""
-    return _cross_entropy(*predict(model, batch))
+    """The losses of one batch, see `CrossEntropy`."""
+    return CrossEntropy()(model, batch)
 
 
 def bce(model: nn.Module, batch: Any) -> Tensor:
     """Binary cross-entropy of logits with 0/1 targets of the same shape, averaged per sample."""
-    return _bce(*predict(model, batch))
+    return formulas.of_flags(*predict(model, batch))
 
 
 def mse(model: nn.Module, batch: Any) -> Tensor:
     """Squared error of outputs and targets of the same shape, averaged per sample."""
-    return _mse(*predict(model, batch))
+    return formulas.of_values(*predict(model, batch))
 
 
 LOSS_FUNCTIONS: dict[str, LossFunction] = {
@@ -55,6 +121,76 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
     "bce": bce,
     "mse": mse,
 }
+
+
+def loss_function(name: str, ignored: int = IGNORED) -> LossFunction:
+    """The loss of this name for one pass, with the class index that it leaves out."""
+    if name == "classification":
+        return Classification(ignored)
+    return CrossEntropy(ignored) if name == "cross_entropy" else LOSS_FUNCTIONS[name]
+
+
+def _own_formula(model: nn.Module, batch: Any, ignored: int) -> Formula | None:
+    """The formula of the loss that the model computes itself; None where it computes none."""
+    agreeing: list[str] | None = None
+    known = _known_formulas(ignored)
+    for place, own, rounding, ours in losses_side_by_side(model, batch, ignored, known, predict):
+        found = [name for name, loss in ours.items() if abs(loss - own) <= rounding]
+        agreeing = [name for name in (found if agreeing is None else agreeing) if name in found]
+        if not agreeing:
+            tried = "; ".join(
+                f'{name} gives {loss:.6g} (loss="{_NAMES[name]}")' for name, loss in ours.items()
+            )
+            raise ValueError(
+                f"{type(model).__name__} computes a loss of its own that is none of those known "
+                f"here: {own:.6g} for sample {place} of the first batch{tried and ', where '}"
+                f"{tried}; name one of them, or pass {_OWN}"
+            )
+    return None if not agreeing else known[agreeing[0]]
+
+
+def _formula_by_type(output: Tensor, target: Tensor, ignored: int) -> Formula:
+    if target.is_floating_point():
+        return _formula_of_floats(output, target)
+    if target.dtype == torch.bool:
+        return formulas.of_flags
+    single = output.numel() == len(output)
+    if single and target.numel() == len(target):
+        raise ValueError(
+            f"one output and one integer target a sample (shapes {tuple(output.shape)} and "
+            f"{tuple(target.shape)}) may be a flag or a number: pass targets of the shape of the "
+            f'outputs and loss="bce" for flags, loss="mse" for numbers'
+        )
+    if target.shape == output.shape:
+        return formulas.of_flags
+    if _fits(output, target) and _fits_last_axis(output, target) and output.ndim == 3:
+        raise ValueError(
+            f"outputs of shape {tuple(output.shape)} with class indices {tuple(target.shape)} may "
+            'have their classes in axis 1 or in the last one: pass loss="cross_entropy" for axis '
+            f"1, as torch has it, or {_OWN}"
+        )
+    last = _fits_last_axis(output, target) and not _fits(output, target)
+    return partial(formulas.of_last_axis if last else formulas.of_classes, ignored=ignored)
+
+
+def _formula_of_floats(output: Tensor, target: Tensor) -> Formula:
+    if target.shape == output.shape:
+        if formulas.are_probabilities(target):
+            return formulas.of_probabilities
+        if formulas.are_flags(target):
+            raise ValueError(
+                "float targets that are all 0 or 1 may be flags or numbers: pass "
+                'loss="bce" for flags, loss="mse" for numbers'
+            )
+    return formulas.of_values
+
+
+def _fits(output: Tensor, target: Tensor) -> bool:
+    return target.shape == output.shape[:1] + output.shape[2:]
+
+
+def _fits_last_axis(output: Tensor, target: Tensor) -> bool:
+    return output.ndim > 2 and target.shape == output.shape[:-1]
 
 
 @dataclass(frozen=True)
@@ -66,14 +202,27 @@ class FunctionPass:
     device: torch.device
     rows_per_read: int
     collate: Callable[[list[Any]], Any] | None = None
+    read_first: Callable[[int], Any] | None = None
+    """Reads a batch of so many rows from the beginning of the data set."""
 
     def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
         """Losses of one batch.
 
         Raises:
-            ValueError: when the function does not return one loss a row.
+            MemoryError: when the batch does not fit.
+            ValueError: when the function does not return one loss a row, or, naming the row, for
+                a target that the loss does not take.
         """
-        losses = torch.as_tensor(self.function(self.model, to_device(batch, self.device)))
+        batch = to_device(batch, self.device)
+        try:
+            self._choose(rows, batch)
+            losses = torch.as_tensor(self.function(self.model, batch))
+        except UnscorableSample as error:
+            raise ValueError(f"row {rows[error.place]}: {error}") from error
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"a batch of {rows.size} rows does not fit into memory; pass a smaller batch_size"
+            ) from error
         if losses.shape != (rows.size,):
             raise ValueError(
                 f"the loss function returned shape {tuple(losses.shape)} for a batch of "
@@ -83,19 +232,47 @@ class FunctionPass:
         # A copy: a loss function may give its own buffer, to be filled anew by the next batch.
         yield ScoredRows(rows, losses.float().cpu().numpy().copy())
 
+    def _choose(self, rows: NDArray[np.int64], batch: Any) -> None:
+        """Choose the loss by the first rows of the data set, whichever are scored here.
+
+        All ranks, and a pass that goes on, then take the same.
+        """
+        function = self.function
+        if not isinstance(function, Classification) or function.is_chosen:
+            return
+        if self.read_first is not None and not np.array_equal(rows, np.arange(rows.size)):
+            batch = to_device(self.read_first(self.rows_per_read), self.device)
+        function.choose(self.model, batch)
+
+
+def collate_rows(rows: list[Any]) -> Any:
+    """torch's default_collate, whose errors do not say what to do.
+
+    Raises:
+        TypeError: for rows of which no batch can be made.
+    """
+    try:
+        return default_collate(rows)
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise TypeError(
+            f"torch's default_collate makes no batch of these rows ({error}): pass collate_fn= "
+            "that does, or rows of tensors of one shape"
+        ) from error
+
 
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """The output and the target of a batch: (input, target), or a dict with "labels".
 
     Raises:
         TypeError: for a batch of another kind; then a loss function of one's own is needed.
+        ValueError: for inputs that the model does not take.
     """
     match batch:
         case (inputs, target):
-            output = model(inputs)
+            output = _run(model, inputs)
         case Mapping() if "labels" in batch:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            output, target = model(**inputs), batch["labels"]
+            output, target = _run(model, **inputs), batch["labels"]
         case _:
             raise TypeError(
                 f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}; "
@@ -108,34 +285,28 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             f"model output and target must be tensors, got {type(logits)} and {type(target)}; "
             "pass loss=function(model, batch) for any other kind"
         )
-    return logits.float(), target
-
-
-def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    if target.is_floating_point():
-        return _per_sample(F.cross_entropy(output, target.to(output.dtype), reduction="none"))
-    # F.cross_entropy (torch 2.13) takes int64 and uint8 only, and data sets have any integers.
-    target = target.long()
-    losses = F.cross_entropy(output, target, reduction="none", ignore_index=_IGNORED)
-    counted = (target != _IGNORED).reshape(len(target), -1).sum(dim=1)
-    # No target at all is 0 / 0: NaN, an invalid loss, not the smallest one.
-    return losses.reshape(len(target), -1).sum(dim=1) / counted
-
-
-def _bce(output: Tensor, target: Tensor) -> Tensor:
-    loss = F.binary_cross_entropy_with_logits(output, target.to(output.dtype), reduction="none")
-    return _per_sample(loss)
-
-
-def _mse(output: Tensor, target: Tensor) -> Tensor:
-    # (B, 1) minus (B,) would broadcast to (B, B).
-    if output.shape != target.shape:
+    if not (logits.ndim and target.ndim) or len(logits) != len(target):
         raise ValueError(
-            f"squared error needs outputs and targets of one shape, got {tuple(output.shape)} "
-            f"and {tuple(target.shape)}"
+            f"the model gave an output of shape {tuple(logits.shape)} for targets of shape "
+            f"{tuple(target.shape)}: both need the samples of the batch as their first axis"
         )
-    return _per_sample((output - target.to(output.dtype)).square())
+    return logits.float(), target.to(logits.device)
 
 
-def _per_sample(losses: Tensor) -> Tensor:
-    return losses.reshape(losses.shape[0], -1).mean(dim=1)
+def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+    try:
+        return model(*inputs, **named)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
+        raise ValueError(
+            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}"
+        ) from error
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        name = str(value.dtype).removeprefix("torch.")
+        return f"{name} {tuple(value.shape)} on {value.device}"
+    return type(value).__name__

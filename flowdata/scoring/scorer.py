@@ -19,7 +19,13 @@ from tqdm.auto import tqdm
 
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError, warn
-from flowdata.scoring.classification import LOSS_FUNCTIONS, FunctionPass, LossFunction
+from flowdata.scoring.classification import (
+    LOSS_FUNCTIONS,
+    FunctionPass,
+    LossFunction,
+    collate_rows,
+    loss_function,
+)
 from flowdata.scoring.inference import (
     count_rows,
     device_of,
@@ -29,6 +35,7 @@ from flowdata.scoring.inference import (
     without_adapters,
 )
 from flowdata.scoring.language import CausalLM, LanguagePass
+from flowdata.scoring.loss_formulas import IGNORED
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.resuming import score_resumably
@@ -73,6 +80,7 @@ def score(
     num_workers: int = 0,
     device: torch.device | str | None = None,
     on_invalid: OnInvalid = "raise",
+    ignore_index: int = IGNORED,
     adapters: bool = False,
     model_name: str | None = None,
     save_every: float = 30.0,
@@ -92,9 +100,9 @@ def score(
     Args:
         model: the pre-trained model, on the device where it shall run.
         dataset: map-style data set of n samples.
-        loss: "classification" (by the type of the target), "cross_entropy", "bce", "mse",
-            "causal_lm" or a `CausalLM` with options, or a function (model, batch) -> losses of
-            shape (batch size,).
+        loss: "classification" (the model's own, or by the type of the target), "cross_entropy",
+            "bce", "mse", "causal_lm" or a `CausalLM` with options, or a function
+            (model, batch) -> losses of shape (batch size,).
         output: where the table is saved; on several ranks a path that all of them see.
         batch_size: samples per forward pass; a language model goes by tokens, see `CausalLM`.
         collate_fn: makes a batch of samples; default torch's.
@@ -102,6 +110,8 @@ def score(
         device: where batches go; default the device of the model's parameters.
         on_invalid: "raise" stops at the first NaN, infinite or negative loss; "drop" keeps it in
             the table as NaN, to be given weight 0 by ``table.weights(on_invalid="drop")``.
+        ignore_index: class index that cross-entropy leaves out; a row that has no other has no
+            valid loss.
         adapters: score a PEFT model with its adapters on; by default it is the base model, the
             pre-trained one, that is scored.
         model_name: kept as provenance.
@@ -126,14 +136,16 @@ def score(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rows = count_rows(dataset)
     model = unwrap_model(model)
-    name, options = _describe_loss(loss, collate_fn)
+    name, options = _describe_loss(loss, collate_fn, ignore_index)
     with (
         Ranks() as ranks,
         tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0) as bar,
         evaluating(model),
         nullcontext() if adapters else without_adapters(model),
     ):
-        scoring_pass = _make_pass(loss, model, device_of(model, device), batch_size, collate_fn)
+        scoring_pass = _make_pass(
+            loss, model, dataset, device_of(model, device), batch_size, collate_fn, ignore_index
+        )
         share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
         provenance = Provenance.now(
             rows,
@@ -242,9 +254,10 @@ def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
         cut = 0 if scores.truncated is None else int(scores.truncated[invalid].sum())
         why = f" ({cut:,} of them were cut by max_length: it may be too short)" if cut else ""
         return f"no response token to score in rows {rows[:5].tolist()}{more}{why}; {advice}"
+    ignored = " (cross-entropy is NaN where all labels of a row are ignored)"
     return (
         f"NaN, infinite or negative losses {losses[:5].tolist()} at rows {rows[:5].tolist()}"
-        f"{more}; {advice}"
+        f"{more}{ignored if np.isnan(losses).all() else ''}; {advice}"
     )
 
 
@@ -275,12 +288,20 @@ def _warn_if_unreliable(table: LossTable, dataset: Any) -> None:
 
 
 def _describe_loss(
-    loss: str | LossFunction | CausalLM, collate_fn: Callable[[list[Any]], Any] | None = None
+    loss: str | LossFunction | CausalLM,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    ignore_index: int = IGNORED,
 ) -> tuple[str, str | None]:
     """Name and options of a loss, for the provenance."""
+    if ignore_index != IGNORED and loss not in ("classification", "cross_entropy"):
+        raise ValueError(
+            f'ignore_index={ignore_index} is for loss="cross_entropy", got {loss!r}: a label of a '
+            "language model is not scored where it is below 0, and a function of your own leaves "
+            "out what it likes"
+        )
     if isinstance(loss, CausalLM):
         return "causal_lm", json.dumps(loss.identity(), sort_keys=True)
-    if loss == "causal_lm":
+    if isinstance(loss, str) and loss == "causal_lm":
         return _describe_loss(CausalLM())
     code: dict[str, Any] = {}
     if isinstance(loss, str):
@@ -299,23 +320,33 @@ def _describe_loss(
         code["loss_code"] = loss
     if collate_fn is not None:
         code["collate_code"] = collate_fn
-    hashes = {part: code_fingerprint(function) for part, function in code.items()}
-    return name, json.dumps(hashes, sort_keys=True) if hashes else None
+    options: dict[str, Any] = {part: code_fingerprint(function) for part, function in code.items()}
+    if ignore_index != IGNORED:
+        options["ignore_index"] = ignore_index
+    return name, json.dumps(options, sort_keys=True) if options else None
 
 
 def _make_pass(
     loss: str | LossFunction | CausalLM,
     model: nn.Module,
+    dataset: Any,
     device: torch.device,
     batch_size: int,
     collate_fn: Callable[[list[Any]], Any] | None,
+    ignore_index: int,
 ) -> ScoringPass:
-    if loss == "causal_lm":
+    if isinstance(loss, str) and loss == "causal_lm":
         loss = CausalLM()
     if isinstance(loss, CausalLM):
         return LanguagePass(loss, model, device)
-    function = LOSS_FUNCTIONS[loss] if isinstance(loss, str) else loss
-    return FunctionPass(function, model, device, batch_size, collate_fn)
+    function = loss_function(loss, ignore_index) if isinstance(loss, str) else loss
+    collate = collate_fn or collate_rows
+
+    def read_first(rows: int) -> Any:
+        first = np.arange(min(rows, len(dataset)))
+        return next(read_batches(dataset, first, size=rows, collate_fn=collate, num_workers=0))[1]
+
+    return FunctionPass(function, model, device, batch_size, collate, read_first)
 
 
 def _dtype_of(model: nn.Module) -> str | None:

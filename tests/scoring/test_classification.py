@@ -112,7 +112,7 @@ def test_a_row_without_a_class_has_no_loss_rather_than_the_smallest_one():
 def test_a_class_that_the_model_does_not_have_is_an_error(function, bad):
     classes = CLASSES.clone()
     classes[2] = bad
-    with pytest.raises(IndexError, match=f"Target {bad} is out of bounds"):
+    with pytest.raises(ValueError, match=f"target is class {bad}, the model has classes 0 to 4"):
         function(MODEL, (LOGITS, classes))
 
 

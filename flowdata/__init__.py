@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from flowdata import transport as transport
     from flowdata.core.plan import EpochPlan as EpochPlan
     from flowdata.core.strata import Strata as Strata
+    from flowdata.core.weight_summary import WeightSummary as WeightSummary
     from flowdata.core.weights import FlowWeights as FlowWeights
-    from flowdata.core.weights import WeightSummary as WeightSummary
     from flowdata.errors import FlowDataError as FlowDataError
     from flowdata.errors import FlowDataWarning as FlowDataWarning
     from flowdata.errors import InvalidLossError as InvalidLossError
@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "core.plan": ("EpochPlan",),
     "core.strata": ("Strata",),
-    "core.weights": ("FlowWeights", "WeightSummary"),
+    "core.weight_summary": ("WeightSummary",),
+    "core.weights": ("FlowWeights",),
     "errors": (
         "FlowDataError",
         "FlowDataWarning",

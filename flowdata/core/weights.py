@@ -2,16 +2,17 @@
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import count_rows, is_invalid, one_dimensional
+from flowdata.core.arrays import count_rows, is_invalid, numbers_of, one_dimensional
 from flowdata.core.exponential import exp
+from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature, resolve_temperature
+from flowdata.core.weight_summary import WeightSummary
 from flowdata.errors import InvalidLossError, warn
 
 Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
@@ -27,54 +28,6 @@ class HasWeights(Protocol):
     def weights(self) -> "FlowWeights":
         """Weights at the median temperature."""
         ...
-
-
-@dataclass(frozen=True)
-class WeightSummary:
-    """What the weights of a data set mean for sampling it; ``print`` shows it as a text.
-
-    Attributes:
-        rows: number of rows.
-        dropped: rows of weight exactly 0.
-        temperature: tau, in the unit of the loss; None for weights that were given.
-        mean: mean weight; a standard run at ``lr * mean`` is the fair comparison for the
-            unnormalised weighted loss.
-        max: largest weight.
-        mean_over_max: share of the rows that an epoch of ``epoch_size="distinct"`` draws.
-        ess: effective sample size, ``(sum w)^2 / sum w^2``.
-        largest_expected_count: most often any row is expected in an epoch of ``rows`` draws.
-        rarely_drawn: share of rows expected less than once in 100 such epochs.
-        notes: what a user should know about these weights, one sentence each.
-    """
-
-    rows: int
-    dropped: int
-    temperature: float | None
-    mean: float
-    max: float
-    mean_over_max: float
-    ess: float
-    largest_expected_count: float
-    rarely_drawn: float
-    notes: tuple[str, ...]
-
-    @property
-    def ess_fraction(self) -> float:
-        """Effective sample size over rows, in (0, 1]."""
-        return self.ess / self.rows
-
-    def __str__(self) -> str:
-        temperature = "given weights" if self.temperature is None else f"{self.temperature:.6g}"
-        lines = [
-            f"rows                     {self.rows:,} ({self.dropped:,} of weight 0)",
-            f"temperature              {temperature}",
-            f"mean weight              {self.mean:.4g}",
-            f"mean / max weight        {self.mean_over_max:.4g}",
-            f"effective sample size    {self.ess:,.1f} ({self.ess_fraction:.1%} of the rows)",
-            f"largest expected count   {self.largest_expected_count:.3g} in an epoch",
-            f"rarely drawn             {self.rarely_drawn:.1%} of the rows (< 1 in 100 epochs)",
-        ]
-        return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 
 class FlowWeights:
@@ -135,11 +88,37 @@ class FlowWeights:
             on_invalid: "raise" refuses NaN, infinite and negative losses; "drop" gives such
                 rows weight exactly 0 and leaves them out of the temperature.
 
+        It warns of losses in sorted order, which cannot be those of rows in their own.
+
         Raises:
             InvalidLossError: for empty data, invalid losses, a temperature that is not positive.
-            ValueError: for a wrong shape or an unknown option.
+            ValueError: for a wrong shape, a mask or an unknown option.
         """
-        array = one_dimensional(losses, "losses")
+        given = numbers_of(losses, "losses")
+        if given.dtype.kind == "b":
+            raise ValueError(
+                "losses must be numbers, got dtype bool: a mask of the rows to keep is weights, "
+                "FlowWeights.from_weights(mask)"
+            )
+        array = one_dimensional(given, "losses")
+        warn_if_sorted(array)
+        return cls.from_kept_losses(
+            array, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+        )
+
+    @classmethod
+    def from_kept_losses(
+        cls,
+        array: NDArray[Any],
+        *,
+        temperature: Temperature = "median",
+        normalize: Normalization = None,
+        on_invalid: OnInvalid = "raise",
+    ) -> "FlowWeights":
+        """As `from_losses`, of an array that nobody can change: it is kept, and not copied.
+
+        ``array`` is of float32 or float64 and shape (n,), a mapped file for one.
+        """
         if on_invalid not in ("raise", "drop"):
             raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
         invalid = is_invalid(array)
@@ -166,6 +145,8 @@ class FlowWeights:
     @classmethod
     def from_weights(cls, weights: ArrayLike, *, normalize: Normalization = None) -> "FlowWeights":
         """Take weights computed elsewhere: non-negative, finite, not all 0, shape (n,).
+
+        A mask of booleans gives the rows to keep weight 1, the others 0.
 
         Raises:
             InvalidLossError: for empty data, negative, NaN or infinite weights, or all zeros.
@@ -287,9 +268,24 @@ class FlowWeights:
     def residual(self, alpha: float) -> NDArray[np.float64]:
         """The loss weights that remain when rows are drawn by ``w^alpha``, shape (n,).
 
-        ``w^(1 - alpha) * mean(w^alpha) / mean(w)``: with them the expected gradient of a draw is
-        ``sum(w g) / sum(w)`` for every alpha. All 1 at alpha = 1 (pure resampling); weights of
-        mean 1 at alpha = 0 (pure reweighting).
+        ``w^(1 - alpha) * mean(w^alpha) / mean(w)``, with means over all rows, those of weight 0
+        included. With them the expected gradient is ``mean(w g) / mean(w)`` for every alpha: for
+        alpha > 0 that of a draw by ``w^alpha``; for alpha = 0 that of a pass over all rows, each
+        once, where they are ``w / mean(w)``, of mean 1. All 1 at alpha = 1, but for rows of weight
+        0, which are never drawn.
+
+        Draws by ``power(0)`` are no pass over all rows: they leave out those of weight 0. Theirs
+        is `residual_of_draws`.
+        """
+        if alpha == 0.0:
+            return self.relative * (len(self) / self.total)
+        return self.residual_of_draws(alpha)
+
+    def residual_of_draws(self, alpha: float) -> NDArray[np.float64]:
+        """As `residual`, but of draws by ``w^alpha`` for alpha = 0 too, as FlowShards makes them.
+
+        Those are of rows of positive weight alone, each alike: with k of n rows, ``w / mean(w)``
+        times k / n.
         """
         drawn, kept = self.power(alpha), self.power(1.0 - alpha)
         return kept.relative * (drawn.total / self.total)

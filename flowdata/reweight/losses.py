@@ -28,7 +28,15 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         losses: with ``reduction="none"``, shape (B, ...).
         weights: shape (B, ...), the leading dimensions of the losses.
     """
-    return (losses * _fitted(weights, losses)).sum() / losses.numel()
+    return multiplied(losses, _fitted(weights, losses)).sum() / losses.numel()
+
+
+def multiplied(losses: Tensor, weights: Tensor) -> Tensor:
+    """``losses * weights``, where a weight of 0 gives 0, also of a loss that is infinite or NaN.
+
+    Rows of weight 0 are often those that nothing can be computed of.
+    """
+    return losses.masked_fill(weights == 0, 0.0) * weights
 
 
 def _fitted(weights: Tensor, losses: Tensor) -> Tensor:
@@ -74,7 +82,7 @@ def compute_weighted_loss(
     """The weighted loss of plain arguments by name, reduced."""
     losses: Tensor = func(**options | {"reduction": "none"})
     # Weights of float32 are not rounded to the dtype of the losses, their sum is.
-    weighted = losses * _of_losses(func, weights, losses).to(losses.device)
+    weighted = multiplied(losses, _of_losses(func, weights, losses).to(losses.device))
 
     def mean() -> Any:
         if reduction == "batchmean":
@@ -145,7 +153,7 @@ def weighted_ctc_loss(func: Function, args: tuple[Any, ...], kwargs: dict[str, A
             "all of them"
         )
     weights = torch.stack([row[0] for row in rows]).reshape(losses.shape)
-    weighted = losses * weights.to(losses.device)
+    weighted = multiplied(losses, weights.to(losses.device))
 
     def mean() -> Any:
         return (weighted / lengths.clamp(min=1).reshape(losses.shape)).mean()

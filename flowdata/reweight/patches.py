@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from flowdata.guards.switch import enabled
+from flowdata.reweight.losses import multiplied
 from flowdata.reweight.operations import Function
 from flowdata.reweight.registering import register_loss, weighable
 
@@ -136,5 +137,5 @@ def _smooth_labels(
         counted = (labels != smoother.ignore_index).sum()
     elif isinstance(counted, Tensor):
         counted = counted.to(losses.device)
-    weighted: Tensor = (losses * weights.reshape(-1)).sum() / counted
+    weighted: Tensor = multiplied(losses, weights.reshape(-1)).sum() / counted
     return weighted

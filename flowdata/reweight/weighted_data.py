@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.core.weights import FlowWeights
-from flowdata.errors import MismatchError
+from flowdata.errors import InvalidLossError, MismatchError
 from flowdata.table.loss_table import LossTable
 
 WEIGHT_KEY = "__weight__"
@@ -125,18 +125,33 @@ class WeightedStream(IterableDataset[WeightedItem]):
 def loss_weights(
     weights: FlowWeights, normalize: str | None, alpha: float = 0.0
 ) -> NDArray[np.float32]:
-    """What losses are multiplied by where rows are drawn by ``w ** alpha``, shape (n,)."""
-    divisors = {
-        None: 1.0,
-        "mean": weights.mean,
-        "max": weights.max,
-        "sum": weights.mean * len(weights),
+    """What losses are multiplied by where rows are drawn by ``w ** alpha``, shape (n,).
+
+    Over the draws, or for alpha = 0 over a pass over all rows, the expected weighted loss is
+    ``mean(w * loss)`` of all rows, those of weight 0 included, w being divided as `normalize` says.
+
+    Raises:
+        InvalidLossError: for weights that float32 cannot hold.
+        ValueError: for an unknown option.
+    """
+    mean_of_largest = weights.total / len(weights)
+    # `residual` stands for weights of mean 1; here is the mean that they are to have.
+    means = {
+        None: weights.mean,
+        "mean": 1.0,
+        "max": mean_of_largest,
+        "sum": 1.0 / len(weights),
     }
-    if normalize not in divisors:
+    if normalize not in means:
         raise ValueError(f'normalize must be None, "mean", "max" or "sum", got {normalize!r}')
-    # residual(alpha) has mean 1 over the draws, whatever alpha, so the scale is that of alpha = 0.
-    scaled = weights.residual(alpha) * (weights.mean / divisors[normalize])
-    return scaled.astype(np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = (weights.residual(alpha) * means[normalize]).astype(np.float32)
+    if not np.isfinite(scaled).all() or not scaled.any():
+        raise InvalidLossError(
+            f"with normalize={normalize!r} the largest weight of a loss is {scaled.max()} in "
+            'float32, and nothing could be trained: use normalize="mean"'
+        )
+    return scaled
 
 
 def check_length(dataset: Any, weights: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from flowdata.core.arrays import as_array
+from flowdata.core.arrays import numbers_of
+from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
@@ -44,6 +45,8 @@ class LossTable:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
         # Weights, plans and fingerprints are made of them once: they must not change under those.
+        if losses.flags.writeable and losses.base is not None:
+            losses = losses.copy()
         losses.flags.writeable = False
         self.losses = losses
         self.provenance = provenance
@@ -79,16 +82,14 @@ class LossTable:
             MismatchError: when ``dataset`` or ``index`` has another length.
             ValueError: for a shape other than (n,).
         """
-        array = as_array(losses)
-        if array.dtype.kind not in "fiubO":
-            raise ValueError(f"losses must be numbers, got dtype {array.dtype}")
-        array = np.array(array, dtype=np.float32)
+        array = np.array(numbers_of(losses, "losses"), dtype=np.float32)
         if array.ndim != 1:
             raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
         if array.size == 0:
             raise InvalidLossError("losses are empty: at least one row is needed")
         _check_length(dataset, array.size)
         _check_length(index, array.size)
+        warn_if_sorted(array)
         provenance = Provenance.now(
             array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
         )
@@ -176,7 +177,7 @@ class LossTable:
         on_invalid: OnInvalid = "raise",
     ) -> FlowWeights:
         """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
-        return FlowWeights.from_losses(
+        return FlowWeights.from_kept_losses(
             self.losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
         )
 
@@ -224,7 +225,7 @@ class LossTable:
                     'fix these rows, or pass on_invalid="drop" to give their tokens weight 0'
                 )
             losses = np.where(invalid, np.float32(np.nan), losses)
-        return FlowWeights.from_losses(
+        return FlowWeights.from_kept_losses(
             losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
         )
 

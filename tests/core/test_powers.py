@@ -62,14 +62,54 @@ def test_draw_and_residual_together_give_the_weighted_mean_for_every_alpha(
     assert np.sum(parts * gradients) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
+WITH_ZEROS = st.lists(st.just(0.0) | PLAIN, min_size=1, max_size=40).filter(any)
+
+
+def mean_over(chances, residual, gradients):
+    return np.sum(chances * residual * gradients)
+
+
 @LAW
-@given(arrays(np.float64, 20, elements=PLAIN).filter(np.any), ALPHAS)
-def test_the_law_of_draw_and_residual_holds_for_given_weights_some_of_them_zero(values, alpha):
+@given(WITH_ZEROS, st.just(0.0) | ALPHAS, st.integers(0, 2**32))
+def test_draw_and_residual_give_the_weighted_mean_over_all_rows_some_of_weight_zero(
+    values, alpha, seed
+):
     weights = FlowWeights.from_weights(values)
-    gradients = np.random.default_rng(0).normal(size=20)
-    chances = weights.power(alpha).values / weights.power(alpha).values.sum()
-    found = np.sum(chances * weights.residual(alpha) * gradients)
-    assert found == pytest.approx(np.average(gradients, weights=values), rel=1e-9, abs=1e-12)
+    gradients = np.random.default_rng(seed).normal(size=len(values))
+    wanted = pytest.approx(np.average(gradients, weights=values), rel=1e-9, abs=1e-12)
+    drawn = weights.power(alpha).values / weights.power(alpha).values.sum()
+    assert not drawn[weights.values == 0].any()
+    assert mean_over(drawn, weights.residual_of_draws(alpha), gradients) == wanted
+    # Pure reweighting is a pass over all rows, each once.
+    chances = drawn if alpha else np.full(len(values), 1 / len(values))
+    assert mean_over(chances, weights.residual(alpha), gradients) == wanted
+
+
+@LAW
+@given(WITH_ZEROS, st.integers(1, 30), ALPHAS)
+def test_rows_of_weight_zero_change_nothing_for_the_others_but_their_share(values, zeros, alpha):
+    weights = FlowWeights.from_weights(values)
+    more = FlowWeights.from_weights(values + [0.0] * zeros)
+    n, all_rows = len(values), len(values) + zeros
+    # Each row keeps its weight in mean(w * loss) over all rows, and more rows are drawn from.
+    kept = weights.residual(alpha) * weights.mean
+    chances = 1 / n if not alpha else weights.power(alpha).relative / weights.power(alpha).total
+    with_more = more.residual(alpha)[:n] * more.mean
+    of_more = (
+        1 / all_rows if not alpha else more.power(alpha).relative[:n] / more.power(alpha).total
+    )
+    np.testing.assert_allclose(of_more * with_more * all_rows, chances * kept * n, rtol=1e-9)
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 0, 0], [0, 0, 0, 3], [0.5, 0, 2, 0]])
+def test_pure_reweighting_has_mean_one_over_all_rows(weights):
+    assert FlowWeights.from_weights(weights).residual(0.0).mean() == pytest.approx(1.0)
+
+
+def test_pure_reweighting_has_mean_one_over_all_rows_those_without_a_loss_too():
+    weights = make([1.0, np.nan, 2.0, np.inf], on_invalid="drop")
+    assert weights.residual(0.0).mean() == pytest.approx(1.0)
+    assert weights.residual(0.0)[[1, 3]].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])

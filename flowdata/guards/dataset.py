@@ -5,6 +5,7 @@ from typing import Protocol
 from flowdata.errors import warn
 from flowdata.guards.detection import Caller, find_caller
 from flowdata.guards.epochs import UNKNOWN, SetEpochs, advise_even_batches
+from flowdata.guards.fetching import part_of_draws, sampler_place
 from flowdata.guards.ranks import run_size
 from flowdata.guards.switch import enabled
 
@@ -14,6 +15,8 @@ class Epochs(Protocol):
 
     advised: bool
     """Whether advice about `set_epoch` was given, or is not needed."""
+    was_read: bool
+    """Whether any process has read draws since this was made False."""
 
     @property
     def epoch_was_set(self) -> bool:
@@ -27,6 +30,8 @@ class DatasetGuard:
         self._epochs = epochs
         self._set_epochs = SetEpochs()
         self._has_looked = False
+        self._looks = _Looks()
+        self._passes = _Passes()
 
     def on_set_epoch(self, epoch: int) -> None:
         """An epoch is set, which is to be drawn from now on."""
@@ -37,16 +42,27 @@ class DatasetGuard:
         if not enabled():
             return
         caller = find_caller()
+        if caller.sampler_iterates and self._passes.go_by(self._epochs):
+            warn(_KEPT)
         if caller.sampler_iterates and not caller.accelerate_builds_loader:
             advise_even_batches(caller, draws)
             self._advise_setting(caller)
 
-    def on_items(self) -> None:
-        """Items are served; who asks for them is found out once."""
-        if not self._has_looked:
-            self._has_looked = True
-            if enabled():
-                self._advise_setting(find_caller())
+    def on_items(self, draws: int) -> None:
+        """Items are read; who asks for them is found out once."""
+        if self._has_looked:
+            return
+        self._has_looked = True
+        if enabled():
+            self._advise_setting(find_caller())
+            part = part_of_draws()
+            if part not in (None, draws):
+                warn(_part(part, draws))
+
+    def on_look(self, items: int, epoch: int, draws: int) -> None:
+        """Items are read that no DataLoader fetches, from the running epoch."""
+        if not self._epochs.epoch_was_set and self._looks.are_passes(items, epoch, draws):
+            warn(_LOOKS)
 
     def on_iter(self) -> None:
         """Somebody goes through all items.
@@ -72,6 +88,63 @@ class DatasetGuard:
         elif text := _why_to_set(caller):
             self._epochs.advised = True
             warn(text)
+
+
+class _Looks:
+    """The items of an epoch that no DataLoader has read."""
+
+    def __init__(self) -> None:
+        self._epoch, self._items = 0, 0
+
+    def are_passes(self, items: int, epoch: int, draws: int) -> bool:
+        """Items were read; whether it is time to warn that they are passes over the epoch."""
+        before = self._items if epoch == self._epoch else 0
+        self._epoch, self._items = epoch, before + items
+        # A framework may read all of them once, for their lengths, and a person too.
+        return before <= 2 * draws < self._items and enabled()
+
+
+class _Passes:
+    """The passes of samplers, and whether the data set was read in them."""
+
+    def __init__(self) -> None:
+        self._place: int | None = None
+        self._was_ever_read = False
+        self._unread = 0
+
+    def go_by(self, epochs: Epochs) -> bool:
+        """A sampler asks for the length; whether it is time to warn that nothing was read."""
+        place, before = sampler_place(), self._place
+        self._place = place
+        if place is None or (before is not None and place > before):
+            # The same pass as before.
+            return False
+        if epochs.was_read:
+            self._was_ever_read, self._unread = True, 0
+            epochs.was_read = False
+        elif self._was_ever_read:
+            self._unread += 1
+        # Frameworks may begin a pass without reading, but not twice in a row.
+        return self._unread == 2
+
+
+_KEPT = (
+    "passes over this FlowDataset begin, but nobody asks it for its draws: what stands around it "
+    "keeps the items of an earlier epoch (a cache), and gives these again in every epoch. Put the "
+    "cache inside: FlowDataset(cache_of(data), weights)"
+)
+_LOOKS = (
+    "the items of this FlowDataset were read more than twice over, by no DataLoader of torch, and "
+    "all of them in one epoch: call set_epoch(epoch) before every epoch, for new draws in each"
+)
+
+
+def _part(part: int | None, draws: int) -> str:
+    return (
+        f"a Subset gives {part:,} of the {draws:,} draws of each epoch of a FlowDataset: not an "
+        "epoch of the plan, and not a part of the rows either, as any row may be among the draws "
+        "that are left. Split the data first: FlowDataset(Subset(data, rows), weights[rows])"
+    )
 
 
 def _why_to_set(caller: Caller) -> str:

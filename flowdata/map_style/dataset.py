@@ -1,10 +1,10 @@
 """FlowDataset: the draws of an epoch plan as a map-style data set."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
@@ -13,7 +13,9 @@ from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
 from flowdata.guards.dataset import DatasetGuard
-from flowdata.guards.detection import is_fetching_item
+from flowdata.guards.fetching import UNSEEN, find_reader
+from flowdata.map_style import inner
+from flowdata.map_style.draw_numbers import draw_numbers, many_draws
 from flowdata.map_style.served import ServedDraws, require_cell
 
 _NAMED = "named"
@@ -35,13 +37,16 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     each item once (``shuffle=True``, sequential, distributed), it has visited the plan's draws.
 
     Each epoch draws anew. A framework that calls `set_epoch` decides which epoch it is, from
-    then on. Where nobody calls it, a batch that asks for an item again is the first of the next
-    epoch: the items served in the running one are marked in shared memory (one byte a draw), so
-    DataLoader workers agree, also persistent ones. That takes passes that are whole, and one
-    process. So call `set_epoch` on several ranks, after breaking out of a pass, where a sampler or
-    a transform around it reads an item more than once a pass, and where such a transform is
-    shuffled with ``drop_last=True``. Items that no DataLoader fetches (``dataset[j]``, as a look at
-    the data takes them) are read from the running epoch without being marked.
+    then on. Where nobody calls it, each pass of a DataLoader is the next epoch, also one that is
+    left early, or that begins before another has ended; the workers of a loader agree, also
+    persistent ones. Call `set_epoch` on several ranks, which count their own passes, and to go on
+    from a state. Items that no DataLoader fetches (``dataset[j]``, as a look at the data takes
+    them) are of the running epoch.
+
+    A list, slice or array of draws gives what the data set gives for a list of rows (a dict of
+    columns, for ``datasets.Dataset``), or a list of items. `set_epoch`, `state_dict` and
+    `load_state_dict` reach the data set too, where it has them; its other attributes are read and
+    set as this one's (``.transform``, ``.classes``), except those that go by row.
 
     Args:
         dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.
@@ -51,7 +56,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     Raises:
         MismatchError: when data set and weights have different lengths.
         InvalidLossError: for weights that cannot be sampled.
-        TypeError: for a data set without rows by number, such as a stream.
+        TypeError: for a data set without rows by number, such as a stream, or one of draws.
 
     >>> letters = FlowDataset(["a", "b"], [1.0, 3.0], epoch_size=8, seed=1)
     >>> "".join(sorted(letters[j] for j in range(len(letters))))
@@ -69,13 +74,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         alpha: float = 1.0,
         strata: Strata | None = None,
     ) -> None:
-        numbered = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        if not numbered or isinstance(dataset, IterableDataset):
-            raise TypeError(
-                f"{type(dataset).__name__} has no rows by number, which drawing by weight needs: "
-                "store it as a map-style data set (datasets.Dataset.from_generator, from_parquet), "
-                "or as tar shards for FlowShards"
-            )
+        _require_rows(dataset)
         self._plan = EpochPlan(
             weights,
             epoch_size=epoch_size,
@@ -91,8 +90,27 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
                 "was scored"
             )
         self.dataset = dataset
+        self._told: int | None = None
+        """The epoch that the data set was told last in this process."""
+        self._loaded: int | None = None
+        """The epoch of a loaded state, until another is set."""
         self._served = ServedDraws(len(self._plan))
         self._guard = DatasetGuard(self._served)
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked for what is not here; a copy that is being built has no data set yet.
+        dataset = self.__dict__.get("dataset")
+        if dataset is None:
+            raise AttributeError(f"FlowDataset has no attribute {name!r}")
+        return inner.attribute(dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        dataset = self.__dict__.get("dataset")
+        is_own = dataset is None or name in self.__dict__ or hasattr(type(self), name)
+        if is_own or not inner.has_attribute(dataset, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(dataset, name, value)
 
     @property
     def epoch(self) -> int:
@@ -106,16 +124,21 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
-        self._plan_of(epoch)
+        epoch = require_cell(self._plan_of(epoch).epoch, "the epoch")
         self._guard.on_set_epoch(epoch)
+        if epoch != self._loaded:
+            # What it has loaded of this epoch, its own random state above all, is to stay.
+            inner.set_epoch_of(self.dataset, epoch)
+        self._told, self._loaded = epoch, None
         self._served.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """A fresh, JSON-able dict: the epoch that was set, for `load_state_dict`.
+        """A fresh dict: the epoch that was set, and the state of the data set if it has one.
 
-        Which of its items were served is the sampler's to know.
+        It is JSON-able if that is. Which of its items were served is the sampler's to know.
         """
-        return save_state(self.plan, **{_NAMED: self._served.epoch_was_set})
+        named = {_NAMED: self._served.epoch_was_set}
+        return save_state(self.plan, **named, **inner.state_of(self.dataset))
 
     def load_state_dict(self, state: Any) -> None:
         """Go on in the epoch of a state, with its seed; an epoch that was set before is kept.
@@ -127,21 +150,33 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             MismatchError: when the state is of other weights or options, or not a state at all.
             RuntimeError: when nobody had set the epoch that was saved, so that it is not known
                 which of its items were served.
+            ValueError: for a seed or an epoch out of range.
         """
         identity = {PLAN: self._plan.identity()}
         found = read_state(state, identity, owner="FlowDataset", needed=(_NAMED,))
+        if not isinstance(found[_NAMED], bool):
+            raise MismatchError(
+                f"not a FlowDataset state: {_NAMED} must be true or false, got {found[_NAMED]!r}"
+            )
         if not (self._served.epoch_was_set or found[_NAMED]):
             raise RuntimeError(
                 f"the state was saved in epoch {found[EPOCH]}, which FlowDataset had found by "
                 "itself, so nobody knows what of it was served: call set_epoch(epoch) before "
                 "every epoch, from the first, or give the DataLoader a FlowSampler instead"
             )
-        # Both are checked before either is set: a refused state changes nothing.
-        epoch = require_cell(found[EPOCH], "the epoch")
-        if found[SEED] != self.plan.seed:
-            self._served.seed = found[SEED]
+        # All is checked before anything is set: a refused state changes nothing.
+        epoch, seed = require_cell(found[EPOCH], "the epoch"), require_cell(found[SEED], "the seed")
+        if self._served.epoch_was_set:
+            epoch = self.epoch
+        inner.set_epoch_of(self.dataset, epoch)
+        # As it was saved: `found` has lists in place of tuples.
+        inner.load_state_of(self.dataset, state)
+        if seed != self.plan.seed:
+            self._served.seed = seed
         if not self._served.epoch_was_set:
-            self.set_epoch(epoch)
+            self._guard.on_set_epoch(epoch)
+            self._served.set_epoch(epoch)
+        self._told = self._loaded = epoch
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         """The plan of an epoch, which is kept: the next item is most probably of the same."""
@@ -157,28 +192,59 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         self._guard.on_iter()
         return (self[draw] for draw in range(len(self._plan)))
 
-    def __getitem__(self, draw: int) -> T_co:
-        size = len(self._plan)
-        if not -size <= draw < size:
-            raise IndexError(f"draw {draw} is outside an epoch of {size:,} draws")
-        if not self._served.epoch_was_set and is_fetching_item():
-            # What stands between the DataLoader and this data set reads items one by one.
-            return self.__getitems__([int(draw)])[0]
-        return self.dataset[self.plan[int(draw)]]
+    @overload
+    def __getitem__(self, draw: int) -> T_co: ...
+    @overload
+    def __getitem__(self, draw: Any) -> Any: ...
+    def __getitem__(self, draw: Any) -> Any:
+        """The item of a draw, or those of a list, slice or array of draws."""
+        places = draw_numbers(draw, len(self._plan))
+        if isinstance(places, int):
+            [row] = self._rows(np.array([places]), reader=self._reader())
+            return self.dataset[row]
+        return inner.index_rows(self.dataset, self._rows(places, reader=self._reader()))
 
     def __getitems__(self, draws: Sequence[int]) -> Sequence[T_co]:
-        places, size = np.array(draws, dtype=np.int64), len(self._plan)
-        # Of a batch, a small list, these are faster than numpy's.
-        if len(draws) and not 0 <= min(draws) <= max(draws) < size:
-            places[places < 0] += size
-            if not 0 <= places.min() <= places.max() < size:
-                raise IndexError(f"a draw of {draws} is outside an epoch of {size:,} draws")
-        if not self._served.epoch_was_set:
-            self._guard.on_items()
-        rows = self._plan_of(self._served.mark(places)).rows(places).tolist()
-        # datasets.Dataset reads a batch of rows at once many times faster than row by row.
-        fetch_all: Any = getattr(self.dataset, "__getitems__", None)
-        if callable(fetch_all):
-            items: Sequence[T_co] = fetch_all(rows)
-            return items
-        return [self.dataset[row] for row in rows]
+        places = many_draws(draws, len(self._plan))
+        reader = self._reader()
+        # Who asks for batches in this way is a loader, of whatever kind.
+        rows = self._rows(places, reader=UNSEEN if reader is None else reader)
+        items: Sequence[T_co] = inner.fetch_rows(self.dataset, rows)
+        return items
+
+    def _reader(self) -> object | None:
+        """Who reads, if that has to be known."""
+        return UNSEEN if self._served.epoch_was_set else find_reader()
+
+    def _rows(self, places: NDArray[np.int64], *, reader: object | None) -> list[int]:
+        """The rows of draws, in the epoch that the reader is in."""
+        self._guard.on_items(len(self._plan))
+        if reader is None:
+            epoch, is_new = self.epoch, False
+            self._guard.on_look(places.size, epoch, len(self._plan))
+        else:
+            epoch, is_new = self._served.serve(places, reader)
+        if self._served.epoch_was_set and epoch != self._told:
+            # A worker process has a copy of the data set, which `set_epoch` has not reached.
+            inner.set_epoch_of(self.dataset, epoch)
+            self._told = epoch
+        rows: list[int] = self._plan_of(epoch).rows(places).tolist()
+        if is_new:
+            self._served.require_own(epoch)
+        return rows
+
+
+def _require_rows(dataset: Any) -> None:
+    kind = type(dataset).__name__
+    if isinstance(dataset, FlowDataset):
+        raise TypeError(
+            "a FlowDataset has draws, which are no rows to draw from again: make one FlowDataset, "
+            "of the data set in it, with the product of the weights"
+        )
+    numbered = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not numbered or isinstance(dataset, IterableDataset):
+        raise TypeError(
+            f"{kind} has no rows by number, which drawing by weight needs: "
+            "store it as a map-style data set (datasets.Dataset.from_generator, from_parquet), "
+            "or as tar shards for FlowShards"
+        )

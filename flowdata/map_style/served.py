@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowdata.guards.fetching import UNSEEN, WorkerPool, worker_pool
+from flowdata.map_style.shared_memory import SharedArray
 
 _OWN_SEED = -1
 _MARKS = 255
@@ -35,37 +36,30 @@ class ServedDraws:
     """
 
     def __init__(self, draws: int) -> None:
-        self._marks = torch.zeros(draws, dtype=torch.uint8)
+        self._marks = SharedArray(draws, torch.uint8)
         # The epoch, whether it was set, whether advice about that was given, the seed, whether a
         # pass has begun the epoch, and whether anything was read lately.
-        self._state = torch.zeros(_CELLS, dtype=torch.int64)
-        self._state[_SEED] = _OWN_SEED
-        # Of the last epochs: number, seed and process of the pool that began it.
-        self._pools = torch.full((_AT_ONCE, 3), _NOBODY, dtype=torch.int64)
+        self._state = SharedArray(_CELLS, torch.int64)
+        self._state.values[_SEED] = _OWN_SEED
+        # Of the last epochs: number + 1, seed and process of the pool that began it.
+        self._pools = SharedArray(3 * _AT_ONCE, torch.int64)
         self._own_passes()
-        self._share()
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_mark_of": None, "_cells": None, "_pool_of": None, "_epoch_of": None}
-        return self.__dict__ | own
+        # A copy, and a worker that is spawned, begin without passes.
+        return self.__dict__ | {"_epoch_of": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A copy has memory of its own, which its workers have to share too.
         self.__dict__.update(state)
         self._own_passes()
-        self._share()
 
     def _own_passes(self) -> None:
-        """Begin without passes of this process."""
         self._epoch_of: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self._latest = _NOBODY
 
-    def _share(self) -> None:
-        for tensor in (self._marks, self._state, self._pools):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        # The same memory: to index an array takes a tenth of what a tensor takes.
-        self._mark_of, self._cells = self._marks.numpy(), self._state.numpy()
-        self._pool_of = self._pools.numpy()
+    @property
+    def _cells(self) -> NDArray[np.int64]:
+        return self._state.values
 
     @property
     def epoch(self) -> int:
@@ -109,25 +103,23 @@ class ServedDraws:
         """Serve from this epoch until another is set."""
         self._cells[_EPOCH], self._cells[_SET] = require_cell(epoch, "the epoch"), True
 
-    def serve(self, draws: NDArray[np.int64], reader: object) -> int:
-        """The epoch in which a reader is given these draws.
+    def serve(self, draws: NDArray[np.int64], reader: object) -> tuple[int, bool]:
+        """The epoch in which a reader is given these draws, and whether it is new here.
 
         Args:
             draws: in [0, M).
             reader: stands for a pass in this process; or `UNSEEN`.
-
-        Raises:
-            RuntimeError: when two passes have begun the same epoch at the same moment.
         """
         self._cells[_READ] = True
         if self.epoch_was_set:
-            return self.epoch
+            return self.epoch, False
         if reader is UNSEEN:
-            return self._mark(draws)
+            return self._mark(draws), False
         epoch = self._epoch_of.get(reader)
-        if epoch is None:
-            epoch = self._epoch_of[reader] = self._begin()
-        return epoch
+        if epoch is not None:
+            return epoch, False
+        epoch = self._epoch_of[reader] = self._begin()
+        return epoch, True
 
     def _begin(self) -> int:
         """The epoch of a pass that is new in this process."""
@@ -141,10 +133,10 @@ class ServedDraws:
             return found
         epoch = running + begun
         own = (-os.getpid(), 0) if pool is None else (pool.seed, pool.process)
-        place = self._pool_of[epoch % _AT_ONCE]
-        place[0] = _NOBODY
+        place = self._place_of(epoch)
+        place[0] = 0
         place[1:] = own
-        place[0] = epoch
+        place[0] = epoch + 1
         self._cells[_EPOCH] = epoch
         self._cells[_BEGUN] = True
         self._latest = epoch
@@ -157,12 +149,12 @@ class ServedDraws:
             RuntimeError: if it is.
         """
         pool = worker_pool()
-        place = self._pool_of[epoch % _AT_ONCE].tolist()
+        following, seed, process = self._place_of(epoch).tolist()
         if pool is None:
-            own = place == [epoch, -os.getpid(), 0]
+            own = seed == -os.getpid()
         else:
-            own = place[:2] == [epoch, pool.seed] and abs(place[2] - pool.process) < pool.workers
-        if not own:
+            own = seed == pool.seed and abs(process - pool.process) < pool.workers
+        if not own or following != epoch + 1:
             raise RuntimeError(
                 f"two passes over one FlowDataset have begun epoch {epoch} at the same moment, so "
                 "their draws cannot be told apart: make a FlowDataset for each, or call "
@@ -171,14 +163,18 @@ class ServedDraws:
 
     def _latest_of(self, pool: WorkerPool) -> int:
         """The last epoch that a pool has begun."""
-        epochs, seeds, processes = self._pool_of.T
+        following, seeds, processes = self._pools.values.reshape(_AT_ONCE, 3).T
         # A pool started later has a first process that comes after all of this one's.
         same = (seeds == pool.seed) & (np.abs(processes - pool.process) < pool.workers)
-        return int(epochs[same].max(initial=_NOBODY))
+        return int((following[same] - 1).max(initial=_NOBODY))
+
+    def _place_of(self, epoch: int) -> NDArray[np.int64]:
+        """Where it is written who began an epoch."""
+        return self._pools.values.reshape(_AT_ONCE, 3)[epoch % _AT_ONCE]
 
     def _mark(self, draws: NDArray[np.int64]) -> int:
         """Mark draws as served, and return their epoch: the next one if any was served before."""
-        epoch, marks = self.epoch, self._mark_of
+        epoch, marks = self.epoch, self._marks.values
         # A draw that was served in this epoch: somebody has begun the next one.
         if (marks[draws] == epoch % _MARKS + 1).any():
             epoch += 1

@@ -277,6 +277,7 @@ def test_a_batch_is_fetched_row_by_row_where_the_data_set_has_no_getitems():
     assert (inner.batches, inner.singles) == ([], planned(0))
 
 
+@pytest.mark.filterwarnings("ignore:a Subset gives 3 of the 22 draws")
 def test_a_subset_of_an_epoch_reads_the_draws_it_names():
     part = Subset(make(), [2, 9, 4])
     plan = planned(0)

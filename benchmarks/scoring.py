@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from flowdata import CausalLM, FlowWeights, LossTable, score
-from flowdata.scoring.tokens import IGNORED, Tokens
+from flowdata.scoring.token_rows import IGNORED, Tokens
 
 OURS, PADDED, TWO_PASSES, FILE = "score", "padded", "two passes", "table"
 LABELS = {

@@ -142,10 +142,10 @@ def _add_score(commands: Commands) -> None:
 
 def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring import CausalLM, score
+    from flowdata.scoring.columns import Columns
     from flowdata.scoring.inference import count_rows
     from flowdata.scoring.open_inputs import open_data, open_model
     from flowdata.scoring.ranks import join_torchrun
-    from flowdata.scoring.tokens import Columns
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
     _require_folder(options.output)

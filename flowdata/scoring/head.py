@@ -1,13 +1,15 @@
 """Cross-entropy of a causal language model at the labelled positions, and only there."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from flowdata.scoring.causality import require_causal, require_decoder_only
+from flowdata.scoring.model_inputs import accepted_names
 
 LOGITS_BYTES = 1 << 27
 """Logits of this many bytes (in float32) exist at a time."""
@@ -28,58 +30,94 @@ class TokenLosses:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        require_decoder_only(model)
         self._model = model
-        self._arguments = _forward_arguments(model)
+        self._arguments = accepted_names(model)
         self._head = _output_head(model)
         self._hidden: list[Tensor] = []
         self._scaling: _LogitScaling | None = None
         self._probed = False
         self.vocabulary = _vocabulary(model)
 
-    def __call__(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Losses of all positions t >= 1 with a label >= 0, row by row.
 
         Args:
             ids: shape (B, T), padded on the right.
-            lengths: shape (B,).
+            lengths: shape (B,); None for a row that the model shall have no attention mask of.
             labels: shape (B, T); label t is predicted from position t - 1.
+            inputs: what else the model takes.
+
+        Raises:
+            TypeError: when the model gives no logits, or not one for each of the ids.
         """
-        mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        keywords: dict[str, Any] = dict(inputs or {})
+        if lengths is not None and "attention_mask" in self._arguments:
+            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            keywords["attention_mask"] = mask.long()
+        # Keys and values of the whole batch would be kept for a next token that never comes.
+        if "use_cache" in self._arguments:
+            keywords["use_cache"] = False
         targets = labels[:, 1:]
         chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
-            self._probe(ids, mask)
+            require_causal(
+                self._model, self._logits_of_text, ids, labels, text_alone=not inputs
+            )
+            self._probe(ids, keywords, whole=bool(inputs))
         if self._head is None:
-            logits = _take(self._forward(ids, mask), chosen)
+            logits = _take(self._forward(ids, keywords), chosen, ids)
             return _in_chunks(logits, targets[chosen], lambda part: part)
         if self._scaling is None:
             logits = self._forward_with_head_on(
-                lambda hidden: _take(hidden, chosen)[None], ids, mask
+                lambda hidden: _take(hidden, chosen, ids)[None], ids, keywords
             )[0]
             return _in_chunks(logits, targets[chosen], lambda part: part)
-        self._forward_with_head_on(lambda hidden: hidden[:, :1], ids, mask)
-        hidden = _take(self._hidden.pop(), chosen)
+        self._forward_with_head_on(lambda hidden: hidden[:, :1], ids, keywords)
+        hidden = _take(self._hidden.pop(), chosen, ids)
         head, scaling = self._head, self._scaling
         return _in_chunks(hidden, targets[chosen], lambda part: scaling(head(part)))
 
-    def _probe(self, ids: Tensor, mask: Tensor) -> None:
+    def _logits_of_text(self, ids: Tensor) -> Tensor:
+        """All logits of text that is not padded, and has nothing else with it."""
+        keywords: dict[str, Any] = {}
+        if "attention_mask" in self._arguments:
+            keywords["attention_mask"] = torch.ones_like(ids)
+        if "use_cache" in self._arguments:
+            keywords["use_cache"] = False
+        return self._forward(ids, keywords)
+
+    def _probe(self, ids: Tensor, keywords: dict[str, Any], *, whole: bool) -> None:
         """Find out whether the head is there, is called once, and what comes after it."""
-        ids, mask = ids[:1, :_PROBE_TOKENS], mask[:1, :_PROBE_TOKENS]
+        if not whole:
+            # A beginning of the first row will do, but an image goes with all of its row.
+            ids = ids[:1, :_PROBE_TOKENS]
+            keywords = {
+                name: value[:1, :_PROBE_TOKENS] if isinstance(value, Tensor) else value
+                for name, value in keywords.items()
+            }
         if self._head is not None:
-            logits = self._forward_with_head_on(lambda hidden: hidden, ids, mask)
+            logits = self._forward_with_head_on(lambda hidden: hidden, ids, keywords)
             if len(self._hidden) != 1 or self._hidden[0].shape[:2] != ids.shape:
                 self._head = None
             else:
+                few = slice(_PROBE_TOKENS)
                 scaling = _LogitScaling.of(self._model)
-                again = scaling(self._head(self._hidden[0])).to(logits.device)
+                again = scaling(self._head(self._hidden[0][:, few])).to(logits.device)
                 # Exactly, because a soft cap changes small logits next to nothing.
-                if torch.equal(again.float(), logits.float()):
+                if torch.equal(again.float(), logits[:, few].float()):
                     self._scaling = scaling
             self._hidden.clear()
         self._probed = True
 
     def _forward_with_head_on(
-        self, select: Callable[[Tensor], Tensor], ids: Tensor, mask: Tensor
+        self, select: Callable[[Tensor], Tensor], ids: Tensor, keywords: Mapping[str, Any]
     ) -> Tensor:
         """A forward pass whose head sees only ``select(hidden states)``; keeps all of them."""
 
@@ -91,17 +129,11 @@ class TokenLosses:
         self._hidden.clear()
         hook = self._head.register_forward_pre_hook(before)
         try:
-            return self._forward(ids, mask)
+            return self._forward(ids, keywords)
         finally:
             hook.remove()
 
-    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        keywords: dict[str, Any] = {}
-        if "attention_mask" in self._arguments:
-            keywords["attention_mask"] = mask.long()
-        # Keys and values of the whole batch would be kept for a next token that never comes.
-        if "use_cache" in self._arguments:
-            keywords["use_cache"] = False
+    def _forward(self, ids: Tensor, keywords: Mapping[str, Any]) -> Tensor:
         if "input_ids" in self._arguments:
             output = self._model(input_ids=ids, **keywords)
         else:
@@ -153,8 +185,18 @@ def text_config(model: Any) -> Any:
     return find() if callable(find) else config
 
 
-def _take(values: Tensor, positions: tuple[Tensor, ...]) -> Tensor:
-    """Values at these positions, which may lie on another device."""
+def _take(values: Tensor, positions: tuple[Tensor, ...], ids: Tensor) -> Tensor:
+    """Values at these positions of ids, which may lie on another device.
+
+    Raises:
+        TypeError: where there is not one for each of the ids.
+    """
+    if values.shape[:2] != ids.shape:
+        raise TypeError(
+            f"the model makes {tuple(values.shape[:2])} of input_ids of shape {tuple(ids.shape)}, "
+            "so it is not known which token a logit is of: give rows in which each token of an "
+            "image has its place in input_ids"
+        )
     return values[tuple(position.to(values.device) for position in positions)]
 
 
@@ -169,12 +211,6 @@ def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Te
         logits = logits_of(part)
         losses.append(F.cross_entropy(logits.float(), target.to(logits.device), reduction="none"))
     return torch.cat(losses)
-
-
-def _forward_arguments(model: Any) -> frozenset[str]:
-    """Names of the arguments of forward, of the model itself where PEFT is around it."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(inner.forward).parameters)
 
 
 def _output_head(model: Any) -> nn.Module | None:

@@ -149,3 +149,10 @@ def count_rows(dataset: Any) -> int:
     if rows == 0:
         raise ValueError("the data set is empty: there is nothing to score")
     return rows
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the host or of a device, ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error) or "out of memory" in str(error)
+    )

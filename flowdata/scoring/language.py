@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.head import TokenLosses, text_config
+from flowdata.scoring.inference import out_of_memory
+from flowdata.scoring.model_inputs import ModelInputs, accepted_names, pad_tokens
 from flowdata.scoring.scored_rows import ScoredRows
-from flowdata.scoring.tokens import IGNORED, TokenReader, Tokens, UnreadableRow
+from flowdata.scoring.token_rows import Tokens
+from flowdata.scoring.tokens import TokenReader, UnreadableRow
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
@@ -64,11 +68,10 @@ class CausalLM:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         self.reader()
 
-    def reader(self) -> TokenReader:
-        """What turns rows into tokens."""
-        return TokenReader(
-            self.tokenizer, self.prompt, self.response, self.messages, self.text, self.max_length
-        )
+    def reader(self, accepted: frozenset[str] = frozenset()) -> TokenReader:
+        """What turns rows into tokens, with what else of a row the model takes, by name."""
+        columns = (self.prompt, self.response, self.messages, self.text)
+        return TokenReader(self.tokenizer, *columns, self.max_length, accepted)
 
     def identity(self) -> dict[str, Any]:
         """The options that change losses, JSON-able."""
@@ -79,7 +82,8 @@ class CausalLM:
         }
         if self.tokenizer is not None:
             options["tokenizer"] = _hash(_tokenizer_state(self.tokenizer))
-            if self.messages is not None:
+            # Turns may stand in a column of responses too.
+            if self.messages is not None or (self.response and self.tokenizer.chat_template):
                 options["chat_template"] = _hash(self.tokenizer.chat_template)
         return options
 
@@ -107,10 +111,12 @@ class LanguagePass:
     rows_per_read = _ROWS_PER_READ
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
-        self.collate = options.reader().read_each
+        self.collate = options.reader(accepted_names(model)).read_each
         self._options = options
         self._device = device
         self._losses = TokenLosses(model)
+        self._inputs = ModelInputs(_dtype_of(model), device)
+        self._layout: tuple[str, int] | None = None
         self._context = _context_length(model)
         self._budget = options.max_tokens or _token_budget(model, device)
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
@@ -129,18 +135,17 @@ class LanguagePass:
         for row, sample in zip(rows, read, strict=True):
             if isinstance(sample, UnreadableRow):
                 raise sample.kind(f"row {row}: {sample.reason}")
+            self._check_layout(row, sample)
             samples.append(sample)
         lengths = np.array([sample.ids.size for sample in samples])
         self._check(rows, samples, lengths)
-        # Longest first: what runs out of memory does so at once, and what fits goes on fitting.
-        order = np.argsort(-lengths, kind="stable")
-        batches = deque(_cut_into_batches(order, lengths, self._budget))
+        batches = deque(_make_batches(np.arange(rows.size), samples, self._budget))
         while batches:
             batch = batches.popleft()
             try:
                 losses, counts = self._batch_losses([samples[place] for place in batch])
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise MemoryError(
@@ -149,31 +154,30 @@ class LanguagePass:
                     ) from error
                 self._budget = int(lengths[batch[0]] * len(batch)) // 2
                 left = np.concatenate([batch, *batches])
-                batches = deque(_cut_into_batches(left, lengths, self._budget))
+                batches = deque(_make_batches(left, samples, self._budget))
                 continue
+            except ValueError as error:
+                raise ValueError(f"row {rows[batch[0]]}: {error}") from error
             yield self._to_scored_rows(rows[batch], losses, counts, [samples[p] for p in batch])
 
     def _batch_losses(self, samples: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Losses of all response tokens, row by row, and how many each row has."""
-        width = max(max(sample.ids.size for sample in samples), 1)
-        ids = np.zeros((len(samples), width), dtype=np.int64)
-        labels = np.full((len(samples), width), IGNORED, dtype=np.int64)
-        for number, sample in enumerate(samples):
-            ids[number, : sample.ids.size] = sample.ids
-            labels[number, : sample.labels.size] = sample.labels
-        lengths = np.array([sample.ids.size for sample in samples])
+        ids, labels = pad_tokens(samples)
         counts = (labels[:, 1:] >= 0).sum(axis=1)
         if not counts.any():
             return np.zeros(0, dtype=np.float32), counts
+        sizes = np.array([sample.ids.size for sample in samples])
         try:
-            losses = self._losses(*(self._to_device(array) for array in (ids, lengths, labels)))
+            lengths = self._to_device(sizes) if samples[0].masked else None
+            batch = (self._to_device(ids), lengths, self._to_device(labels))
+            losses = self._inputs.call(samples, partial(self._losses, *batch))
         except (RuntimeError, MemoryError):
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             raise
         return losses.cpu().numpy(), counts
 
-    def _to_device(self, array: NDArray[np.int64]) -> Tensor:
+    def _to_device(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def _to_scored_rows(
@@ -196,6 +200,17 @@ class LanguagePass:
             np.array([sample.truncated for sample in samples]),
         )
 
+    def _check_layout(self, row: int, sample: Tokens) -> None:
+        """Texts get an end token, turns what their template writes: a data set has one of them."""
+        if not sample.layout:
+            return
+        self._layout = self._layout or (sample.layout, row)
+        if sample.layout != self._layout[0]:
+            raise ValueError(
+                f"row {row} holds {sample.layout}, row {self._layout[1]} {self._layout[0]}: make "
+                "them alike, or score them as two data sets"
+            )
+
     def _check(
         self, rows: NDArray[np.int64], samples: Sequence[Tokens], lengths: NDArray[Any]
     ) -> None:
@@ -216,15 +231,26 @@ class LanguagePass:
                 )
 
 
-def _cut_into_batches(
-    order: NDArray[np.int64], lengths: NDArray[Any], budget: int
+def _make_batches(
+    places: NDArray[np.int64], samples: Sequence[Tokens], budget: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Cut an order of falling lengths into batches of at most ``budget`` tokens with padding."""
-    start = 0
-    while start < order.size:
-        rows = max(budget // max(int(lengths[order[start]]), 1), 1)
-        yield order[start : start + rows]
-        start += rows
+    """Cut samples into batches of similar length, at most ``budget`` tokens with padding.
+
+    In a batch are samples of the same inputs, or one that can only be alone.
+    """
+    lengths = np.array([sample.ids.size for sample in samples])
+    # Longest first: what runs out of memory does so at once, and what fits goes on fitting.
+    order = places[np.argsort(-lengths[places], kind="stable")]
+    alike: dict[Any, list[int]] = {}
+    for place in order.tolist():
+        sample = samples[place]
+        alike.setdefault(place if sample.alone else frozenset(sample.inputs), []).append(place)
+    for members in alike.values():
+        start = 0
+        while start < len(members):
+            rows = max(budget // max(int(lengths[members[start]]), 1), 1)
+            yield np.array(members[start : start + rows])
+            start += rows
 
 
 def _check_tokenizer(tokenizer: Any, vocabulary: int | None) -> None:
@@ -276,7 +302,6 @@ def _context_length(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error) or "out of memory" in str(error)
-    )
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floats, torch.float32)

@@ -1,24 +1,21 @@
 """From the rows of a data set to token ids and labels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-IGNORED = -100
-"""Label of a token that is not scored."""
-
-_TOKEN_COLUMNS = ("input_ids", "labels")
-
-
-class Tokens(NamedTuple):
-    """One sample: ids and labels of shape (length,), int64; label t is that of token t."""
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    truncated: bool = False
+from flowdata.scoring.chat import ChatTemplate, read_turns
+from flowdata.scoring.columns import TOKEN_COLUMNS, Columns, as_text, is_turns
+from flowdata.scoring.spans import MarkedText, common_length, mark_tokens
+from flowdata.scoring.token_rows import (
+    IGNORED,
+    Tokens,
+    read_token_row,
+    refuse_media,
+    refuse_weights,
+)
 
 
 class UnreadableRow(NamedTuple):
@@ -31,56 +28,7 @@ class UnreadableRow(NamedTuple):
     reason: str
 
 
-_NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-
-
-class _MarkedText(NamedTuple):
-    """A text, and the spans of it that are scored: (first, last + 1) in characters."""
-
-    text: str
-    scored: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns of one layout.
-
-    Raises:
-        ValueError: for columns of more than one.
-    """
-
-    prompt: str | None = None
-    response: str | None = None
-    messages: str | None = None
-    text: str | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("response", "messages", "text") if getattr(self, name)]
-        if len(given) > 1 or (self.prompt and not self.response):
-            raise ValueError(
-                "name the columns of one layout: prompt and response, or response alone, or "
-                f"messages, or text; got {given or ['prompt']}"
-            )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The columns that a row must have."""
-        named = (self.prompt, self.response, self.messages, self.text)
-        return tuple(name for name in named if name) or _TOKEN_COLUMNS
-
-    def check(self, found: Iterable[str]) -> None:
-        """Make sure that all are among the columns that were found.
-
-        Raises:
-            ValueError: saying which are missing, and which there are.
-        """
-        found = sorted(map(str, found))
-        if missing := [name for name in self.names if name not in found]:
-            raise ValueError(
-                f"there is no column {missing}, the columns are {found}; rows need input_ids and "
-                "labels (-100 where a token is not scored), or name columns of text: prompt and "
-                "response, messages, or text, with a tokenizer"
-            )
+_NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), layout="")
 
 
 @dataclass(frozen=True)
@@ -93,11 +41,13 @@ class TokenReader:
     messages: str | None = None
     text: str | None = None
     max_length: int | None = None
+    accepted: frozenset[str] = frozenset()
+    """What the forward of the model takes, by name."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
-        if self.columns.names == _TOKEN_COLUMNS:
+        if self.columns.names == TOKEN_COLUMNS:
             return
         if self.tokenizer is None:
             raise ValueError(f"columns of text {list(self.columns.names)}: pass tokenizer=")
@@ -122,7 +72,7 @@ class TokenReader:
 
         Raises:
             TypeError, ValueError: for rows without the columns, of unequal lengths, or with
-                something else than a chat where there should be one.
+                something else than a chat or a text where there should be one.
         """
         samples: list[Tokens] = []
         for sample in self.read_each(rows):
@@ -134,17 +84,19 @@ class TokenReader:
     def read_each(self, rows: Sequence[Any]) -> list[Tokens | UnreadableRow]:
         """Tokens of each row, or why there are none; a row with None in a column has no token."""
         read = [self._try_to_read(row) for row in rows]
-        marked = [sample for sample in read if isinstance(sample, _MarkedText)]
-        # A chat template writes special tokens (begin, end of turn) itself.
-        tokenized = iter(self._tokenize(marked, special=self.messages is None) if marked else ())
+        marked = [sample for sample in read if isinstance(sample, MarkedText)]
+        tokenized = {
+            rendered: self._tokenize([each for each in marked if each.rendered == rendered])
+            for rendered in (False, True)
+        }
         samples: list[Tokens | UnreadableRow] = []
         for sample in read:
-            if isinstance(sample, _MarkedText):
-                sample = next(tokenized)
+            if isinstance(sample, MarkedText):
+                sample = next(tokenized[sample.rendered])
             samples.append(self._truncate(sample) if isinstance(sample, Tokens) else sample)
         return samples
 
-    def _try_to_read(self, row: Any) -> Tokens | _MarkedText | UnreadableRow:
+    def _try_to_read(self, row: Any) -> Tokens | MarkedText | UnreadableRow:
         try:
             if not isinstance(row, Mapping):
                 raise TypeError(
@@ -152,128 +104,106 @@ class TokenReader:
                     f"{list(self.columns.names)}; got {type(row).__name__}"
                 )
             self.columns.check(row)
-            if any(row[name] is None for name in self.columns.names):
+            if any(row.get(name) is None and name in row for name in self.columns.names):
                 return _NO_TOKENS
-            return self._read(row)
+            if self.columns.names == TOKEN_COLUMNS:
+                return read_token_row(row, self.accepted)
+            refuse_media(row, self.accepted)
+            refuse_weights(row)
+            return self._read(row) or _NO_TOKENS
         except (TypeError, ValueError) as error:
             return UnreadableRow(type(error), str(error))
 
-    def _read(self, row: Mapping[str, Any]) -> Tokens | _MarkedText:
+    def _read(self, row: Mapping[str, Any]) -> MarkedText | None:
+        """The text of a row, marked; None for a chat without turns."""
         if self.messages is not None:
-            messages = _check_turns(row[self.messages])
-            return _render_chat(self.tokenizer, messages) if messages else _NO_TOKENS
-        scored = self.response or self.text
-        if scored is None:
-            return _read_token_columns(row)
-        prompt = str(row[self.prompt]) if self.prompt else ""
-        text = prompt + str(row[scored])
-        return _MarkedText(text, [(len(prompt), len(text))])
+            turns = read_turns(row[self.messages], self.messages)
+            return ChatTemplate(self.tokenizer, row).mark_chat(turns) if turns else None
+        column = self.response or self.text
+        assert column is not None
+        if column == "chosen" and self.prompt is None and row.get("rejected") is not None:
+            return self._read_pair(row["chosen"], row["rejected"], row)
+        prompt = row[self.prompt] if self.prompt else None
+        if self.text is None and is_turns(row[column]):
+            return self._read_response(prompt, row[column], row)
+        return _mark_response(
+            "" if prompt is None else as_text(prompt, str(self.prompt)),
+            as_text(row[column], column),
+        )
 
-    def _tokenize(self, marked: Sequence[_MarkedText], *, special: bool) -> list[Tokens]:
-        """Tokens of whole texts; labelled where a token covers a character of a span.
+    def _read_response(
+        self, prompt: Any, response: Any, row: Mapping[str, Any]
+    ) -> MarkedText | None:
+        turns = read_turns(response, str(self.response))
+        template = ChatTemplate(self.tokenizer, row)
+        if prompt is None:
+            return template.mark_chat(turns) if turns else None
+        if not is_turns(prompt):
+            raise TypeError(
+                f"column {self.response!r} holds turns of a chat, and the prompt in column "
+                f"{self.prompt!r} is {type(prompt).__name__}: make turns of both, or text of both; "
+                "where the response has the prompt in it, leave prompt= out"
+            )
+        return template.mark_completion(read_turns(prompt, str(self.prompt)), turns)
+
+    def _read_pair(self, chosen: Any, rejected: Any, row: Mapping[str, Any]) -> MarkedText:
+        """The chosen side of a preference pair, whose prompt is what both sides begin with."""
+        if is_turns(chosen) != is_turns(rejected):
+            raise TypeError("of the columns 'chosen' and 'rejected' one holds turns, one does not")
+        if not is_turns(chosen):
+            text = as_text(chosen, "chosen")
+            begin = _implicit_prompt(text, as_text(rejected, "rejected"))
+            return _mark_response(text[:begin], text[begin:])
+        turns = read_turns(chosen, "chosen")
+        begin = _implicit_prompt(turns, read_turns(rejected, "rejected"))
+        if not begin:
+            raise ValueError("the columns 'chosen' and 'rejected' begin with no turn in common")
+        return ChatTemplate(self.tokenizer, row).mark_completion(turns[:begin], turns[begin:])
+
+    def _tokenize(self, marked: Sequence[MarkedText]) -> Iterator[Tokens]:
+        """Tokens of whole texts of one kind; labelled where a token is in a span.
 
         So all of a response is scored, also where its first letters and the last of the prompt,
-        a space most often, are one token.
+        a space most often, are one token. After what no template has rendered comes the end token.
         """
-        encoded = self.tokenizer(
-            [text for text, _ in marked],
-            add_special_tokens=special,
-            return_offsets_mapping=True,
-            truncation=False,
-        )
-        end = self.tokenizer.eos_token_id if special else None
-        samples = []
-        for ids, offsets, (_, scored) in zip(
-            encoded["input_ids"], encoded["offset_mapping"], marked, strict=True
-        ):
-            tokens = np.array(ids, dtype=np.int64)
-            begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
-            inside = np.zeros(tokens.size, dtype=np.bool_)
-            for first, last in scored:
-                inside |= (ends > first) & (begins < last) & (ends > begins)
-            labels = np.where(inside, tokens, IGNORED)
+        rendered = any(text.rendered for text in marked)
+        end = None if rendered else self.tokenizer and self.tokenizer.eos_token_id
+        tokenized = mark_tokens(self.tokenizer, marked, special=not rendered)
+        for text, (ids, scored) in zip(marked, tokenized, strict=True):
+            labels = np.where(scored, ids, IGNORED)
             if end is not None:
-                if not tokens.size or tokens[-1] != end:
-                    tokens, labels = np.append(tokens, end), np.append(labels, end)
-                # Where the tokenizer adds the end itself, it covers no character.
-                labels[-1] = end
-            samples.append(Tokens(tokens, labels))
-        return samples
+                ended = text.text.rstrip().endswith(self.tokenizer.eos_token)
+                if not ids.size or (ids[-1] != end and not ended):
+                    ids, labels = np.append(ids, end), np.append(labels, end)
+                # Where the tokenizer adds the end itself, it is in no span.
+                if ids[-1] == end:
+                    labels[-1] = end
+            yield Tokens(ids, labels, layout="turns" if rendered else "text")
 
     def _truncate(self, sample: Tokens) -> Tokens:
-        limit = self.max_length
-        if limit is None or sample.ids.size <= limit:
+        if self.max_length is None or sample.ids.size <= self.max_length:
             return sample
-        return Tokens(sample.ids[:limit], sample.labels[:limit], truncated=True)
+        return sample.cut(self.max_length)
 
 
-def _check_turns(value: Any) -> list[Mapping[str, Any]]:
-    """The turns of a chat.
-
-    Raises:
-        TypeError, ValueError: for anything but a list of dicts with role and content.
-    """
-    if isinstance(value, str):
-        raise TypeError("the chat is stored as text: parse it into a list of turns, json.loads")
-    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, bytes):
-        raise TypeError(f"a chat is a list of turns, got {type(value).__name__}")
-    turns = list(value)
-    for turn in turns:
-        if not isinstance(turn, Mapping):
-            raise TypeError(f"a turn of a chat is a dict, got {type(turn).__name__}")
-        if missing := [key for key in ("role", "content") if key not in turn]:
-            raise ValueError(
-                f"a turn of a chat has no {missing}, it has {sorted(map(str, turn))}: rename its "
-                "keys to role and content"
-            )
-    return turns
+def _mark_response(prompt: str, response: str) -> MarkedText:
+    text = prompt + response
+    return MarkedText(text, [(len(prompt), len(text))])
 
 
-def _render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> _MarkedText:
-    """The conversation as the chat template renders it, and where in it the assistant speaks.
+def _implicit_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """Length of the prompt that both sides of a pair begin with.
+
+    trl 1.16, data_utils.extract_prompt: where one side is the beginning of the other, its last
+    element is none of the prompt, nor is a space before what differs.
 
     Raises:
-        ValueError: when the template does not take it, or its turns cannot be told apart.
+        ValueError: for a side that is empty.
     """
-    if messages[0]["role"] == "assistant":
-        raise ValueError("the chat begins with the assistant: put what it answers before it")
-    whole = _apply_template(tokenizer, messages, False)
-    spans = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply_template(tokenizer, messages[:number], True)
-        after = _apply_template(tokenizer, messages[: number + 1], False)
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise ValueError(
-                "the chat template renders a turn differently when others follow, so its "
-                "tokens cannot be told: give rows with input_ids and labels instead"
-            )
-        spans.append((len(before), len(after)))
-    return _MarkedText(whole, spans)
-
-
-def _apply_template(tokenizer: Any, turns: Sequence[Mapping[str, Any]], prompt: bool) -> str:
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=prompt
-        )
-    # transformers 5.23, apply_chat_template: whatever the Jinja template raises, of any type.
-    except Exception as error:
-        raise ValueError(f"the chat template does not take the chat: {error}") from error
-    return text
-
-
-def _read_token_columns(row: Mapping[str, Any]) -> Tokens:
-    """Ids and labels of a row that has them, without the padding its attention mask shows."""
-    ids, labels = (np.asarray(row[name], dtype=np.int64) for name in ("input_ids", "labels"))
-    if ids.ndim != 1 or ids.shape != labels.shape:
-        raise ValueError(
-            f"input_ids and labels of a row must have one shape (length,), got {ids.shape} and "
-            f"{labels.shape}"
-        )
-    mask = row.get("attention_mask")
-    if mask is not None:
-        kept = np.asarray(mask).astype(np.bool_)
-        ids, labels = ids[kept], labels[kept]
-    return Tokens(ids, labels)
+    shorter = min(len(chosen), len(rejected))
+    if not shorter:
+        raise ValueError("a side of the pair of 'chosen' and 'rejected' is empty")
+    place = common_length(chosen, rejected)
+    if place == shorter:
+        return shorter - 1
+    return place - 1 if place and chosen[place - 1] == " " else place

@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from flowdata import CausalLM
-from flowdata.scoring.tokens import IGNORED
+from flowdata.scoring.token_rows import IGNORED
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_an_end_the_tokenizer_adds_itself_is_scored_and_not_added_again(tokenize
     assert sample.labels.tolist() == [IGNORED, *plain.labels.tolist()]
 
 
-@pytest.mark.parametrize("answer", ["", 7, "a\n\nb ", "日本語 🤖", "<|im_start|>"])
+@pytest.mark.parametrize("answer", ["", "7", "a\n\nb ", "日本語 🤖", "<|im_start|>"])
 @pytest.mark.parametrize("question", ["", "Q: ", "ends with a word", "🤖"])
 def test_all_of_any_response_is_scored_and_only_a_shared_token_of_the_prompt(
     tokenizer, question, answer

@@ -1,0 +1,145 @@
+"""What the forward of a language model takes, and samples as it takes them."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowdata.scoring.inference import out_of_memory
+from flowdata.scoring.token_rows import IGNORED, MEDIA, Tokens
+
+
+def accepted_names(model: Any) -> frozenset[str]:
+    """Names of what a model can be given, also through the keyword arguments it passes on."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names, passes_on = _parameters(inner)
+    if passes_on:
+        for module in inner.modules():
+            of_module, _ = _parameters(module)
+            if "input_ids" in of_module:
+                names |= of_module
+    return frozenset(names)
+
+
+def _parameters(module: nn.Module) -> tuple[set[str], bool]:
+    """Names of the arguments of forward, and whether it takes any other."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return (
+        {parameter.name for parameter in parameters if parameter.kind not in variable},
+        any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters),
+    )
+
+
+def pad_tokens(samples: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and labels of shape (samples, longest), padded on the right."""
+    width = max(max(sample.ids.size for sample in samples), 1)
+    ids = np.zeros((len(samples), width), dtype=np.int64)
+    labels = np.full((len(samples), width), IGNORED, dtype=np.int64)
+    for number, sample in enumerate(samples):
+        ids[number, : sample.ids.size] = sample.ids
+        labels[number, : sample.labels.size] = sample.labels
+    return ids, labels
+
+
+class ModelInputs:
+    """Makes of the further inputs of samples what the model takes as a batch.
+
+    A row has its image as (channels, height, width) or (images, channels, height, width), and its
+    floats in single precision. Models differ in whether images of several samples follow each other
+    or have an axis of samples, and in whether they convert floats, so that the form a model takes
+    is found out by trying.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._device = device
+        self._taken: dict[frozenset[tuple[str, int]], int] = {}
+
+    def call(
+        self, samples: Sequence[Tokens], forward: Callable[[Mapping[str, Tensor]], Tensor]
+    ) -> Tensor:
+        """What ``forward`` gives for the inputs of samples that can be one batch.
+
+        Raises:
+            ValueError: when the model takes them in no form.
+        """
+        if not samples[0].alone:
+            return forward(self._to_device(_pad_inputs(samples)))
+        (sample,) = samples
+        kind = frozenset((name, value.ndim) for name, value in sample.inputs.items())
+        forms = self._forms(sample)
+        order = sorted(range(len(forms)), key=lambda number: number != self._taken.get(kind))
+        reason: Exception | None = None
+        for number in order:
+            try:
+                found = forward(self._to_device(forms[number]))
+            # What a model raises for a shape or a type is up to its code.
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                reason = reason or error
+                continue
+            self._taken[kind] = number
+            return found
+        shapes = {name: tuple(value.shape) for name, value in sample.inputs.items()}
+        raise ValueError(f"the model does not take the {shapes} of the row: {reason}") from reason
+
+    def _forms(self, sample: Tokens) -> list[dict[str, Tensor]]:
+        plain = [_one_image_after_another(sample), _with_axis_of_samples(sample)]
+        converted = [
+            {
+                name: value.to(self._dtype) if value.is_floating_point() else value
+                for name, value in form.items()
+            }
+            for form in plain
+        ]
+        forms: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        for form in plain + converted:
+            forms.setdefault(tuple((v.shape, v.dtype) for v in form.values()), form)
+        return list(forms.values())
+
+    def _to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self._device) for name, value in inputs.items()}
+
+
+def _pad_inputs(samples: Sequence[Tokens]) -> dict[str, Tensor]:
+    """One number a token, padded on the right: no token before sees the padding."""
+    return {
+        name: nn.utils.rnn.pad_sequence(
+            [sample.inputs[name] for sample in samples], batch_first=True
+        )
+        for name in samples[0].inputs
+    }
+
+
+def _one_image_after_another(sample: Tokens) -> dict[str, Tensor]:
+    """What is one for each image stays as it is: transformers' Llava, Qwen2-VL, Gemma 3."""
+
+    def form(name: str, value: Tensor) -> Tensor:
+        one_of_many = {"pixel_values": 3, "pixel_values_videos": 4, "input_features": 2}
+        if name.endswith(("_grid_thw", "_sizes")) or name == "feature_attention_mask":
+            one = value.ndim == 1
+        elif name.startswith(MEDIA):
+            one = value.ndim == one_of_many.get(name, 0)
+        else:
+            return _with_axis(name, value)
+        return value[None] if one else value
+
+    return {name: form(name, value) for name, value in sample.inputs.items()}
+
+
+def _with_axis_of_samples(sample: Tokens) -> dict[str, Tensor]:
+    """All of a row is one sample: transformers' default_data_collator, Idefics, Mllama."""
+    return {name: _with_axis(name, value) for name, value in sample.inputs.items()}
+
+
+def _with_axis(name: str, value: Tensor) -> Tensor:
+    if name != "position_ids" or value.ndim == 1:
+        return value[None]
+    # transformers 5.23, Qwen2VLModel.forward: positions in time, height and width, (3, B, T).
+    return value[:, None] if value.ndim == 2 and value.shape[0] > 1 else value

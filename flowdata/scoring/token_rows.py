@@ -1,0 +1,276 @@
+"""Rows that have input_ids: their labels, and all else that the model takes."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowdata.scoring.columns import MASK_COLUMNS
+
+IGNORED = -100
+"""Label of a token that is not scored."""
+
+# One number for each token. Of these, rows can be batched: padding is masked and comes after.
+_BATCHED = ("token_type_ids", "mm_token_type_ids", "position_ids")
+MEDIA = (
+    "pixel_", "image_", "video_", "input_features", "input_values", "feature_attention_mask",
+    "second_per_grid", "audio_", "patch_", "num_crops",
+)  # fmt: skip
+"""How the names begin of what belongs to an image, a video or a sound, whatever its shape."""
+
+# How a model is to run, or what it remembers: no part of a sample.
+_NOT_OF_A_SAMPLE = (
+    "inputs_embeds", "past_key_values", "use_cache", "cache_position", "cache_params",
+    "return_dict", "output_attentions", "output_hidden_states", "output_router_logits",
+    "logits_to_keep", "num_logits_to_keep", "num_items_in_batch", "is_causal",
+)  # fmt: skip
+# trl 1.16, pack_dataset, and transformers 5.23, DataCollatorWithFlattening: where samples that
+# share a row begin.
+_OF_PACKS = ("seq_lengths", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
+_WEIGHTS = (
+    "weight", "weights", "loss_weight", "loss_weights", "loss_scale", "sample_weight",
+    "sample_weights",
+)  # fmt: skip
+
+
+class Tokens(NamedTuple):
+    """One sample: ids and labels of shape (length,), int64; label t is that of token t."""
+
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    truncated: bool = False
+    inputs: Mapping[str, Tensor] = {}
+    """What else the model takes, as the row has it."""
+    masked: bool = True
+    """Whether the model is given an attention mask."""
+    layout: str = "tokens"
+    """"tokens", "text", "turns", or "" of a row that has nothing."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether the row can only be in a batch of its own."""
+        return not self.masked or any(
+            name not in _BATCHED or value.shape != self.ids.shape
+            for name, value in self.inputs.items()
+        )
+
+    def cut(self, limit: int) -> "Tokens":
+        """The first tokens of a sample, and what belongs to them."""
+        inputs = {
+            name: value[..., :limit] if _is_per_token(name, value, self.ids.size) else value
+            for name, value in self.inputs.items()
+        }
+        return self._replace(
+            ids=self.ids[:limit], labels=self.labels[:limit], truncated=True, inputs=inputs
+        )
+
+
+def refuse_media(row: Mapping[str, Any], accepted: frozenset[str]) -> None:
+    """Make sure that a row of text has no image, video or sound for a model that takes such.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    takes = {name for name in accepted if name.startswith(MEDIA)}
+    raw = {"image", "images", "video", "videos", "audio", "audios"} if takes else set()
+    found = sorted(name for name in row if name in takes | raw and _is_there(row[name]))
+    if found:
+        raise ValueError(
+            f"the row has {found}, of which its text knows nothing: have the processor of the "
+            "model make input_ids, labels and what else its forward takes, or take the column out"
+        )
+
+
+def refuse_weights(row: Mapping[str, Any]) -> None:
+    """Make sure that a row has no weight of its own, or the weight 1.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for name in _WEIGHTS:
+        value = row.get(name)
+        if _is_number(value) and value != 1:
+            raise ValueError(
+                f"the row has {name}={value}, and a loss is that of the model alone: take the "
+                "column out, and multiply the weights by it"
+            )
+
+
+def read_token_row(row: Mapping[str, Any], accepted: frozenset[str]) -> Tokens:
+    """The tokens of a row, without the padding its attention mask shows.
+
+    Args:
+        row: with input_ids and labels, or with a mask of what is scored in place of labels.
+        accepted: names of what the forward of the model takes.
+
+    Raises:
+        TypeError, ValueError: for shapes that do not fit, or what the model cannot be given.
+    """
+    ids = _integers(row, "input_ids")
+    if ids.ndim != 1:
+        raise ValueError(f"input_ids of a row must have the shape (length,), got {ids.shape}")
+    labels = _read_labels(row, ids, accepted)
+    inputs = _read_inputs(row, ids.size, accepted)
+    mask = row.get("attention_mask")
+    masked = mask is not None or "position_ids" not in inputs or _is_one_sample(inputs)
+    if mask is not None:
+        kept = _read_padding(mask, ids)
+        inputs = {
+            name: value[..., torch.from_numpy(kept)]
+            if _is_per_token(name, value, ids.size)
+            else value
+            for name, value in inputs.items()
+        }
+        ids, labels = ids[kept], labels[kept]
+    return Tokens(ids, labels, inputs=inputs, masked=masked)
+
+
+def _read_labels(
+    row: Mapping[str, Any], ids: NDArray[np.int64], accepted: frozenset[str]
+) -> NDArray[np.int64]:
+    scored = np.ones(ids.size, dtype=np.bool_)
+    names = [*(name for name in _WEIGHTS if not _is_number(row.get(name))), *MASK_COLUMNS]
+    masks = [name for name in names if row.get(name) is not None and name not in accepted]
+    for name in masks:
+        mask = np.asarray(row[name])
+        if (
+            mask.shape != ids.shape
+            or mask.dtype.kind not in "buif"
+            or not np.isin(mask, (0, 1)).all()
+        ):
+            raise ValueError(
+                f"{name} must be one 0 or 1 for each of the {ids.size} input_ids, got an array of "
+                f"shape {mask.shape} and type {mask.dtype}: put -100 into labels where a token is "
+                "not scored, and take the column out"
+            )
+        scored &= mask.astype(np.bool_)
+    if row.get("labels") is None:
+        return np.where(scored, ids, IGNORED)
+    labels = _integers(row, "labels")
+    if ids.shape != labels.shape:
+        raise ValueError(
+            f"input_ids and labels of a row must have one shape (length,), got {ids.shape} and "
+            f"{labels.shape}"
+        )
+    if np.any(labels[~scored] >= 0):
+        raise ValueError(
+            f"labels score tokens that {masks} leave out: take out one of them, or put -100 into "
+            "labels where a token is not scored"
+        )
+    return labels
+
+
+def _read_inputs(
+    row: Mapping[str, Any], length: int, accepted: frozenset[str]
+) -> dict[str, Tensor]:
+    """What the model takes beside ids, labels and mask."""
+    refuse_weights({name: row[name] for name in _WEIGHTS if name in row and name not in accepted})
+    done = {"input_ids", "labels", "attention_mask"}
+    inputs = {}
+    for name, value in row.items():
+        if name in done or not _is_there(value):
+            continue
+        if name in _OF_PACKS:
+            raise ValueError(
+                f"the row has {name}: it is a pack of several samples; score the samples before "
+                "they are packed"
+            )
+        if name in accepted and name in _NOT_OF_A_SAMPLE:
+            raise ValueError(
+                f"the row has {name}, which the model takes, but which is no part of a sample: "
+                "take the column out"
+            )
+        if name in accepted:
+            inputs[name] = _as_tensor(name, value)
+        elif isinstance(name, str) and name.startswith(MEDIA) and not isinstance(value, str):
+            raise ValueError(
+                f"the row has {name}, which the forward of the model does not take: it would be "
+                "scored without; score with the whole model, or take the column out"
+            )
+        elif name == "position_ids" and not _is_one_sample({name: _as_tensor(name, value)}):
+            raise ValueError(
+                "the row has position_ids, which the forward of the model does not take, and "
+                "which are not those of one sample: score the samples before they are packed"
+            )
+    for name in _BATCHED:
+        if name in inputs and inputs[name].shape[-1] != length:
+            raise ValueError(
+                f"{name} must be one number for each of the {length} input_ids, got the shape "
+                f"{tuple(inputs[name].shape)}"
+            )
+    return inputs
+
+
+def _read_padding(mask: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where a row is not padding."""
+    found = np.asarray(mask)
+    if (
+        found.shape != ids.shape
+        or found.dtype.kind not in "bui"
+        or not np.isin(found, (0, 1)).all()
+    ):
+        raise ValueError(
+            f"attention_mask must be one 0 or 1 for each of the {ids.size} input_ids, got shape "
+            f"{found.shape} with values {np.unique(found)[:5].tolist()}: a mask that says more, as "
+            "of packed samples, cannot be kept; score the samples before they are packed"
+        )
+    kept: NDArray[np.bool_] = found.astype(np.bool_)
+    inner = np.flatnonzero(kept)
+    if inner.size and inner[-1] - inner[0] + 1 != inner.size:
+        raise ValueError(
+            "attention_mask is 0 between tokens, not only where a row is padded: take the column "
+            "out, or these tokens"
+        )
+    return kept
+
+
+def _is_one_sample(inputs: Mapping[str, Tensor]) -> bool:
+    positions = inputs["position_ids"]
+    return positions.ndim == 1 and bool((positions.diff() == 1).all())
+
+
+def _is_per_token(name: str, value: Tensor, length: int) -> bool:
+    return value.ndim > 0 and value.shape[-1] == length and not name.startswith(MEDIA)
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "buif"
+
+
+def _is_there(value: Any) -> bool:
+    """Tables write None, or a list of nothing, where a row does not have what others have."""
+    if value is None:
+        return False
+    return not (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _integers(row: Mapping[str, Any], name: str) -> NDArray[np.int64]:
+    found = np.asarray(row[name])
+    if found.size == 0:
+        return np.zeros(found.shape, dtype=np.int64)
+    whole = found.dtype.kind in "iu" or (
+        found.dtype.kind == "f" and bool((np.isfinite(found) & (found == np.rint(found))).all())
+    )
+    if not whole:
+        raise TypeError(f"{name} must be whole numbers, got {found.dtype}: {found.ravel()[:5]}")
+    return found.astype(np.int64)
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    try:
+        if isinstance(value, Tensor):
+            return value.detach()
+        if isinstance(value, list | tuple) and all(isinstance(part, Tensor) for part in value):
+            return torch.stack(list(value))
+        found = torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"the row has {name}, which the model takes, as {type(value).__name__} that is no "
+            f"array of numbers ({error}): make one of it, as the processor of the model does, or "
+            "take the column out"
+        ) from error
+    # A table keeps floats in double precision, which a model does not compute in.
+    return found.float() if found.dtype == torch.float64 else found

@@ -41,7 +41,7 @@ class SampleReader:
         loss_weights: NDArray[np.float64] | None,
     ) -> None:
         self._index = index
-        self._urls = match_all(expand_braces(urls), index.shards)
+        self._urls = match_all(expand_braces(urls), index.shards, access.signed_by)
         self._names = [redact(url) for url in self._urls]
         self._access = access
         self._handler = handler

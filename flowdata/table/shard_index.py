@@ -40,6 +40,8 @@ class ShardIndex:
         sizes: bytes of each sample, headers included, int64, shape (n,).
         lengths: bytes of each shard as it is stored, -1 where unknown, int64.
         compressed: whether each shard is, bool.
+        versions: what the server of each shard said of its content (ETag, time of modification),
+            empty where it said nothing; none at all in an index of before that was kept.
     """
 
     shards: tuple[str, ...]
@@ -49,6 +51,7 @@ class ShardIndex:
     sizes: NDArray[np.int64]
     lengths: NDArray[np.int64]
     compressed: NDArray[np.bool_]
+    versions: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.shard.size
@@ -108,6 +111,8 @@ class ShardIndex:
             "lengths": self.lengths.tolist(),
             "compressed": self.compressed.tolist(),
         }
+        if any(self.versions):
+            known["versions"] = self.versions
         return {METADATA_KEY: json.dumps(known).encode()}
 
     @classmethod
@@ -138,6 +143,7 @@ class ShardIndex:
                 _list_of(file, known, "compressed", bool, len(shards), default=False),
                 dtype=np.bool_,
             ),
+            tuple(_list_of(file, known, "versions", str, len(shards), default="")),
         )
         # Readers seek to these places and read these sizes: a damaged index must not reach them.
         if not index._places_agree():

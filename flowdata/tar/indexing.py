@@ -1,5 +1,6 @@
 """index_shards: where the samples of shards lie, found by walking through their headers."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from flowdata.tar.names import shard_names
 from flowdata.tar.samples import TarSample, walk
 from flowdata.transport.access import Access, Readable
 from flowdata.transport.connect import connect
+from flowdata.transport.identity import Identity
 from flowdata.transport.urls import Urls, expand_braces, is_remote, redact
 
 # Remote shards that are read side by side.
@@ -35,11 +37,12 @@ def index_shards(urls: Urls, *, access: Access | None = None, progress: bool = T
         ShardError: for no shards or samples, a shard that cannot be read, a key twice in one.
     """
     every = expand_braces(urls)
-    names = shard_names(every)
+    access = access or Access()
+    names = shard_names(every, access.signed_by)
     # Headers of local shards keep a processor busy, servers keep it waiting.
     threads = _THREADS if any(map(is_remote, every)) else 1
     with ThreadPoolExecutor(threads) as pool:
-        parts = pool.map(partial(_index_shard, access=access or Access()), every)
+        parts = pool.map(partial(_index_shard, access=access), every)
         bar = tqdm(parts, desc="indexing", unit="shards", total=len(every), disable=not progress)
         try:
             return _join(names, list(bar))
@@ -54,7 +57,7 @@ class _Part:
 
     keys: Any
     spans: NDArray[np.int64]
-    length: int
+    identity: Identity
     compressed: bool
 
 
@@ -71,8 +74,9 @@ def _join(names: tuple[str, ...], parts: Sequence[_Part]) -> ShardIndex:
         compact_keys(pa.concat_arrays([part.keys for part in parts])),
         offsets,
         sizes,
-        np.array([part.length for part in parts], dtype=np.int64),
+        np.array([part.identity.length for part in parts], dtype=np.int64),
         np.array([part.compressed for part in parts], dtype=np.bool_),
+        tuple(part.identity.version for part in parts),
     )
 
 
@@ -81,25 +85,25 @@ def _index_shard(url: str, access: Access) -> _Part:
 
     name = redact(url)
     transport = connect(url, access)
-    raw = transport.stream()
     try:
-        content, compressed = decompress(raw, name)
-        keys: list[str] = []
-        spans: list[tuple[int, int]] = []
-        for sample in _refuse_duplicates(walk(content, name), name):
-            keys.append(sample.key if sample.key.isascii() else escaped_key(sample.key))
-            spans.append((sample.offset, sample.size))
-        # The checksum of a gzip stream comes after its last byte.
-        if compressed:
-            _read_to_the_end(content, name)
-        length = transport.length()
+        with contextlib.closing(transport.stream()) as raw:
+            content, compressed = decompress(raw, name, max_expansion=access.max_expansion)
+            keys: list[str] = []
+            spans: list[tuple[int, int]] = []
+            samples = walk(content, name, is_whole=transport.is_whole)
+            for sample in _refuse_duplicates(samples, name):
+                keys.append(sample.key if sample.key.isascii() else escaped_key(sample.key))
+                spans.append((sample.offset, sample.size))
+            # The checksum of a gzip stream comes after its last byte.
+            if compressed:
+                _read_to_the_end(content, name)
+        identity = transport.identity()
     finally:
-        raw.close()
         transport.close()
     return _Part(
         pa.array(keys, type=pa.large_string()),
         np.array(spans, dtype=np.int64).reshape(-1, 2),
-        -1 if length is None else length,
+        identity,
         compressed,
     )
 

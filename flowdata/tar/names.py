@@ -1,19 +1,28 @@
 """Names of shards: what a loss table calls them, and which URL belongs to which."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+
+import xxhash
 
 from flowdata.errors import MismatchError, ShardError
-from flowdata.transport.urls import PIPE, local_path, redact
+from flowdata.transport.urls import PIPE, address, local_path, redact
+
+# What follows the path of a shard that is asked for by a query.
+_QUERY_HASH = re.compile(r"\?[0-9a-f]{16}$")
 
 
-def shard_names(urls: Sequence[str]) -> tuple[str, ...]:
+def shard_names(urls: Sequence[str], signed_by: Iterable[str] = ()) -> tuple[str, ...]:
     """What a table calls these shards: their paths below the folder that they share.
+
+    A query that is more than a signature is a part of the name, as a hash, since it may hold a
+    secret that is not known as one.
 
     Raises:
         ShardError: when two of them are one.
     """
-    paths = [_comparable_path(url) for url in urls]
+    paths = [_comparable_path(url) + _query_hash(url, signed_by) for url in urls]
     parts = [path.split("/") for path in paths]
     common = 0
     while all(len(part) > common + 1 for part in parts) and len({p[common] for p in parts}) == 1:
@@ -22,6 +31,11 @@ def shard_names(urls: Sequence[str]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ShardError("a shard is given twice")
     return names
+
+
+def _query_hash(url: str, signed_by: Iterable[str]) -> str:
+    query = address(url, signed_by)
+    return "?" + xxhash.xxh3_64_hexdigest(query.encode()) if query else ""
 
 
 def match(url: str, names: Sequence[str]) -> int:
@@ -33,13 +47,15 @@ def match(url: str, names: Sequence[str]) -> int:
     return _Names(names).number(url)
 
 
-def match_all(urls: Sequence[str], names: Sequence[str]) -> list[str]:
+def match_all(
+    urls: Sequence[str], names: Sequence[str], signed_by: Iterable[str] = ()
+) -> list[str]:
     """Return for each name of a table the URL that ends with it.
 
     Raises:
         MismatchError: for a URL that the table does not know, or a shard without a URL.
     """
-    known = _Names(names)
+    known = _Names(names, signed_by)
     found: dict[int, str] = {}
     for url in urls:
         number = known.number(url)
@@ -60,26 +76,48 @@ def match_all(urls: Sequence[str], names: Sequence[str]) -> list[str]:
 class _Names:
     """The shard names of a table, found by their last part."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, names: Sequence[str], signed_by: Iterable[str] = ()) -> None:
+        self._names, self._signed_by = names, tuple(signed_by)
+        self._paths = [_QUERY_HASH.sub("", name) for name in names]
         self._by_base: dict[str, list[int]] = {}
-        for number, name in enumerate(names):
-            self._by_base.setdefault(name.rsplit("/", 1)[-1], []).append(number)
+        for number, path in enumerate(self._paths):
+            self._by_base.setdefault(path.rsplit("/", 1)[-1], []).append(number)
 
     def number(self, url: str) -> int:
-        path = "/" + _comparable_path(url)
-        fits = [
+        path, query = "/" + _comparable_path(url), _query_hash(url, self._signed_by)
+        of_path = [
             number
             for number in self._by_base.get(path.rsplit("/", 1)[-1], [])
-            if path.endswith("/" + self._names[number])
+            if path.endswith("/" + self._paths[number])
+        ]
+        fits = [number for number in of_path if query and self._names[number].endswith(query)]
+        # A shard may be scored from a disk and read from a server, or the other way round.
+        fits = fits or [
+            number for number in of_path if not query or self._names[number] == self._paths[number]
         ]
         if not fits:
+            raise MismatchError(self._unknown(url, by_query=bool(of_path)))
+        longest = max(len(self._paths[number]) for number in fits)
+        best = [number for number in fits if len(self._paths[number]) == longest]
+        if len(best) > 1:
             raise MismatchError(
-                f"the loss table knows no shard {redact(url)}; it knows {self._names[0]} and "
-                f"{len(self._names) - 1} more: score these shards, or pass the ones that were "
-                "scored"
+                f"{redact(url)} is one of {len(best)} shards of the loss table, which differ in "
+                "the query of their URLs only: give URLs with their queries"
             )
-        return max(fits, key=lambda number: len(self._names[number]))
+        return best[0]
+
+    def _unknown(self, url: str, *, by_query: bool) -> str:
+        if by_query:
+            return (
+                f"the loss table knows {redact(url)} with another query only: another shard, "
+                "unless the query is a signature; then name its parameters, as in "
+                'Access(signed_by=("token", "expires")), here and when the shards are indexed'
+            )
+        return (
+            f"the loss table knows no shard {redact(url)}; it knows {self._names[0]} and "
+            f"{len(self._names) - 1} more: score these shards, or pass the ones that were "
+            "scored"
+        )
 
 
 def _comparable_path(url: str) -> str:

@@ -12,6 +12,7 @@ from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.forward import ForwardStream
 from flowdata.transport.access import Access, NoRangesError, Readable, Transport
 from flowdata.transport.connect import connect
+from flowdata.transport.identity import Identity
 from flowdata.transport.urls import redact
 
 # About what the disk and the kernel read ahead anyway; see benchmarks/streaming.py for servers.
@@ -22,16 +23,25 @@ _SPAN = 1 << 23
 
 
 class ShardInfo(NamedTuple):
-    """A shard: its URL and what its index knows of it; its length is -1 where it is not known."""
+    """A shard: its URL and what its index knows of it.
+
+    Attributes:
+        url: of the shard.
+        length: bytes, -1 where it is not known.
+        compressed: whether it is.
+        version: of its content, see `Identity`.
+    """
 
     url: str
     length: int
     compressed: bool
+    version: str = ""
 
     @classmethod
     def from_index(cls, index: ShardIndex, shard: int, url: str) -> "ShardInfo":
         """That of a shard, by its number in the index."""
-        return cls(url, int(index.lengths[shard]), bool(index.compressed[shard]))
+        version = index.versions[shard] if index.versions else ""
+        return cls(url, int(index.lengths[shard]), bool(index.compressed[shard]), version)
 
 
 class ShardReader:
@@ -76,13 +86,8 @@ class ShardReader:
 
     def _connect(self) -> Transport:
         if self._transport is None:
-            transport = connect(self._shard.url, self._access, self._shard.length)
-            try:
-                self._check_length(transport)
-            except ShardError:
-                transport.close()
-                raise
-            self._transport = transport
+            expected = Identity.parse(self._shard.length, self._shard.version)
+            self._transport = connect(self._shard.url, self._access, expected)
         return self._transport
 
     def _close_stream(self) -> None:
@@ -90,16 +95,6 @@ class ShardReader:
             self._stream.close()
             self._raw.close()
         self._stream = self._raw = None
-
-    def _check_length(self, transport: Transport) -> None:
-        if self._shard.length < 0:
-            return
-        found = transport.length()
-        if found is not None and found != self._shard.length:
-            raise ShardError(
-                f"{redact(self._shard.url)} has {found:,} bytes, but {self._shard.length:,} when "
-                "it was indexed: restore the shard, or score it again"
-            )
 
     def _read_spans(
         self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
@@ -136,7 +131,8 @@ class ShardReader:
             self._close_stream()
             name = redact(self._shard.url)
             self._raw = transport.stream()
-            self._stream = ForwardStream(decompress(self._raw, name)[0], name)
+            unpacked, _ = decompress(self._raw, name, max_expansion=self._access.max_expansion)
+            self._stream = ForwardStream(unpacked, name)
         before = self._stream.tell()
         self._stream.seek(offset)
         content = self._stream.read(size)

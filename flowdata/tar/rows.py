@@ -58,7 +58,7 @@ class ShardRows(Dataset[Any]):
         if index is None:
             index = index_shards(shards, access=self._access, progress=progress)
         self.index = index if isinstance(index, ShardIndex) else ShardIndex.load(index)
-        self._urls = match_all(expand_braces(shards), self.index.shards)
+        self._urls = match_all(expand_braces(shards), self.index.shards, self._access.signed_by)
         self._decode = decode
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._process = os.getpid()

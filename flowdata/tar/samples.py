@@ -3,7 +3,7 @@
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from flowdata.errors import ShardError, warn
@@ -29,11 +29,19 @@ class TarSample(NamedTuple):
     size: int
 
 
-def walk(raw: Readable, name: str) -> Iterator[TarSample]:
+def walk(
+    raw: Readable, name: str, *, is_whole: Callable[[], bool] = lambda: True
+) -> Iterator[TarSample]:
     """The samples of an uncompressed tar stream, in order, by reading its headers alone.
 
     A key is the path of a member up to the first dot of its base name; members of a sample are
     neighbours (WebDataset's ``group_by_keys``). Memory is that of one sample's headers.
+
+    Args:
+        raw: the stream.
+        name: what errors call it.
+        is_whole: whether a stream that ended is known to be whole; if not, it must have the end
+            mark of a tar file.
 
     Raises:
         ShardError: for a stream that is no tar file, is cut off, goes on after its end mark, has
@@ -53,7 +61,7 @@ def walk(raw: Readable, name: str) -> Iterator[TarSample]:
             raise ShardError(f"{name} has {f'{key}.{suffix}'!r} {what}")
         suffixes[suffix] = member.size
         sample = sample._replace(size=member.end - sample.offset)
-    _check_end(stream, name)
+    _check_end(stream, name, is_whole)
     if sample is not None and _is_valid(suffixes):
         yield sample
 
@@ -119,9 +127,14 @@ def _named_members(stream: ForwardStream, name: str) -> Iterator[tuple[str, str,
             yield match[1], match[2].lower(), member
 
 
-def _check_end(stream: ForwardStream, name: str) -> None:
+def _check_end(stream: ForwardStream, name: str, is_whole: Callable[[], bool]) -> None:
     """Raise if data follows the end mark; a zeroed hole looks like one."""
     if not stream.last:
+        if not is_whole():
+            raise ShardError(
+                f"{name} ends at byte {stream.tell():,} without an end mark, and its server does "
+                "not tell its length: it was cut off between two members, or has to be packed again"
+            )
         warn(f"{name} has no end mark; it may have been cut off between two members")
         return
     end = stream.tell()

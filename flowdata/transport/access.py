@@ -1,14 +1,20 @@
 """Access: how shards are reached; Transport: what every way of reaching one can do."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from flowdata.transport.identity import Identity
+
 Span: TypeAlias = tuple[int, int]
 """First byte and number of bytes."""
 Buffer: TypeAlias = bytes | memoryview
+
+_HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 class Readable(Protocol):
@@ -25,9 +31,18 @@ class Access:
     Attributes:
         allow_pipe: run the shell commands of ``pipe:`` URLs.
         timeout: seconds without an answer after which a request has failed.
+        min_rate: bytes a second, over ``timeout`` seconds, below which an answer of HTTP that
+            drips has failed as well; 0 for any rate.
         retries: how often a failed request is made again, with growing waits.
+        max_wait: seconds that a server may ask to wait between two attempts, by Retry-After.
         headers: for HTTP and HTTPS, ``{"Authorization": "Bearer ..."}``; never shown, and not
             sent on to another host.
+        signed_by: parameters of a URL's query that change from one day to the next while the
+            shard is the same, as ``("token", "expires")``; signatures of S3, Google Cloud
+            Storage, Azure and CloudFront are known.
+        check_version: refuse a remote shard whose ETag, or else time of modification, is not that
+            which its index has; False where equal content is uploaded anew.
+        max_expansion: how many times its size a compressed shard may unpack to, from 256 MB on.
         cache_dir: keep whole remote shards in this folder.
         cache_size: bytes it may take; the shards used longest ago make room.
         storage_options: for fsspec, as its file systems take them.
@@ -38,8 +53,13 @@ class Access:
 
     allow_pipe: bool = False
     timeout: float = 30.0
+    min_rate: float = 1000.0
     retries: int = 5
+    max_wait: float = 300.0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    signed_by: Sequence[str] = ()
+    check_version: bool = True
+    max_expansion: float = 100.0
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -49,9 +69,19 @@ class Access:
             raise ValueError(f"retries must be an integer of at least 0, got {self.retries!r}")
         if not (isinstance(self.timeout, int | float) and self.timeout > 0):
             raise ValueError(f"timeout must be seconds above 0, got {self.timeout!r}")
+        for name, least in (("min_rate", 0), ("max_wait", 0), ("max_expansion", 1)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value >= least):
+                raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
         size = self.cache_size
         if size is not None and not (isinstance(size, int) and size > 0):
             raise ValueError(f"cache_size must be a number of bytes above 0, got {size!r}")
+        if isinstance(self.signed_by, str):
+            raise ValueError(f"signed_by must be names of parameters, got {self.signed_by!r}")
+        for name, value in self.headers.items():
+            if not (_HEADER_NAME.fullmatch(str(name)) and _HEADER_VALUE.fullmatch(str(value))):
+                # The value is a secret.
+                raise ValueError(f"headers must be texts of one line, that of {name!r} is not")
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", Path(self.cache_dir).expanduser())
 
@@ -64,8 +94,12 @@ class Transport(Protocol):
         """Whether `read` can be asked for any bytes; if not, there is `stream`."""
         ...
 
-    def length(self) -> int | None:
-        """Bytes of the whole shard, None where they cannot be known."""
+    def identity(self) -> Identity:
+        """What is known of the shard's content; asked for where nothing is."""
+        ...
+
+    def is_whole(self) -> bool:
+        """Whether the end of a `stream` that was read to it is known to be that of the shard."""
         ...
 
     def read(self, spans: Sequence[Span]) -> Iterable[Buffer]:
@@ -86,6 +120,10 @@ class Transport(Protocol):
         ...
 
 
+class BadAnswerError(OSError):
+    """An answer that is not what was asked for, or not as HTTP has it."""
+
+
 class NoRangesError(Exception):
     """A server that sends the whole shard when it is asked for a part."""
 
@@ -97,8 +135,11 @@ class RefusedError(Exception):
         status: of HTTP.
         permanent: whether asking again is in vain.
         wait: seconds after which it may be asked again, if it says so, else 0.
+        length: bytes of the whole shard, if it says so, else -1.
     """
 
-    def __init__(self, reason: str, status: int, *, permanent: bool, wait: float) -> None:
+    def __init__(
+        self, reason: str, status: int, *, permanent: bool, wait: float = 0.0, length: int = -1
+    ) -> None:
         super().__init__(reason)
-        self.status, self.permanent, self.wait = status, permanent, wait
+        self.status, self.permanent, self.wait, self.length = status, permanent, wait, length

@@ -1,93 +1,145 @@
 """Whole remote shards kept in a local folder of limited size."""
 
 import contextlib
+import errno
 import os
+import secrets
 import time
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import xxhash
 
-from flowdata.errors import ShardError
-from flowdata.files import replacing
-from flowdata.transport.access import Access, Transport
+from flowdata.errors import ShardError, warn
+from flowdata.files import move_into_place
+from flowdata.transport.access import Access, Readable, Transport
+from flowdata.transport.identity import UNKNOWN, Identity
+from flowdata.transport.local import LocalTransport
 from flowdata.transport.remote import open_remote
-from flowdata.transport.urls import redact
+from flowdata.transport.urls import address, redact
 
 _CHUNK = 1 << 20
 _SUFFIX = ".shard"
 # Seconds after which a copy that nobody finished is taken for that of a killed process.
 _ABANDONED = 3600.0
+# Folders that can never hold a copy, unlike those that are full today.
+_UNUSABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
+)
 
 
-def fetch_to_cache(url: str, access: Access, length: int = -1) -> Path | None:
-    """Return the local copy of a shard, fetched if need be; None if the cache cannot hold it.
+def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> LocalTransport | None:
+    """Open the local copy of a shard, fetched if need be; None if the cache cannot hold it.
 
-    A copy appears under its name only when it is complete. It goes by the URL without its query,
-    which may hold a signature, and by the length; copies of another length are fetched anew.
-    Copies used longest ago are removed until the folder is within its limit; a process that has
-    one open reads on.
+    A copy appears under its name only when it is complete. Its name is a hash of the whole URL,
+    but for signatures, and of the length and version of the content; without an index the server
+    is asked for these, and a copy of which nothing is known is not used again. Copies used longest
+    ago are removed until the folder is within its limit; a copy is opened before anyone can
+    remove it, and what is open is read on.
 
     Args:
         url: of the shard.
         access: how it is reached, with the folder.
-        length: of the shard, -1 if it is not known.
+        expected: what its content has to be.
 
     Raises:
-        ShardError: for a shard that has another length, or that cannot be fetched or kept.
+        ShardError: for a shard that has changed, or that cannot be fetched, or for a folder that
+            cannot be written.
     """
     assert access.cache_dir is not None
     folder = Path(access.cache_dir)
-    source = open_remote(url, access)
-    if length < 0:
-        length = found if (found := source.length()) is not None else -1
-    path = folder / (xxhash.xxh3_128_hexdigest(f"{redact(url)} {length}".encode()) + _SUFFIX)
+    source = open_remote(url, access) if expected.length < 0 else None
+    # What the server said a moment ago only finds a copy: what it sends now is not held to it.
+    sought = expected if source is None else source.identity()
     try:
-        if _use_copy(path, length):
-            return path
-        if access.cache_size is not None and not 0 <= length <= access.cache_size:
+        if sought.length >= 0 and (copy := _open_copy(folder, url, access, sought)) is not None:
+            return copy
+        if access.cache_size is not None and not 0 <= sought.length <= access.cache_size:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, access.cache_size, max(length, 0))
-        _download(source, path, length, redact(url))
+        _make_room(folder, access.cache_size, max(sought.length, 0))
+        remote = source or open_remote(url, access, expected)
+        return _download(remote, folder, url, access, expected)
     except OSError as error:
-        raise ShardError(f"{redact(url)} cannot be kept in {folder}: {error}") from error
-    return path
+        if error.errno in _UNUSABLE:
+            raise ShardError(f"{redact(url)} cannot be kept in {folder}: {error}") from error
+        warn(
+            f"the cache {folder} cannot keep a shard ({error.strerror or error}): it is read from "
+            "its server, here and until there is room"
+        )
+        return None
+    finally:
+        if source is not None:
+            source.close()
 
 
-def _use_copy(path: Path, length: int) -> bool:
-    """Return whether a copy is there, and note that it is used now; remove a damaged one."""
-    if not path.is_file():
-        return False
-    if length >= 0 and path.stat().st_size != length:
+def _path(folder: Path, url: str, access: Access, identity: Identity) -> Path:
+    whole = f"{redact(url)}?{address(url, access.signed_by)}"
+    text = f"{whole}\n{identity.length}\n{identity.etag or identity.modified}"
+    return folder / (xxhash.xxh3_128_hexdigest(text.encode()) + _SUFFIX)
+
+
+def _open_copy(folder: Path, url: str, access: Access, identity: Identity) -> LocalTransport | None:
+    """Open a copy that is there, and note that it is used now; remove a damaged one."""
+    path = _path(folder, url, access, identity)
+    try:
+        file = cast(BinaryIO, path.open("rb", buffering=0))
+    except OSError:
+        return None
+    if os.fstat(file.fileno()).st_size != identity.length:
+        file.close()
         path.unlink(missing_ok=True)
-        return False
+        return None
     # The time of a copy is when it was used last, by which the cache makes room.
     with contextlib.suppress(OSError):
         os.utime(path)
-    return True
+    return LocalTransport(path, file, identity)
 
 
-def _download(source: Transport, path: Path, length: int, name: str) -> None:
-    with (
-        contextlib.closing(source.stream()) as stream,
-        replacing(path) as temporary,
-        temporary.open("wb") as file,
-    ):
-        fetched = 0
-        while chunk := stream.read(_CHUNK):
-            fetched += file.write(chunk)
-        if length not in (-1, fetched):
-            raise ShardError(
-                f"{name} has {fetched:,} bytes, but {length:,} when it was indexed, as it was "
-                f"fetched to the cache {path.parent}: restore the shard, or score it again"
-            )
+def _download(
+    source: Transport, folder: Path, url: str, access: Access, expected: Identity
+) -> LocalTransport | None:
+    """Fetch a copy and open it; None where nobody can know whether it is whole."""
+    with contextlib.closing(source.stream()) as stream:
+        first = stream.read(_CHUNK)
+        if not source.is_whole():
+            return None
+        temporary = folder / f".{secrets.token_hex(8)}{_SUFFIX}.tmp"
+        # Open from now on: nobody can take it away, whatever becomes of its name.
+        file = cast(BinaryIO, temporary.open("x+b", buffering=0))
+        try:
+            fetched = _copy(first, stream, file)
+            identity = expected if expected.length >= 0 else source.identity()
+            identity = identity.joined(Identity(fetched), redact(url))
+            os.fsync(file.fileno())
+            path = _path(folder, url, access, identity)
+            move_into_place(temporary, path)
+        except BaseException:
+            file.close()
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    return LocalTransport(path, file, identity)
+
+
+def _copy(first: bytes, stream: Readable, file: BinaryIO) -> int:
+    """Write a stream to a file, and return the number of its bytes."""
+    fetched, chunk = 0, first
+    while chunk:
+        left = memoryview(chunk)
+        while left:
+            left = left[file.write(left) :]
+        fetched += len(chunk)
+        chunk = stream.read(_CHUNK)
+    return fetched
 
 
 def _make_room(folder: Path, limit: int | None, needed: int) -> None:
     kept = []
     total = needed
     for path in folder.glob(f"*{_SUFFIX}*"):
-        with contextlib.suppress(FileNotFoundError):
+        # Others remove copies too.
+        with contextlib.suppress(OSError):
             status = path.stat()
             if path.suffix == _SUFFIX:
                 kept.append((status.st_mtime_ns, status.st_size, path))

@@ -1,21 +1,25 @@
 """connect: the transport of any shard, by its URL."""
 
+from pathlib import Path
+
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Transport
-from flowdata.transport.cache import fetch_to_cache
+from flowdata.transport.cache import open_cached
+from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.pipe import PipeTransport
 from flowdata.transport.remote import open_remote
 from flowdata.transport.urls import PIPE, local_path
 
 
-def connect(url: str, access: Access, length: int = -1) -> Transport:
-    """The transport of a shard, with this many bytes if they are known.
+def connect(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport:
+    """The transport of a shard, whose content has to be what is expected.
 
     Nothing is fetched yet, but for the cache, and a local file is opened.
 
     Raises:
-        ShardError: for a file that is not there, or a pipe that is not allowed.
+        ShardError: for a file that is not there or has another length, for a pipe that is not
+            allowed, or for what is known to have changed.
     """
     if url.startswith(PIPE):
         if not access.allow_pipe:
@@ -26,9 +30,21 @@ def connect(url: str, access: Access, length: int = -1) -> Transport:
         return PipeTransport(url[len(PIPE) :])
     path = local_path(url)
     if path is not None:
-        return LocalTransport(path)
+        return _open_local(path, expected)
+    if not access.check_version:
+        expected = expected.without_version()
     if access.cache_dir is not None:
-        kept = fetch_to_cache(url, access, length)
+        kept = open_cached(url, access, expected)
         if kept is not None:
-            return LocalTransport(kept)
-    return open_remote(url, access)
+            return kept
+    return open_remote(url, access, expected)
+
+
+def _open_local(path: Path, expected: Identity) -> Transport:
+    local = LocalTransport(path)
+    try:
+        expected.joined(local.identity(), str(path))
+    except ShardError:
+        local.close()
+        raise
+    return local

@@ -1,14 +1,19 @@
 """Shards in anything that fsspec opens: s3, gs, memory, ..."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Buffer, Readable, Span
+from flowdata.transport.identity import UNKNOWN, Identity, place_of
 from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import require_complete, retry
 from flowdata.transport.urls import redact
+
+# What file systems call that which changes with the content, and the time of its last change.
+_VERSIONS = ("generation", "ETag", "etag", "e_tag", "content_hash", "blob_id")
+_TIMES = ("LastModified", "last_modified", "updated", "modificationTime", "mtime")
 
 
 class FsspecTransport:
@@ -20,20 +25,43 @@ class FsspecTransport:
         import fsspec
 
         self._url, self._access = url, access
+        self._known = UNKNOWN
         try:
             self._files, self._path = fsspec.core.url_to_fs(url, **access.storage_options)
         except Exception as error:
             raise ShardError(f"{redact(url)} cannot be opened by fsspec: {error}") from error
 
-    def length(self) -> int | None:
-        """Bytes of the shard, None if the file system does not tell."""
+    def identity(self) -> Identity:
+        """What the file system says of the shard, asked anew."""
 
-        def ask() -> Any:
-            with _os_errors():
-                return self._files.size(self._path)
+        def ask() -> Identity:
+            # Listings are kept, and may be from before a change.
+            self._files.invalidate_cache(self._path)
+            return self._identity_of(self._files.info(self._path))
 
-        size = retry(ask, self._url, self._access)
-        return None if size is None else int(size)
+        self._known = retry(ask, self._url, self._access)
+        return self._known
+
+    def _identity_of(self, info: Mapping[str, Any]) -> Identity:
+        from fsspec.implementations.local import LocalFileSystem
+
+        size = info.get("size")
+        length = -1 if size is None else int(size)
+        # A copy on a disk has another time.
+        if not self._access.check_version or isinstance(self._files, LocalFileSystem):
+            return Identity(length)
+        etag, modified = (
+            next((str(info[name]) for name in names if info.get(name)), "")
+            for names in (_VERSIONS, _TIMES)
+        )
+        if not (etag or modified):
+            with contextlib.suppress(NotImplementedError):
+                modified = str(self._files.modified(self._path))
+        return Identity(length, etag, modified, place_of(self._url))
+
+    def is_whole(self) -> bool:
+        """Whether the file system told the length."""
+        return self._known.length >= 0
 
     def read(self, spans: Sequence[Span]) -> list[Buffer]:
         """Exactly these bytes, span by span."""
@@ -41,11 +69,10 @@ class FsspecTransport:
         ends = [offset + size for offset, size in spans]
 
         def fetch() -> list[Buffer]:
-            with _os_errors():
-                # File systems that can, fetch these side by side.
-                contents = self._files.cat_ranges(
-                    [self._path] * len(spans), starts, ends, on_error="raise"
-                )
+            # File systems that can, fetch these side by side.
+            contents = self._files.cat_ranges(
+                [self._path] * len(spans), starts, ends, on_error="raise"
+            )
             return [
                 require_complete(content, size, offset, redact(self._url))
                 for content, (offset, size) in zip(contents, spans, strict=True)
@@ -55,45 +82,21 @@ class FsspecTransport:
 
     def stream(self) -> Readable:
         """All bytes from the first on."""
-        return ResumedStream(self._open_at, self._url, self._access, seekable=True)
+        if self._known == UNKNOWN:
+            self.identity()
+        return ResumedStream(
+            self._open_at,
+            self._url,
+            self._access,
+            length=lambda: self._known.length,
+            seekable=True,
+        )
 
     def close(self) -> None:
         """File systems are fsspec's to keep."""
 
     def _open_at(self, offset: int) -> Readable:
-        with _os_errors():
-            file = _File(self._files.open(self._path, "rb"))
+        file = self._files.open(self._path, "rb")
         if offset:
             file.seek(offset)
-        return file
-
-
-class _File:
-    """An open file with failures of one kind."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def read(self, size: int) -> bytes:
-        with _os_errors():
-            content: bytes = self._file.read(size)
-            return content
-
-    def seek(self, offset: int) -> None:
-        with _os_errors():
-            self._file.seek(offset)
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._file.close()
-
-
-@contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Failures as errors that are tried again: file systems raise what their libraries do."""
-    try:
-        yield
-    except (OSError, EOFError):
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        return cast(Readable, file)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Readable, Span
+from flowdata.transport.identity import UNKNOWN, Identity
 
 
 class PipeTransport:
@@ -16,9 +17,13 @@ class PipeTransport:
     def __init__(self, command: str) -> None:
         self._command = command
 
-    def length(self) -> int | None:
+    def identity(self) -> Identity:
         """Not known before the command ends."""
-        return None
+        return UNKNOWN
+
+    def is_whole(self) -> bool:
+        """A command that fails says so."""
+        return True
 
     def read(self, spans: Sequence[Span]) -> list[Buffer]:  # noqa: ARG002
         """Not here: a pipe has no ranges."""

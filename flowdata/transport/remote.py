@@ -1,16 +1,26 @@
 """Which transport reaches a shard that is not on this machine."""
 
 from flowdata.transport.access import Access, Transport
+from flowdata.transport.identity import UNKNOWN, Identity
+from flowdata.transport.urls import redact
 
 _HTTP = ("http://", "https://")
 
 
-def open_remote(url: str, access: Access) -> Transport:
-    """Open a shard on a server; the library for it is imported only now."""
+def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport:
+    """Open a shard on a server, which has to be as expected; its library is imported only now.
+
+    Raises:
+        ShardError: for one that is not, if asking for that is needed.
+    """
     if url.startswith(_HTTP):
         from flowdata.transport.http import HttpTransport
 
-        return HttpTransport(url, access)
+        # Each of its answers says what it is of.
+        return HttpTransport(url, access, expected)
     from flowdata.transport.filesystems import FsspecTransport
 
-    return FsspecTransport(url, access)
+    files = FsspecTransport(url, access)
+    if expected != UNKNOWN:
+        expected.joined(files.identity(), redact(url))
+    return files

@@ -3,8 +3,13 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Readable
-from flowdata.transport.retrying import retry
+from flowdata.transport.retrying import Attempts
+from flowdata.transport.urls import redact
+
+# Bytes after which a failure is a new one: a server may send one byte and hang up for ever.
+_PROGRESS = 1 << 16
 
 
 class ResumedStream:
@@ -14,6 +19,7 @@ class ResumedStream:
         open_at: opens the file at a byte.
         url, access: of the shard, for errors and retries.
         body: the file at its beginning, if it is open already.
+        length: bytes of the file as far as is known now, else -1.
         seekable: whether what ``open_at`` returns can seek.
     """
 
@@ -24,11 +30,20 @@ class ResumedStream:
         access: Access,
         body: Readable | None = None,
         *,
+        length: Callable[[], int] = lambda: -1,
         seekable: bool = False,
     ) -> None:
-        self._open_at, self._url, self._access = open_at, url, access
-        self._body, self._seekable = body, seekable
+        self._open_at, self._url = open_at, url
+        self._body, self._seekable, self._length = body, seekable, length
         self._offset = 0
+        self._attempts = Attempts(url, access)
+        self._failed_at = 0
+        self.ended = False
+        """Whether all was read."""
+
+    def tell(self) -> int:
+        """Offset of the next byte."""
+        return self._offset
 
     def seekable(self) -> bool:
         """Whether `seek` can be called."""
@@ -39,7 +54,7 @@ class ResumedStream:
         if self._body is not None and offset != self._offset:
             try:
                 cast(Any, self._body).seek(offset)
-            except OSError:
+            except Exception:
                 self.close()
         self._offset = offset
         return offset
@@ -50,18 +65,36 @@ class ResumedStream:
         Raises:
             ShardError: after as many attempts as are allowed.
         """
-        content = retry(lambda: self._read(size), self._url, self._access)
-        self._offset += len(content)
-        return content
+        while True:
+            try:
+                content = self._read(size)
+            except Exception as error:
+                self.close()
+                if self._offset >= self._failed_at + _PROGRESS:
+                    self._attempts.succeeded()
+                self._failed_at = self._offset
+                self._attempts.failed(error)
+            except BaseException:
+                self.close()
+                raise
+            else:
+                self._offset += len(content)
+                return content
 
     def _read(self, size: int) -> bytes:
-        try:
-            if self._body is None:
-                self._body = self._open_at(self._offset)
-            return self._body.read(size)
-        except BaseException:
-            self.close()
-            raise
+        if self._body is None:
+            self._body = self._open_at(self._offset)
+        content = self._body.read(size)
+        length = self._length()
+        if size and not content and self._offset < length:
+            raise EOFError(f"it ended at byte {self._offset:,} of {length:,}")
+        if content and 0 <= length < self._offset + len(content):
+            raise ShardError(
+                f"{redact(self._url)} goes on after the {length:,} bytes that it has: it was "
+                "changed. Restore the shard, or score it again"
+            )
+        self.ended = bool(size) and not content
+        return content
 
     def close(self) -> None:
         """Let go of the connection."""

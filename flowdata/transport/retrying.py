@@ -1,11 +1,12 @@
 """Requests that are made again after failures that may pass."""
 
+import re
 import time
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar
 
 from flowdata.errors import ShardError
-from flowdata.transport.access import Access, RefusedError
+from flowdata.transport.access import Access, NoRangesError, RefusedError
 from flowdata.transport.urls import redact
 
 T = TypeVar("T")
@@ -13,38 +14,69 @@ T = TypeVar("T")
 FIRST_WAIT = 0.2
 """Seconds before the first repetition; each of the next waits twice as long."""
 _LONGEST_WAIT = 10.0
+# Texts of libraries have whole URLs in them, which may hold signatures and passwords.
+_SECRETS = re.compile(r"(?<=[\w/])\?[^\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)")
+
+
+class Attempts:
+    """The attempts at one thing: counts those that failed, and waits before the next.
+
+    Args:
+        url, access: of the shard, for errors and options.
+    """
+
+    def __init__(self, url: str, access: Access) -> None:
+        self._url, self._access = url, access
+        self._failed = 0
+
+    def failed(self, error: Exception) -> None:
+        """Wait for the next attempt.
+
+        Raises:
+            ShardError: when it failed for good, naming the shard and the last failure.
+        """
+        if isinstance(error, ShardError | NoRangesError | MemoryError):
+            raise error
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise ShardError(
+                f"there is no shard {redact(self._url)}, or permission was denied"
+            ) from error
+        wait = error.wait if isinstance(error, RefusedError) else 0.0
+        if isinstance(error, RefusedError) and error.permanent:
+            raise ShardError(f"{redact(self._url)}: {error}") from error
+        self._failed += 1
+        if self._failed > self._access.retries:
+            self._give_up(error, f"in {self._failed} attempts; the last failed with")
+        if wait > self._access.max_wait:
+            self._give_up(error, f"within Access(max_wait={self._access.max_wait:g}): it failed by")
+        # A server that says how long to wait is obeyed.
+        time.sleep(max(wait, min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)))
+
+    def succeeded(self) -> None:
+        """Begin to count anew."""
+        self._failed = 0
+
+    def _give_up(self, error: Exception, how: str) -> NoReturn:
+        # The name of a class says what a library means by a short text.
+        kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
+        text = _SECRETS.sub("...", str(error))
+        raise ShardError(f"{redact(self._url)} could not be read {how} {kind}{text}") from error
 
 
 def retry(fetch: Callable[[], T], url: str, access: Access) -> T:
     """Call ``fetch``, again after failures that may pass, and return its result.
 
+    Whatever a library raises counts as a failure: servers and proxies find ways to break each.
+
     Raises:
         ShardError: when it failed for good, naming the shard and the last failure.
     """
-    from urllib3.exceptions import HTTPError
-
-    for attempt in range(access.retries + 1):
-        wait = 0.0
+    attempts = Attempts(url, access)
+    while True:
         try:
             return fetch()
-        # These two will not pass, however often they are tried.
-        except (FileNotFoundError, PermissionError) as error:
-            raise ShardError(
-                f"there is no shard {redact(url)}, or permission was denied"
-            ) from error
-        except RefusedError as error:
-            if error.permanent:
-                raise ShardError(f"{redact(url)}: {error}") from error
-            failure, wait = cast(Exception, error), error.wait
-        except (HTTPError, OSError, EOFError, TimeoutError) as error:
-            failure = error
-        if attempt < access.retries:
-            # A server that says how long to wait is obeyed, up to a limit.
-            time.sleep(min(max(wait, FIRST_WAIT * 2**attempt), _LONGEST_WAIT))
-    raise ShardError(
-        f"{redact(url)} could not be read in {access.retries + 1} attempts; the last failed with "
-        f"{type(failure).__name__}: {failure}"
-    ) from failure
+        except Exception as error:
+            attempts.failed(error)
 
 
 def require_complete(content: bytes, size: int, offset: int, name: str) -> bytes:

@@ -12,6 +12,13 @@ Urls: TypeAlias = str | Path | Sequence[str | Path]
 
 PIPE = "pipe:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
+# Parameters that are a signature, and, where one of these is there, what is signed with it: for
+# whom and until when. Of S3, Google Cloud Storage (V4 and V2), Azure and CloudFront.
+_SIGNATURES = frozenset({"x-amz-signature", "x-goog-signature", "signature", "sig"})
+_SIGNED = re.compile(
+    r"x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|key-pair-id|policy|expires"
+    r"|s[vetrpi]|spr|srt|ss|sk[oestv]|sktid|skoid|sdd|saoid|suoid|scid"
+)
 
 
 def expand_braces(urls: Urls) -> list[str]:
@@ -66,3 +73,23 @@ def redact(url: str) -> str:
 def is_remote(url: str) -> bool:
     """Whether waiting for this shard is worth a thread."""
     return local_path(url) is None
+
+
+def address(url: str, signed_by: Iterable[str] = ()) -> str:
+    """The query of a URL as far as it says which shard it is: without a signature and its terms.
+
+    Args:
+        url: of a shard.
+        signed_by: names of further parameters that are none of its address.
+    """
+    if url.startswith(PIPE) or not _SCHEME.match(url):
+        return ""
+    query = url.partition("?")[2].partition("#")[0]
+    names = [(part, part.partition("=")[0].lower()) for part in query.split("&") if part]
+    left_out = {name.lower() for name in signed_by} | _SIGNATURES
+    signed = any(name in _SIGNATURES for _, name in names)
+    return "&".join(
+        part
+        for part, name in names
+        if name not in left_out and not (signed and _SIGNED.fullmatch(name))
+    )

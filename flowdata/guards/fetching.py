@@ -36,7 +36,8 @@ def find_reader() -> object | None:
     for module, function, frame in frames():
         seen = True
         if module == _FETCHERS and function in _FETCHES:
-            return frame.f_locals.get("self", UNSEEN)
+            reader: object = frame.f_locals.get("self", UNSEEN)
+            return reader
     return None if seen and _can_look() else UNSEEN
 
 

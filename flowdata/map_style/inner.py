@@ -1,11 +1,10 @@
 """The data set inside a FlowDataset: what of it is passed on to loaders and frameworks."""
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence, Sized
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
 from flowdata.errors import MismatchError, warn
@@ -52,7 +51,7 @@ def attribute(dataset: Any, name: str) -> Any:
     kind = type(dataset).__name__
     if name.startswith("_") or _package(dataset) in _PLAIN:
         raise AttributeError(f"FlowDataset has no attribute {name!r}")
-    value = getattr(dataset, name)
+    value: Any = getattr(dataset, name)
     if getattr(value, "__self__", None) is dataset:
         if _package(dataset) == _HUGGING_FACE and not name.startswith(("set_", "reset_")):
             raise AttributeError(
@@ -152,12 +151,9 @@ def _package(dataset: Any) -> str:
 
 def _is_by_row(value: Any, rows: int) -> bool:
     """Whether a value has as many entries as there are rows."""
-    if isinstance(value, (str, bytes, type)) or not isinstance(value, Sized):
+    if isinstance(value, (str, bytes, type)):
         return False
-    if inspect.ismodule(value):
-        return False
-    try:
+    # An array without dimensions, and many other things, have no length.
+    with contextlib.suppress(Exception):
         return len(value) == rows
-    except TypeError:
-        # An array without dimensions.
-        return np.ndim(value) > 0
+    return False

@@ -170,7 +170,8 @@ class ServedDraws:
 
     def _place_of(self, epoch: int) -> NDArray[np.int64]:
         """Where it is written who began an epoch."""
-        return self._pools.values.reshape(_AT_ONCE, 3)[epoch % _AT_ONCE]
+        place: NDArray[np.int64] = self._pools.values.reshape(_AT_ONCE, 3)[epoch % _AT_ONCE]
+        return place
 
     def _mark(self, draws: NDArray[np.int64]) -> int:
         """Mark draws as served, and return their epoch: the next one if any was served before."""

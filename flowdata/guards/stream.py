@@ -13,6 +13,13 @@ class StreamGuard:
         self._epoch_was_set = False
         self._has_advised = False
 
+    def __copy__(self) -> "StreamGuard":
+        copied = StreamGuard()
+        copied._set_epochs.last = self._set_epochs.last
+        copied._epoch_was_set = self._epoch_was_set
+        copied._has_advised = self._has_advised
+        return copied
+
     def on_set_epoch(self, epoch: int, *, drawn: int | None) -> None:
         """An epoch is set, and another may have been drawn since `set_epoch` was last called."""
         # Before the first call, workers may have begun only because accelerate prepares them.

@@ -1,5 +1,6 @@
 """Progress: how far an epoch of a stream has come, over all ranks, workers and restarts."""
 
+import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -67,6 +68,7 @@ class Progress:
         drop_last: bool,
         window: int,
         shards_open: int,
+        batch_size: int | None,
     ) -> None:
         if window + shards_open > 1 << 16:
             raise ValueError(
@@ -77,7 +79,9 @@ class Progress:
         # What divides the table into shards: with other shards, a state means other draws.
         self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
-        self._window, self.shards_open = window, shards_open
+        self._window, self._shards_open = window, shards_open
+        self.batch_size = batch_size
+        """Draws that are one batch; None if that is not known."""
         self._epochs = SharedEpochs(plan.seed)
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
@@ -91,6 +95,17 @@ class Progress:
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
             )
 
+    def following(self, batch_size: int | None) -> "Progress":
+        """A progress of its own, that begins where the next pass would."""
+        made = copy.copy(self)
+        made.__dict__ |= {
+            "_epochs": self._epochs.following(),
+            "_guard": copy.copy(self._guard),
+            "_running": None,
+        }
+        made.batch_size = batch_size
+        return made
+
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
@@ -100,6 +115,11 @@ class Progress:
     def plan(self) -> EpochPlan:
         """The plan of that epoch."""
         return self._plan_of(self.epoch)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a pass has begun since an epoch was set or a state loaded."""
+        return self._epochs.workers >= 0
 
     @property
     def ranks(self) -> int:
@@ -114,11 +134,11 @@ class Progress:
     @property
     def per_rank(self) -> int:
         """Draws of each rank in a whole epoch."""
-        return self._layout(0, None).per_rank(len(self._plan))
+        return self._layout(0).per_rank(len(self._plan))
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; a loaded position in it is kept."""
-        drawn = self._epochs.running() if self._epochs.workers >= 0 else None
+        drawn = self._epochs.running() if self.has_begun else None
         self._guard.on_set_epoch(epoch, drawn=drawn)
         self._epochs.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._running is not None:
@@ -134,14 +154,11 @@ class Progress:
         ended, self._ended_before = self._ended_before, False
         return ended
 
-    def begin(
-        self, worker: int, workers: int, batch_size: int | None, *, items: int | None
-    ) -> WorkerEpoch:
+    def begin(self, worker: int, workers: int, *, items: int | None) -> WorkerEpoch:
         """A worker's part of the next epoch, or of what is left of the one loaded.
 
         Args:
             worker, workers: number of this worker, and how many there are; zeros without.
-            batch_size: draws that are one batch, if that is known.
             items: what a loader has to take from a worker at a time, if that matters.
 
         Raises:
@@ -151,7 +168,7 @@ class Progress:
         self._guard.on_begin(ranks=self._ranks, items=items)
         epoch = self._epochs.begin()
         before = self._known_stretches(epoch)
-        over, current = continue_stretches(before, self._layout(workers, batch_size))
+        over, current = continue_stretches(before, self._layout(workers))
         continues = len(over) < len(before)
         saved = self._saved if before else None
         if saved is not None:
@@ -213,11 +230,10 @@ class Progress:
         if get_worker_info() is None and self._running is run:
             self._stretches, self._running = (), None
 
-    def save(self, batch_size: int | None, position: int | None) -> dict[str, Any]:
+    def save(self, position: int | None) -> dict[str, Any]:
         """Where the epoch is: by what this process gave out, or by a position.
 
         Args:
-            batch_size: draws that are one batch, if that is known.
             position: draws of the epoch that are done, by all ranks together.
 
         Raises:
@@ -225,7 +241,7 @@ class Progress:
                 of a loader know how far they are.
         """
         if position is not None:
-            return self._state_at(non_negative(position, "position"), batch_size)
+            return self._state_at(non_negative(position, "position"))
         run, info = self._drawing(), get_worker_info()
         if run is None:
             if info is None and self._epochs.workers > 0:
@@ -276,10 +292,10 @@ class Progress:
             self._stretches, self._saved = (), None
         self._epochs.set_for_worker(epoch + self._ended_before)
 
-    def _state_at(self, position: int, batch_size: int | None) -> dict[str, Any]:
+    def _state_at(self, position: int) -> dict[str, Any]:
         epoch = self._epochs.running()
-        layout = self._layout(max(self._epochs.workers, 0), batch_size)
-        if layout.workers > 1 and batch_size is None:
+        layout = self._layout(max(self._epochs.workers, 0))
+        if layout.workers > 1 and self.batch_size is None:
             raise ValueError(
                 "the draws of several workers are counted in batches: give FlowShards the "
                 "batch_size of the DataLoader"
@@ -325,7 +341,7 @@ class Progress:
 
     def _order(self, epoch: int) -> StreamOrder:
         return StreamOrder(
-            self._plan_of(epoch), self._bounds, window=self._window, shards_open=self.shards_open
+            self._plan_of(epoch), self._bounds, window=self._window, shards_open=self._shards_open
         )
 
     def _plan_of(self, epoch: int) -> EpochPlan:
@@ -344,8 +360,8 @@ class Progress:
             slots = order.remaining(slots, stretch.layout, done, number)
         return slots
 
-    def _layout(self, workers: int, batch_size: int | None) -> Layout:
-        return Layout(self._ranks, max(workers, 1), batch_size or 1, self._drop_last)
+    def _layout(self, workers: int) -> Layout:
+        return Layout(self._ranks, max(workers, 1), self.batch_size or 1, self._drop_last)
 
     def _identity(self) -> dict[str, Any]:
         return {PLAN: self._plan.identity(), _STREAM: self._options()}
@@ -354,7 +370,7 @@ class Progress:
         """What decides, beside the plan, in which order samples come."""
         return {
             "window": self._window,
-            "shards_open": self.shards_open,
+            "shards_open": self._shards_open,
             "shards": self._division,
         }
 

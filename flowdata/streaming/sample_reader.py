@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import ShardError, warn
-from flowdata.streaming.progress import Progress, WorkerEpoch
+from flowdata.streaming.progress import WorkerEpoch
 from flowdata.streaming.windows import Content, WindowReader
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.names import match_all
@@ -27,7 +27,7 @@ class SampleReader:
         index: where the samples lie in them.
         access: how remote shards are reached.
         handler: what becomes of samples that cannot be read, as in webdataset.
-        progress: how far the epoch is.
+        shards_open: shards that are read at once.
         loss_weights: of each row, for ``__weight__``; None for none.
     """
 
@@ -37,7 +37,7 @@ class SampleReader:
         index: ShardIndex,
         access: Access,
         handler: Callable[[Exception], bool],
-        progress: Progress,
+        shards_open: int,
         loss_weights: NDArray[np.float64] | None,
     ) -> None:
         self._index = index
@@ -46,7 +46,7 @@ class SampleReader:
         self._access = access
         self._handler = handler
         self._loss_weights = loss_weights
-        self.progress = progress
+        self._shards_open = shards_open
         self.bytes_read = 0
 
     def samples(self, run: WorkerEpoch, stages: Stages) -> Iterator[Any]:
@@ -87,9 +87,7 @@ class SampleReader:
             )
 
     def _raw_samples(self, run: WorkerEpoch) -> Iterator[dict[str, Any]]:
-        reader = WindowReader(
-            self._index, self._urls, self._access, shards_open=self.progress.shards_open
-        )
+        reader = WindowReader(self._index, self._urls, self._access, shards_open=self._shards_open)
         try:
             for row, content in reader.draws(run.windows()):
                 run.read += 1

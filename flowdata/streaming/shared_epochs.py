@@ -103,6 +103,9 @@ class SharedEpochs:
     def set_for_worker(self, epoch: int) -> None:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
         worker, workers, loader = _this_worker()
+        # What loaders with other numbers of workers knew is past: it may be later than this epoch.
+        others = np.arange(len(self._cells)) != workers
+        self._cells[others] = self._cells[others] >> _EPOCH_BITS << _EPOCH_BITS
         self._cells[workers, worker] = loader << _EPOCH_BITS | epoch
 
     @property

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -14,10 +14,21 @@ from webdataset.compat import FluidInterface
 
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.errors import warn
 from flowdata.streaming.decoding import SampleDecoder
 from flowdata.streaming.progress import Progress, WorkerEpoch
 from flowdata.streaming.sample_reader import SampleReader
+from flowdata.streaming.stages import (
+    apply_stages,
+    batch_arguments,
+    is_batched,
+    is_cache,
+    is_shuffle,
+    is_slice,
+    require_stage,
+)
 from flowdata.streaming.tables import Table, index_and_weights
+from flowdata.streaming.views import View
 from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls
 
@@ -40,10 +51,12 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     ``window`` over these come out in a random order. Memory is that of one window of raw samples
     for each worker, of two with remote shards, and about 12 bytes a row of the table.
 
-    Every pass is the next epoch, unless `set_epoch` names one. A sample that a stage drops (a
-    handler that goes on after an error, ``select``) is replaced by the next draw: lengths are
-    kept, and how many there were is warned of at the end of the pass. Do not shuffle the stream
-    once more, nor let a framework divide it: it has done both.
+    Every pass is the next epoch, unless `set_epoch` names one. A stream made of this one, by a
+    stage, counts epochs and positions for itself, from where this one is; what this one is told,
+    it is told too. A sample that a stage drops (a handler that goes on after an error,
+    ``select``) is replaced by the next draw: lengths are kept, and how many there were is warned
+    of at the end of the pass. Do not shuffle the stream once more, nor let a framework divide it:
+    it has done both.
 
     Args:
         urls: shards: paths, ``file:``, HTTP(S), or anything fsspec opens, with braces.
@@ -97,6 +110,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         index, weights = index_and_weights(table, weights)
+        if batch_size is not None:
+            _require_positive(batch_size, "batch_size")
         if mode not in ("resample", "reweight"):
             raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
         reweight = mode == "reweight"
@@ -108,6 +123,10 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             index,
             access or Access(),
             handler,
+            _require_positive(shards_open, "shards_open"),
+            as_weights(weights).residual_of_draws(alpha) if reweight else None,
+        )
+        self._view = View(
             Progress(
                 plan,
                 index.bounds(),
@@ -115,25 +134,25 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
                 rank=own,
                 drop_last=drop_last,
                 window=_require_positive(window, "window"),
-                shards_open=_require_positive(shards_open, "shards_open"),
-            ),
-            as_weights(weights).residual(alpha) if reweight else None,
+                shards_open=shards_open,
+                batch_size=batch_size,
+            )
         )
+        self._view.belongs_to(self)
         self._ranks_given = num_replicas is not None
-        self._batch_size = (
-            None if batch_size is None else _require_positive(batch_size, "batch_size")
-        )
         self._batched: tuple[int, int, bool] | None = None
+        self._is_closed = False
 
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
-        return self._reader.progress.epoch
+        return self._view.ask(lambda progress: progress.epoch)
 
     @property
     def plan(self) -> EpochPlan:
         """The plan of `epoch`: how often an epoch draws each row of the table."""
-        return self._reader.progress.plan
+        epoch, seed = self._view.ask(lambda progress: (progress.epoch, progress.plan.seed))
+        return self._view.progress.plan.at_epoch(epoch, seed=seed)
 
     @property
     def bytes_read(self) -> int:
@@ -143,7 +162,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     @property
     def num_replicas(self) -> int:
         """Ranks that an epoch is divided between."""
-        return self._reader.progress.ranks
+        return self._progress.ranks
 
     @property
     def draws_an_item(self) -> int:
@@ -156,13 +175,13 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
         it as usual.
         """
-        self._reader.progress.set_epoch(epoch)
+        self._view.set_epoch(epoch)
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
         self._check_rank()
-        self._reader.progress.length_is_read()
-        samples = self._reader.progress.per_rank
+        self._progress.length_is_read()
+        samples = self._progress.per_rank
         if self._batched is None:
             return samples
         _, size, incomplete = self._batched
@@ -181,7 +200,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             ValueError: for a position that is not one between two batches.
         """
-        return self._reader.progress.save(self._known_batch_size, position)
+        return self._view.ask(lambda progress: progress.save(position))
 
     def load_state_dict(self, state: Any) -> None:
         """Continue from a state with the same weights and options, at the next pass.
@@ -194,7 +213,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             MismatchError: when the state is of other weights or options, or not a state at all.
         """
-        self._reader.progress.load(state)
+        self._view.load(state)
 
     def append(self, stage: Any) -> None:
         """Add a stage of webdataset's at the end; `compose` returns a copy that has it.
@@ -202,13 +221,21 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         Raises:
             TypeError: for one that shuffles.
         """
-        # webdataset 1.0, filters.py: a stage is a `RestCurried` of its function, under `f`.
-        made_by = getattr(stage, "f", None)
-        if made_by is wds.filters.shuffle.f or isinstance(stage, wds.filters.detshuffle):
+        if is_cache(stage):
+            return
+        if is_shuffle(stage):
             self.shuffle()
-        if made_by is wds.filters.batched.f and self._batched is None:
-            self._batched = (len(self.pipeline), *_batch_arguments(stage))
-        self.pipeline.append(stage)
+        if is_slice(stage):
+            self.slice()
+        if is_batched(stage):
+            if self._batched is not None:
+                raise TypeError(
+                    "a stream makes batches once: of batches of batches, no length nor position "
+                    "would be right"
+                )
+            self._batched = (len(self.pipeline), *batch_arguments(stage))
+            self._progress.batch_size = self.draws_an_item
+        self.pipeline.append(require_stage(stage))
 
     def decode(
         self,
@@ -249,20 +276,50 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     with_epoch = with_length = repeat = slice = _only_whole_epochs
 
     def __iter__(self) -> Iterator[Any]:
-        if self._reader.progress.ended_before():
+        if self._is_closed:
+            raise ValueError("this FlowShards is closed: iterate over it inside its `with` block")
+        if self._progress.ended_before():
             return iter(())
         return self._pass()
+
+    def __copy__(self) -> Self:
+        copied = type(self).__new__(type(self))
+        view = self._view.make()
+        copied.__dict__ |= self.__dict__ | {"pipeline": list(self.pipeline), "_view": view}
+        view.belongs_to(copied)
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are spawned do not know torch.distributed.
         self._check_rank()
         return self.__dict__
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._view.belongs_to(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the stages that can be closed; no pass begins after it."""
+        self._is_closed = True
+        for stage in self.pipeline:
+            if hasattr(stage, "close"):
+                stage.close()
+
+    @property
+    def _progress(self) -> Progress:
+        return self._view.progress
+
     def _check_rank(self) -> None:
         """Make sure that this is one of the ranks that the epoch was divided between."""
         if self._ranks_given or not (dist.is_available() and dist.is_initialized()):
             return
-        divided = (self._reader.progress.ranks, self._reader.progress.rank)
+        divided = (self._progress.ranks, self._progress.rank)
         if (now := _size_and_rank(None, None)) != divided:
             raise RuntimeError(
                 f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
@@ -273,60 +330,44 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def _pass(self) -> Iterator[Any]:
         self._check_rank()
         run = self._begin()
-        progress = self._reader.progress
-        stages_before, size = self._batched[:2] if self._batched else (len(self.pipeline), 1)
+        stages_before, size, incomplete = self._batched or (len(self.pipeline), 1, True)
         # Of each sample that has come so far and is in no item yet, how many draws had been read.
         # A queue, as a batch may be made only when one sample more has come: a state saved then
         # must count the draws of that batch, but not those of the sample more.
         draws_read: deque[int] = deque()
         samples = self._note_draws(run, self.pipeline[:stages_before], draws_read)
-        for item in _apply_stages(self.pipeline[stages_before:], samples):
+        for item in apply_stages(self.pipeline[stages_before:], samples):
             if not draws_read:
                 raise ValueError("a stage after .batched() makes several items of a batch")
             in_item = min(size, len(draws_read))
-            progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
+            self._progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
             yield item
-        progress.finish(run)
+        if dropped := len(draws_read) if incomplete else len(draws_read) // size * size:
+            warn(
+                f"{dropped:,} draws of epoch {run.epoch} were in batches that a stage after "
+                ".batched() dropped: the epoch was shorter than len() says. Drop samples before"
+            )
+        self._progress.finish(run)
 
     def _begin(self) -> WorkerEpoch:
         """Begin the part of this process, a worker or none, in the next epoch."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 0)
         # Of one worker, or of none, the draws come in one order whatever the batches.
-        items = (1 if self._batched else self._known_batch_size) if workers > 1 else None
-        return self._reader.progress.begin(worker, workers, self._known_batch_size, items=items)
+        items = (1 if self._batched else self._progress.batch_size) if workers > 1 else None
+        return self._progress.begin(worker, workers, items=items)
 
     def _note_draws(
         self, run: WorkerEpoch, stages: Sequence[Any], draws_read: deque[int]
     ) -> Iterator[Any]:
         """Samples after some stages; of each the draws read till then are put into a queue."""
-        for sample in self._reader.samples(run, partial(_apply_stages, stages)):
+        for sample in self._reader.samples(run, partial(apply_stages, stages)):
             draws_read.append(run.read)
             yield sample
 
     def iterator(self) -> Iterator[Any]:
         """The same as ``iter()``."""
         return iter(self)
-
-    @property
-    def _known_batch_size(self) -> int | None:
-        """Draws that are one batch; None if that is not known."""
-        return self._batched[1] if self._batched else self._batch_size
-
-
-def _apply_stages(stages: Iterable[Any], items: Iterator[Any]) -> Iterator[Any]:
-    for stage in stages:
-        items = stage(items)
-    return items
-
-
-def _batch_arguments(stage: Any) -> tuple[int, bool]:
-    """Size and ``partial`` of webdataset's batched stage."""
-    import inspect
-
-    arguments = inspect.signature(stage.f).bind(None, *stage.args, **stage.kw)
-    arguments.apply_defaults()
-    return int(arguments.arguments["batchsize"]), bool(arguments.arguments["partial"])
 
 
 def _size_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int]:

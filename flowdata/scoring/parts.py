@@ -1,13 +1,20 @@
-"""Parts of an unfinished scoring pass, in a folder beside the table they will become."""
+"""Parts of an unfinished scoring pass, in a folder beside the table they will become.
+
+A part counts where it carries the identity of the pass, whoever wrote it and wherever it comes
+from: ranks of this call, of one that was killed, or of another machine. So no part of another
+model or other data is ever merged, be it copied here or written by a rank that outlived its pass.
+Parts of earlier versions carry none: those that lie in the folder when it is first met count by
+the folder's identity, and are listed; what comes later without one does not count.
+"""
 
 import contextlib
+import errno
 import json
 import os
-import shutil
-import socket
-import threading
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +22,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
-from flowdata.errors import TableFileError, warn
-from flowdata.files import move_into_place, replacing
+from flowdata.errors import MismatchError, TableFileError, warn
+from flowdata.files import local_path, move_into_place, replacing
+from flowdata.scoring.folder_lock import LOCK_NAME, lock_folder
+from flowdata.scoring.part_file import Part, read_part, write_part
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.loss_table import LossTable
+from flowdata.table.parquet import DamagedFileError, unreadable
 
 _IDENTITY = "identity.json"
-_LOCK = "lock"
+_WITHOUT_IDENTITY = "without_identity.json"
 _MERGED = "merged"
+_SUFFIX = ".parquet"
 
 ADVICE = (
     "Score with the same model, data and options to go on, or choose another output, or delete it"
 )
 
-# A record lock belongs to the process: it does not keep its threads from each other.
-_LOCKED_HERE: set[Path] = set()
-_LOCKED_HERE_GUARD = threading.Lock()
-
 
 class Parts:
     """The folder ``<table>.parts``: the pass's identity, a lock, and the rows scored so far."""
 
-    def __init__(self, table: Path) -> None:
-        self.table = table
-        self.folder = table.with_name(f"{table.name}.parts")
+    def __init__(self, table: str | PathLike[str]) -> None:
+        self.table = local_path(table, "loss table")
+        self.folder = self.table.with_name(f"{self.table.name}.parts")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the table is there.
+
+        Raises:
+            TableFileError: when that cannot be told.
+        """
+        try:
+            self.table.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise unreadable(self.table, "loss table", error) from error
+        return True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -47,71 +69,60 @@ class Parts:
         Raises:
             TableFileError: when someone else scores into this table, or it cannot be written.
         """
-        folder = self.folder.resolve()
-        with _LOCKED_HERE_GUARD:
-            if folder in _LOCKED_HERE:
-                raise self._locked_error("another call in this process")
-            _LOCKED_HERE.add(folder)
         try:
-            handle = self._open_lock()
-            try:
-                # For people and for `_locked_error`: the lock itself says nothing of its holder.
-                os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                yield
-            finally:
-                os.close(handle)
-        finally:
-            _LOCKED_HERE.discard(folder)
+            self._require_place()
+        except OSError as error:
+            raise self._unwritable_error(error) from error
+        with lock_folder(self.folder, self._unwritable_error):
+            yield
 
-    def _open_lock(self) -> int:
-        """The lock file, locked."""
-        path = self.folder / _LOCK
-        while True:
-            try:
-                self.folder.mkdir(exist_ok=True)
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
-                raise self._unwritable_error(error) from error
-            try:
-                _lock(handle)
-                # Who held the lock before may have removed the folder with it: then this is the
-                # lock of a file that no other process will ever see.
-                if _is_same_file(path, handle):
-                    return handle
-            except (BlockingIOError, PermissionError) as error:
-                holder = os.read(handle, 200).decode()
-                os.close(handle)
-                raise self._locked_error(holder or "another process") from error
-            os.close(handle)
+    def _require_place(self) -> None:
+        """Find out before scoring that the table could not be written after it."""
+        place = Path(os.path.realpath(self.table)).parent
+        if not stat.S_ISDIR(place.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    def claim(self, identity: dict[str, Any]) -> None:
+    def claim(self, identity: Mapping[str, Any]) -> None:
         """Begin a pass, or go on with the one that was begun with the same identity.
 
         A pass that has no part yet is begun anew, whatever it was.
 
         Raises:
             MismatchError: saying what differs from the pass that was begun.
-            TableFileError: when the identity cannot be written.
+            TableFileError: when the identity cannot be written, or told.
         """
-        path = self.folder / _IDENTITY
-        if self.is_empty:
-            try:
-                with replacing(path) as temporary:
-                    temporary.write_text(json.dumps(identity, indent=1))
-            except OSError as error:
-                raise self._unwritable_error(error) from error
-        require_same(
-            identity,
-            json.loads(path.read_text()),
-            what=f"the unfinished pass {self.folder}",
-            advice=ADVICE,
+        paths = self._paths()
+        begun = self._read_json(_IDENTITY, dict)
+        if paths:
+            found = begun or self._identity_of(paths)
+            what = f"the unfinished pass {self.folder}"
+            require_same(identity, found, what=what, advice=ADVICE)
+        if not paths or self._read_json(_WITHOUT_IDENTITY, list) is None:
+            self._write_json(_WITHOUT_IDENTITY, self._without_identity(paths) if begun else [])
+        if not paths or not begun:
+            self._write_json(_IDENTITY, identity)
+
+    def _identity_of(self, paths: Sequence[Path]) -> dict[str, Any]:
+        """The identity of a pass whose folder has none that can be read: that of its parts."""
+        for part in map(self._read, paths):
+            if part is not None and part.identity is not None:
+                return part.identity
+        raise TableFileError(
+            f"{self.folder / _IDENTITY} is missing or damaged, so it cannot be told which model "
+            f"and data its parts are of: restore it, or delete {self.folder} to score all rows "
+            "again"
         )
+
+    def _without_identity(self, paths: Sequence[Path]) -> list[str]:
+        parts = map(self._read, paths)
+        return [part.path.name for part in parts if part is not None and part.identity is None]
 
     @property
     def is_empty(self) -> bool:
         """Whether no scores were saved yet."""
-        return next(self.folder.glob("*.parquet"), None) is None
+        return not self._paths()
 
     @contextlib.contextmanager
     def removed_if_empty(self) -> Iterator[None]:
@@ -119,18 +130,20 @@ class Parts:
         try:
             yield
         except BaseException:
-            if self.is_empty:
-                self.remove()
+            # The error is what matters, not that of a disk that cannot even be listed.
+            with contextlib.suppress(OSError, TableFileError):
+                if self.is_empty:
+                    self._remove(())
             raise
 
-    def add(self, scores: ScoredRows) -> None:
-        """Write a part under a new name.
+    def add(self, scores: ScoredRows, identity: Mapping[str, Any]) -> None:
+        """Write a part of a pass under a new name.
 
         Raises:
             TableFileError: when it cannot be written; the parts before it are safe.
         """
         try:
-            scores.save(self.folder / f"{uuid.uuid4().hex}.parquet")
+            write_part(self.folder / f"{uuid.uuid4().hex}{_SUFFIX}", scores, identity)
         except OSError as error:
             raise TableFileError(
                 f"cannot write the scores of {len(scores):,} rows to {self.folder}: "
@@ -138,19 +151,39 @@ class Parts:
                 "goes on from there"
             ) from error
 
-    def load(self) -> list[ScoredRows]:
-        """All readable parts; one that is damaged is named in a warning and scored again."""
-        parts = []
-        for path in sorted(self.folder.glob("*.parquet")):
-            try:
-                parts.append(ScoredRows.load(path))
-            except (OSError, ValueError, KeyError) as error:
-                warn(
-                    f"the part {path} cannot be read ({error}); its rows are scored again",
-                )
-                # So that the next call does not warn of rows that were scored again.
-                path.unlink()
-        return parts
+    def load(self, identity: Mapping[str, Any]) -> list[Part]:
+        """All parts of a pass.
+
+        Whatever else is in the folder is named in a warning and left alone: the rows of a damaged
+        part, which is given another name, are scored again.
+
+        Raises:
+            TableFileError: for a part that cannot be read now, or contradicts another.
+        """
+        adopted = self._read_json(_WITHOUT_IDENTITY, list) or []
+        own: list[Part] = []
+        for path in self._paths():
+            part = self._read(path)
+            if part is None:
+                continue
+            if foreign := _why_foreign(part, identity, adopted):
+                warn(foreign)
+            else:
+                own.append(part)
+        _require_agreement(own, identity["rows"])
+        return own
+
+    def _read(self, path: Path) -> Part | None:
+        """A part; None for one that is damaged, which is set aside."""
+        try:
+            return read_part(path)
+        except DamagedFileError as error:
+            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
+            # So that the next call does not warn of rows that were scored again.
+            with contextlib.suppress(OSError):
+                path.rename(aside)
+            warn(f"the part {path} cannot be read ({error}); it is kept as {aside.name}")
+            return None
 
     def finish(self, table: LossTable) -> None:
         """Make the merged table the output.
@@ -171,15 +204,71 @@ class Parts:
                 f"in {self.folder}: make room, and the same call writes it without scoring again"
             ) from error
 
-    def remove(self) -> None:
-        """Delete the folder, once the table is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self, identity: Mapping[str, Any], merged: Sequence[Part] = ()) -> None:
+        """Delete the folder once the table is written, but nothing that is not of its pass.
 
-    def _locked_error(self, holder: str) -> TableFileError:
-        return TableFileError(
-            f"{holder} is scoring into {self.folder} now; wait for it, stop it, or choose "
-            "another output"
-        )
+        Args:
+            identity: of the pass.
+            merged: parts that are known to be of it.
+        """
+        adopted = self._read_json(_WITHOUT_IDENTITY, list) or []
+        own = [part.path for part in merged]
+        for path in sorted({*self._paths()} - {*own}):
+            part = self._read(path)
+            if part is not None and not _why_foreign(part, identity, adopted):
+                own.append(path)
+        self._remove(own)
+
+    def _remove(self, own: Sequence[Path]) -> None:
+        names = {_IDENTITY, _WITHOUT_IDENTITY, LOCK_NAME, _MERGED, *(path.name for path in own)}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            # What a kill leaves of a half-written file has a name of `replacing`.
+            if path.name in names or (path.name.startswith(".") and path.suffix == ".tmp"):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        # It stays where something is left in it, or where it is a link to a folder elsewhere.
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _paths(self) -> list[Path]:
+        """The files of parts, in the order of their names.
+
+        Raises:
+            TableFileError: when the folder cannot be listed: it is not empty for that.
+        """
+        try:
+            names = sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unreadable(self.folder, "folder of parts", error) from error
+        return [
+            self.folder / name
+            for name in names
+            if name.endswith(_SUFFIX) and not name.startswith(".")
+        ]
+
+    def _read_json(self, name: str, kind: type, absent: Any = None) -> Any:
+        """What a file of the folder holds; None where it is damaged or another kind of value."""
+        path = self.folder / name
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                return kind()
+            found = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return absent
+        except OSError as error:
+            raise unreadable(path, "file", error) from error
+        except (ValueError, RecursionError):
+            return kind()
+        return found if isinstance(found, kind) else kind()
+
+    def _write_json(self, name: str, value: Any) -> None:
+        try:
+            with replacing(self.folder / name) as temporary:
+                temporary.write_text(json.dumps(value, indent=1))
+        except OSError as error:
+            raise self._unwritable_error(error) from error
 
     def _unwritable_error(self, error: OSError) -> TableFileError:
         return TableFileError(
@@ -188,28 +277,59 @@ class Parts:
         )
 
 
-def find_unscored_rows(rows: int, parts: list[ScoredRows]) -> NDArray[np.int64]:
+def find_unscored_rows(rows: int, parts: Sequence[Part]) -> NDArray[np.int64]:
     """Row numbers that no part holds."""
     left = np.ones(rows, dtype=np.bool_)
     for part in parts:
-        left[part.rows] = False
+        left[part.scores.rows] = False
     return np.flatnonzero(left)
 
 
-def _lock(handle: int) -> None:
-    """Take the lock of a file or raise, where the system has record locks (not on Windows).
+def _why_foreign(part: Part, identity: Mapping[str, Any], adopted: Sequence[Any]) -> str | None:
+    """A sentence that says why a part is not of the pass of this identity; None if it is."""
+    what = f"the part {part.path}"
+    if part.identity is not None:
+        try:
+            require_same(identity, part.identity, what=what, advice="It is left out")
+        except MismatchError as error:
+            return str(error)
+    elif part.path.name not in adopted:
+        return f"{what} does not say of which pass it is. It is left out"
+    rows = part.scores.rows
+    if rows.size and rows.max() >= identity["rows"]:
+        return f"{what} has row {rows.max():,}, of {identity['rows']:,} rows. It is left out"
+    return None
 
-    Not flock: loader workers would inherit that, and hold it on for a while after this process
-    was killed. A record lock goes with the first handle of the file that this process closes.
+
+def _require_agreement(parts: Sequence[Part], rows: int) -> None:
+    """Refuse parts without an identity that contradict another part.
+
+    Those with one may hold a row twice: a rank that outlived a call has scored it too, and the
+    last bits of a loss depend on its batch.
     """
-    with contextlib.suppress(ModuleNotFoundError):
-        import fcntl
+    trusted_first = sorted(parts, key=lambda part: part.identity is None)
+    for part in trusted_first:
+        if _columns(part) != _columns(trusted_first[0]):
+            raise _contradiction(part, trusted_first[0], "has other columns than")
+    if not trusted_first or trusted_first[-1].identity is not None:
+        return
+    losses = np.full(rows, np.nan, dtype=np.float32)
+    holder = np.full(rows, -1, dtype=np.int32)
+    for number, part in enumerate(trusted_first):
+        at, new = part.scores.rows, part.scores.losses
+        near = np.isclose(losses[at], new, rtol=1e-2, atol=1e-2, equal_nan=True)
+        if part.identity is None and (wrong := np.flatnonzero((holder[at] >= 0) & ~near)).size:
+            other = trusted_first[holder[at][wrong[0]]]
+            raise _contradiction(part, other, f"has another loss of row {at[wrong[0]]:,} than")
+        losses[at], holder[at] = new, number
 
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def _columns(part: Part) -> set[str]:
+    return {name for name, values in vars(part.scores).items() if values is not None}
 
 
-def _is_same_file(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+def _contradiction(part: Part, other: Part, what: str) -> TableFileError:
+    return TableFileError(
+        f"the part {part.path} {what} {other.path.name}: one of them is not of this pass, move it "
+        "out of the folder"
+    )

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
+from flowdata.scoring.part_file import Part
 from flowdata.scoring.parts import ADVICE, Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts
@@ -47,10 +49,10 @@ def score_resumably(
             lambda: _begin(parts, provenance, refuse_invalid, lock, alone=ranks.size == 1)
         )
         if left.size:
-            _save_regularly(score_rows(left), parts, save_every)
+            _save_regularly(score_rows(left), parts, provenance.identity(), save_every)
         # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
-        ranks.run_on_first(lambda: _finish(parts, provenance.rows, merge))
+        ranks.run_on_first(lambda: _finish(parts, provenance, merge))
     return LossTable.load(parts.table, tokens=True)
 
 
@@ -63,19 +65,19 @@ def _begin(
     alone: bool,
 ) -> NDArray[np.int64]:
     """Take the lock of an unfinished table, and find the rows that are not scored yet."""
-    if not parts.table.exists():
+    if not parts.is_finished:
         lock.enter_context(parts.locked())
         # On several ranks the first may fail while others are about to write a part.
         if alone:
             lock.enter_context(parts.removed_if_empty())
     # Looked for again: who held the lock until now may have finished the table.
-    if parts.table.exists():
+    if parts.is_finished:
         _require_same_table(parts.table, provenance, refuse_invalid)
         return np.zeros(0, dtype=np.int64)
     parts.claim(provenance.identity())
-    if found := parts.load():
+    if found := parts.load(provenance.identity()):
         _warn_if_unrecognised(provenance, f"the unfinished pass {parts.folder}")
-        refuse_invalid(concatenate_parts(found))
+        refuse_invalid(concatenate_parts([part.scores for part in found]))
     return find_unscored_rows(provenance.rows, found)
 
 
@@ -89,16 +91,19 @@ def _require_same_table(
     refuse_invalid(ScoredRows(np.arange(len(table)), table.losses, table.n_tokens))
 
 
-def _finish(parts: Parts, rows: int, merge: Callable[[list[ScoredRows]], LossTable]) -> None:
+def _finish(
+    parts: Parts, provenance: Provenance, merge: Callable[[list[ScoredRows]], LossTable]
+) -> None:
     """Make the table of all parts, unless it is there, and remove them."""
-    if not parts.table.exists():
-        found = parts.load()
-        if left := find_unscored_rows(rows, found).size:
+    found: list[Part] = []
+    if not parts.is_finished:
+        found = parts.load(provenance.identity())
+        if left := find_unscored_rows(provenance.rows, found).size:
             raise TableFileError(
                 f"{left:,} rows are missing in {parts.folder}; call score again to go on"
             )
-        parts.finish(merge(found))
-    parts.remove()
+        parts.finish(merge([part.scores for part in found]))
+    parts.remove(provenance.identity(), found)
 
 
 def _warn_if_unrecognised(provenance: Provenance, what: str) -> None:
@@ -110,16 +115,18 @@ def _warn_if_unrecognised(provenance: Provenance, what: str) -> None:
         )
 
 
-def _save_regularly(scores: Iterator[ScoredRows], parts: Parts, save_every: float) -> None:
+def _save_regularly(
+    scores: Iterator[ScoredRows], parts: Parts, identity: dict[str, Any], save_every: float
+) -> None:
     unsaved: list[ScoredRows] = []
     saved = time.monotonic()
     try:
         for some in scores:
             unsaved.append(some)
             if time.monotonic() - saved >= save_every:
-                parts.add(concatenate_parts(unsaved))
+                parts.add(concatenate_parts(unsaved), identity)
                 unsaved, saved = [], time.monotonic()
     # Also after an error or Ctrl-C: what was scored before it is kept.
     finally:
         if unsaved:
-            parts.add(concatenate_parts(unsaved))
+            parts.add(concatenate_parts(unsaved), identity)

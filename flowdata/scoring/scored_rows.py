@@ -1,15 +1,13 @@
-"""ScoredRows: the losses of some rows, in memory and as a part on disk."""
+"""ScoredRows: the losses of some rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.files import replacing
-from flowdata.table.loss_table import offsets_of, to_list_array
+from flowdata.table.loss_table import offsets_of
 
 BLOCK_ROWS = 1 << 16
 """Rows whose token losses are put in order at a time."""
@@ -36,47 +34,6 @@ class ScoredRows:
 
     def __len__(self) -> int:
         return self.rows.size
-
-    def save(self, path: Path) -> None:
-        """Write a part, atomically."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns: dict[str, Any] = {"row": self.rows, "loss": self.losses}
-        if self.n_tokens is not None:
-            columns["n_tokens"] = self.n_tokens
-        if self.token_losses is not None:
-            columns["token_losses"] = to_list_array(
-                self.token_losses, offsets_of(_present(self.n_tokens))
-            )
-        if self.truncated is not None:
-            columns["truncated"] = self.truncated
-        # Losses hardly compress, and no two are alike, so a dictionary would only cost.
-        with replacing(path) as temporary:
-            pq.write_table(
-                pa.table(columns),
-                temporary,
-                compression="none",
-                use_dictionary=False,
-                write_page_checksum=True,
-            )
-
-    @classmethod
-    def load(cls, path: Path) -> "ScoredRows":
-        """Read a part."""
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(path, page_checksum_verification=True)
-        tokens = None
-        if "token_losses" in table.column_names:
-            tokens = table["token_losses"].combine_chunks().flatten().to_numpy()
-        return cls(
-            table["row"].to_numpy(),
-            table["loss"].to_numpy(),
-            table["n_tokens"].to_numpy() if "n_tokens" in table.column_names else None,
-            tokens,
-            table["truncated"].to_numpy() if "truncated" in table.column_names else None,
-        )
 
 
 def concatenate_parts(parts: Sequence[ScoredRows]) -> ScoredRows:

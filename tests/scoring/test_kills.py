@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scoring_lines import rows_saved
 from torch import nn
 
 from flowdata import LossTable, score
@@ -85,7 +86,7 @@ def test_a_pass_killed_at_random_moments_scores_nothing_twice_but_what_was_in_fl
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not output.exists()
-        saved = {row for part in Parts(output).load() for row in part.rows.tolist()}
+        saved = rows_saved(output)
         in_flight = set(logged(config)[before:]) - saved
         assert len(in_flight) <= batch
         lost.update(in_flight)

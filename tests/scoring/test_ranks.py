@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch.distributed as dist
+from scoring_lines import rows_saved
 
 from flowdata import FlowDataError, LossTable
-from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import Ranks
 
 PROGRAM = Path(__file__).parents[1] / "programs" / "score_rows.py"
@@ -148,7 +148,7 @@ def test_an_invalid_loss_on_one_rank_ends_the_pass_and_what_was_scored_is_kept(t
     config = configured(tmp_path, silent=80, save_every=0.0)
     message = finish(start(2, config), code=1)
     assert "no response token to score in rows [80]" in message
-    kept = {row for part in Parts(Path(config["output"])).load() for row in part.rows.tolist()}
+    kept = rows_saved(config["output"])
     assert 80 not in kept
     assert kept & set(range(0, ROWS, 2))
     before = logged(config)

@@ -87,7 +87,7 @@ def test_a_full_disk_at_the_start_is_refused_before_scoring(tmp_path, monkeypatc
 
 def test_a_merge_that_was_interrupted_is_finished(unfinished, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Parts, "remove", lambda self: 1 / 0)
+        patch.setattr(Parts, "remove", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             scored(unfinished)
     with monkeypatch.context() as patch:

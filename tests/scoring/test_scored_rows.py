@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,48 +41,3 @@ def test_token_losses_of_many_rows_come_into_order_block_by_block(monkeypatch):
     tokens = np.repeat(rows, counts[rows]).astype(np.float32)
     scores = ScoredRows(rows, rows.astype(np.float32), counts[rows], tokens)
     assert np.array_equal(sort_by_row(scores).token_losses, np.repeat(np.arange(100), counts))
-
-
-def test_a_part_comes_back_from_disk_as_it_was(tmp_path):
-    part = ScoredRows(
-        np.array([5, 2]),
-        np.array([1.5, np.nan], dtype=np.float32),
-        np.array([2, 0], dtype=np.int32),
-        np.array([1.0, 2.0], dtype=np.float32),
-        np.array([True, False]),
-    )
-    part.save(tmp_path / "part.parquet")
-    found = ScoredRows.load(tmp_path / "part.parquet")
-    for name in ("rows", "losses", "n_tokens", "token_losses", "truncated"):
-        assert np.array_equal(getattr(found, name), getattr(part, name), equal_nan=True)
-    plain = ScoredRows(part.rows, part.losses)
-    plain.save(tmp_path / "plain.parquet")
-    found = ScoredRows.load(tmp_path / "plain.parquet")
-    assert found.n_tokens is None
-    assert found.token_losses is None
-    assert found.truncated is None
-
-
-def test_a_byte_changed_in_the_losses_of_a_part_is_noticed(tmp_path):
-    random = np.random.default_rng(0)
-    losses, tokens = random.random(40, dtype=np.float32), random.random(80, dtype=np.float32)
-    path = tmp_path / "part.parquet"
-    ScoredRows(np.arange(40), losses, np.full(40, 2, dtype=np.int32), tokens).save(path)
-    whole = path.read_bytes()
-    for values in (losses, tokens):
-        place = whole.index(values.tobytes())
-        changed = bytearray(whole)
-        changed[place + 50] ^= 1
-        path.write_bytes(changed)
-        with pytest.raises(OSError, match="CRC"):
-            ScoredRows.load(path)
-
-
-def test_a_part_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        ScoredRows(np.arange(2), np.ones(2, dtype=np.float32)).save(tmp_path / "part.parquet")
-    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from flowdata import score
+from flowdata.scoring.part_file import read_part
+from flowdata.scoring.parts import Parts
 
 
 class Line(nn.Module):
@@ -37,3 +39,9 @@ def scored(output, data=None, model=None, loss=absolute, most=None, **options):
     return score(
         model or Line(), values() if data is None else data, loss, output=output, **options
     )
+
+
+def rows_saved(output):
+    """Rows in the parts of an unfinished pass."""
+    parts = map(read_part, Parts(output).folder.glob("*.parquet"))
+    return {row for part in parts for row in part.scores.rows.tolist()}

@@ -13,7 +13,12 @@ _LEAST_SHARE = 0.2
 
 
 def require_causal(
-    model: nn.Module, logits_of: Callable[[Tensor], Tensor], ids: Tensor, labels: Tensor
+    model: nn.Module,
+    logits_of: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    labels: Tensor,
+    *,
+    text_alone: bool,
 ) -> None:
     """Make sure that the logits before a scored token do not depend on it.
 
@@ -25,6 +30,7 @@ def require_causal(
         logits_of: (ids of shape (1, T)) -> logits of shape (1, T, V).
         ids: shape (B, T).
         labels: shape (B, T); below 0 where a token is not scored.
+        text_alone: whether the model takes ids alone; nothing is said of one that does not.
 
     Raises:
         TypeError: for a model that reads the tokens it shall predict.
@@ -38,20 +44,32 @@ def require_causal(
     last = int(scored[scored < max(_MOST_TOKENS, int(scored[0]) + 1)].max())
     ids = ids[max(last + 1 - _MOST_TOKENS, 0) : last + 1]
     last = len(ids) - 1
-    as_it_is = logits_of(ids[None])[0].float()
+    try:
+        as_it_is = logits_of(ids[None])[0].float()
+    # Whatever a model raises that misses the image of a row.
+    except Exception:
+        if text_alone:
+            raise
+        return
+    rounding = 16 * torch.finfo(torch.float32).eps * float(as_it_is.abs().max())
+    passed = 0
     for trial in range(_TRIALS):
         # Both are next to each other, so that either is as near to what it moves.
         before = _moved(as_it_is, logits_of, ids, others, changed=last, seen=last - 1, trial=trial)
-        after = _moved(as_it_is, logits_of, ids, others, changed=last - 1, seen=last, trial=trial)
-        rounding = _rounding(as_it_is)
-        if before <= max(_LEAST_SHARE * after, rounding):
+        if before <= rounding:
             return
+        after = _moved(as_it_is, logits_of, ids, others, changed=last - 1, seen=last, trial=trial)
+        passed += before <= _LEAST_SHARE * after
+    # Most of them: one may have met a token with which a model counts positions, as padding.
+    if passed > _TRIALS // 2:
+        return
     if _is_quantized(model):
         return
     raise TypeError(
-        f"{type(model).__name__} is no causal language model: the prediction of a token changes with that token, "
-        "which it reads. Score it with a causal one, or, if it predicts masked tokens, by its "
-        'own loss: rows with masked input_ids and their labels, and loss="classification"'
+        f"{type(model).__name__} is no causal language model: the prediction of a token changes "
+        "with that token, which it reads. Score with a causal one, or, if it predicts masked "
+        "tokens, by its own loss: rows with masked input_ids and their labels, and "
+        'loss="classification"'
     )
 
 
@@ -63,8 +81,8 @@ def require_decoder_only(model: nn.Module) -> None:
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
         raise TypeError(
-            f"{type(model).__name__} is an encoder-decoder model, no causal one: its encoder would read the "
-            "response that it shall predict. Score it by its own loss, "
+            f"{type(model).__name__} is an encoder-decoder model, no causal one: its encoder would "
+            "read the response that it shall predict. Score it by its own loss, "
             "loss=function(model, batch) -> losses, with the prompt as input_ids and the response "
             "as labels"
         )
@@ -83,7 +101,8 @@ def _moved(
     """How far the logits at one place move when the token at another one is changed."""
     other = ids.clone()
     candidates = others[others != ids[changed]]
-    other[changed] = candidates[trial % len(candidates)]
+    # From the middle: the first are often special.
+    other[changed] = candidates[(trial + 1) * len(candidates) // (_TRIALS + 1)]
     moved = logits_of(other[None])[0, seen].float() - as_it_is[seen]
     # Softmax does not see what is added to all logits alike.
     return float((moved - moved.mean()).square().mean().sqrt())
@@ -94,7 +113,3 @@ def _is_quantized(model: nn.Module) -> bool:
     return any("quant" in type(module).__module__ for module in model.modules()) or any(
         parameter.dtype.itemsize == 1 for parameter in model.parameters()
     )
-
-
-def _rounding(logits: Tensor) -> float:
-    return 16 * torch.finfo(torch.float32).eps * float(logits.abs().max())

@@ -3,6 +3,7 @@
 # The arguments of a hook are Lightning's.
 # ruff: noqa: ARG002
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-from flowdata.errors import MismatchError
+from flowdata.errors import MismatchError, warn
 from flowdata.frameworks.sources import Positioned, Source, is_stream, sources_of
 from flowdata.map_style.dataset import FlowDataset
 from flowdata.map_style.sampler import FlowSampler
@@ -24,11 +25,19 @@ _STATE = "state"
 
 @dataclass(frozen=True)
 class _Feed:
-    """A sampler or stream, the loader over it, and its draws for a batch of every rank."""
+    """What is drawn from, and the loader over it.
 
-    source: Positioned
+    Attributes:
+        source: sampler, stream or data set.
+        loader: None where the source was given, and no loader over it is found.
+        draws: for a batch of every rank; None if that is not known.
+        passes: of the loader in one epoch of Lightning, which begins a shorter one again.
+    """
+
+    source: Source
     loader: Any
     draws: int | None
+    passes: int
 
 
 class FlowCallback(Callback):
@@ -37,7 +46,8 @@ class FlowCallback(Callback):
     Samplers, data sets and streams are told before the loader's workers are started on the wrong
     epoch, and a plain DataLoader resumes in the middle of an epoch as if it had never stopped.
     Which epoch, how many batches, and the states of samplers and streams are saved in the
-    checkpoint. Several loaders may be trained on at once.
+    checkpoint, whoever saves it and when. Several loaders may be trained on at once; one that is
+    gone through several times in an epoch of Lightning draws an epoch of its own each time.
 
     Args:
         data: what the trainer draws from, where the loader has workers: a FlowDataset or
@@ -49,7 +59,7 @@ class FlowCallback(Callback):
         RuntimeError: on resuming in the middle of an epoch that has another number of draws a
             batch, or an unknown one, of which a shorter loader has come to its end, that a
             FlowDataset serves (what of it was served is not known), or that was saved without
-            this callback.
+            this callback; and where another callback has replaced the loaders after this one.
         MismatchError: on resuming with other weights or options.
 
     >>> from flowdata.frameworks.lightning import FlowCallback
@@ -61,66 +71,87 @@ class FlowCallback(Callback):
 
     def __init__(self, *data: Source) -> None:
         self._given = data
+        self._trainer: Trainer | None = None
         self._loaders: list[Any] = []
-        self._datasets: list[FlowDataset[Any]] = []
+        self._datasets: list[_Feed] = []
         self._feeds: list[_Feed] = []
-        self._epoch = self._batches = 0
+        self._has_begun = False
+        self._is_checked = False
         self._loaded: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the epoch of data sets, whose items workers may fetch before training starts."""
         if stage == "fit":
+            self._trainer, self._loaded, self._has_begun = trainer, None, False
             for source in self._given:
                 source.set_epoch(trainer.current_epoch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is drawn from, and bring it to where the checkpoint was taken."""
         self._find(trainer)
-        self._epoch, self._batches = trainer.current_epoch, 0
+        self._has_begun, self._is_checked = True, False
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
             self._go_on(trainer, loaded)
             return
         _check_saved(trainer)
         if not all(
-            _begins(source, self._epoch) for source in self._drawn() if source not in self._given
+            _begins(feed, trainer.current_epoch)
+            for feed in self._drawn()
+            if feed.source not in self._given
         ):
             _stop_workers(trainer)
-            self._set_epoch(self._epoch)
+            self._set_epoch(trainer)
             _start_workers(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is drawn from again, where Lightning has asked for other loaders."""
-        self._epoch, self._batches = trainer.current_epoch, 0
-        loaders = _loaders(trainer)
-        if any(old is not new for old, new in zip(self._loaders, loaders, strict=False)):
+        self._is_checked = False
+        changed = self._loaders_changed(trainer)
+        if changed:
             # Lightning starts the workers, a second time, after this.
             _stop_workers(trainer)
             self._find(trainer)
-            self._set_epoch(self._epoch)
+        if changed or trainer.current_epoch > 0:
+            self._set_epoch(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count what was trained on, which is less than what was drawn."""
-        self._epoch, self._batches = trainer.current_epoch, batch_idx + 1
+        """Make sure, once an epoch, that what is trained on is what this callback has set."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        if self._loaders_changed(trainer):
+            raise RuntimeError(
+                "another callback has had Lightning ask for its loaders again after FlowCallback "
+                "had set their epoch: name FlowCallback after it in the Trainer's callbacks"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the next epoch, to which a checkpoint of this one's end leads."""
-        self._epoch, self._batches = trainer.current_epoch + 1, 0
-        self._set_epoch(self._epoch)
+        self._set_epoch(trainer, trainer.current_epoch + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `on_train_start` of the next run needs."""
+        """What `on_train_start` of the next run needs; nothing before training has begun."""
+        if self._loaded is not None:
+            return self._loaded
+        if self._trainer is None or not self._has_begun:
+            return {}
+        epoch, batches = _trained(self._trainer)
         return {
-            _EPOCH: self._epoch,
-            _BATCHES: self._batches,
-            _DOORS: [self._saved(feed) for feed in self._feeds],
+            _EPOCH: epoch,
+            _BATCHES: batches,
+            _DOORS: [_saved(feed, batches) for feed in self._feeds],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the loaders are there."""
         self._loaded = state_dict
+
+    def _loaders_changed(self, trainer: Trainer) -> bool:
+        loaders = _loaders(trainer)
+        return any(old is not new for old, new in zip(self._loaders, loaders, strict=False))
 
     def _find(self, trainer: Trainer) -> None:
         self._loaders = _loaders(trainer)
@@ -130,34 +161,41 @@ class FlowCallback(Callback):
             for source in sources_of(loader)
         }
         found = {id(source): (source, None) for source in self._given} | found
-        if not found:
+        if not found and not _overfits(trainer):
             raise ValueError(
                 "the Trainer draws from no FlowSampler, FlowDataset or FlowShards: give its "
                 "DataLoader sampler=DistributedFlowSampler(weights)"
             )
-        self._datasets, self._feeds = [], []
-        for source, loader in found.values():
-            if isinstance(source, FlowDataset):
-                self._datasets.append(source)
-            else:
-                self._feeds.append(_Feed(source, loader, _draws_a_batch(source, loader)))
+        if not found:
+            warn(
+                f"Trainer(overfit_batches={_overfits(trainer)}) has replaced the sampler by one "
+                "that reads rows in order: no weights count in this run"
+            )
+        feeds = [_feed(trainer, source, loader) for source, loader in found.values()]
+        self._datasets = [feed for feed in feeds if isinstance(feed.source, FlowDataset)]
+        self._feeds = [feed for feed in feeds if not isinstance(feed.source, FlowDataset)]
+        if any(feed.passes > 1 for feed in self._datasets):
+            warn(
+                "a loader over a FlowDataset is shorter than another, so Lightning goes through it "
+                "again within an epoch, and it serves the same draws again: use "
+                "sampler=DistributedFlowSampler(weights), whose passes all differ"
+            )
 
-    def _drawn(self) -> list[Source]:
-        return [*self._datasets, *(feed.source for feed in self._feeds)]
+    def _drawn(self) -> list[_Feed]:
+        return [*self._datasets, *self._feeds]
 
-    def _set_epoch(self, epoch: int) -> None:
-        for source in self._drawn():
-            source.set_epoch(epoch)
-
-    def _saved(self, feed: _Feed) -> dict[str, Any]:
-        position = None if feed.draws is None else self._batches * feed.draws
-        return {_POSITION: position, _STATE: feed.source.state_dict(position=position or 0)}
+    def _set_epoch(self, trainer: Trainer, epoch: int | None = None) -> None:
+        epoch = trainer.current_epoch if epoch is None else epoch
+        if _overfits(trainer):
+            # The same batches in each epoch, as Lightning sees to by reading rows in order.
+            epoch = 0
+        for feed in self._drawn():
+            feed.source.set_epoch(_first_pass(feed, epoch))
 
     def _go_on(self, trainer: Trainer, loaded: dict[str, Any]) -> None:
         epoch, batches = loaded[_EPOCH], loaded[_BATCHES]
         if batches >= trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
-        self._epoch, self._batches = epoch, batches
         states = loaded.get(_DOORS, [])
         if len(states) != len(self._feeds):
             raise MismatchError(
@@ -174,7 +212,7 @@ class FlowCallback(Callback):
             if not (kept and is_stream(feed.source)):
                 feed.source.load_state_dict(state[_STATE])
         if not batches:
-            self._set_epoch(epoch)
+            self._set_epoch(trainer, epoch)
         if not kept:
             _start_workers(trainer)
 
@@ -188,17 +226,6 @@ class FlowCallback(Callback):
                 f"DistributedFlowSampler(weights), {between}"
             )
         for feed, position in zip(self._feeds, positions, strict=True):
-            if position is None or feed.draws is None:
-                raise RuntimeError(
-                    f"{where}, and how many draws a batch takes is not known, as its loader has no "
-                    f"batch_size: use one that has, {between}"
-                )
-            if position != batches * feed.draws:
-                raise RuntimeError(
-                    f"{where}, at draw {position}; this run draws {feed.draws} a batch over all "
-                    "ranks, so Lightning's count of batches does not fit: resume with as many "
-                    f"ranks and as large batches as before, {between}"
-                )
             if isinstance(feed.source, FlowSampler) and (
                 feed.source.num_replicas != trainer.world_size
             ):
@@ -206,6 +233,18 @@ class FlowCallback(Callback):
                     "Lightning wrapped the FlowSampler in one that permutes whole epochs, so it "
                     f"cannot go on in the middle of one: use DistributedFlowSampler(weights), "
                     f"{between}"
+                )
+            if position is None or feed.draws is None:
+                raise RuntimeError(
+                    f"{where}, and how many draws a batch takes is not known, as its loader has no "
+                    "batch_size, or another number of batches than follows from it: use one that "
+                    f"has, {between}"
+                )
+            if position != batches * feed.draws:
+                raise RuntimeError(
+                    f"{where}, at draw {position}; this run draws {feed.draws} a batch over all "
+                    "ranks, so Lightning's count of batches does not fit: resume with as many "
+                    f"ranks and as large batches as before, {between}"
                 )
             if batches >= len(feed.loader):
                 raise RuntimeError(
@@ -231,24 +270,78 @@ def _check_saved(trainer: Trainer) -> None:
         )
 
 
-def _begins(source: Source, epoch: int) -> bool:
-    """Whether a loader that was started already draws that epoch."""
-    if isinstance(source, FlowDataset):
+def _trained(trainer: Trainer) -> tuple[int, int]:
+    """The epoch, and the batches of it that were trained on, as Lightning counts them.
+
+    Lightning 2.6, loops: `processed` is raised after the step of a batch, and after the last
+    batch of an epoch, before the hooks in which checkpoints are saved.
+    """
+    loop: Any = trainer.fit_loop
+    epochs = loop.epoch_progress.current
+    begun = epochs.started > epochs.processed
+    return epochs.processed, loop.epoch_loop.batch_progress.current.processed if begun else 0
+
+
+def _saved(feed: _Feed, batches: int) -> dict[str, Any]:
+    position = None if feed.draws is None else batches * feed.draws
+    source: Any = feed.source
+    return {_POSITION: position, _STATE: source.state_dict(position=position or 0)}
+
+
+def _overfits(trainer: Trainer) -> float:
+    """The batches that are trained on again and again, or their share; 0 if there are none."""
+    return getattr(trainer, "overfit_batches", 0)
+
+
+def _first_pass(feed: _Feed, epoch: int) -> int:
+    """The epoch of flowdata that is drawn first in an epoch of Lightning."""
+    return epoch * feed.passes
+
+
+def _begins(feed: _Feed, epoch: int) -> bool:
+    """Whether a loader whose workers were started already draws that epoch."""
+    if not isinstance(feed.source, FlowSampler) or not getattr(feed.loader, "num_workers", 0):
         return False
-    return isinstance(source, FlowSampler) and source.state_dict(position=0)[_EPOCH] == epoch
+    return bool(feed.source.state_dict(position=0)[_EPOCH] == _first_pass(feed, epoch))
+
+
+def _feed(trainer: Trainer, source: Source, loader: Any) -> _Feed:
+    batches, length = trainer.num_training_batches, _length(loader)
+    mode = getattr(_part_of_fit_loop(trainer, "_combined_loader"), "_mode", None)
+    is_cycled = mode == "max_size_cycle"
+    passes = math.ceil(batches / length) if is_cycled and length and batches < math.inf else 1
+    draws = None if isinstance(source, FlowDataset) else _draws_a_batch(source, loader)
+    return _Feed(source, loader, draws, passes)
+
+
+def _length(loader: Any) -> int:
+    """Batches of a loader; 0 if it does not tell."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return 0
 
 
 def _draws_a_batch(source: Positioned, loader: Any) -> int | None:
     """Draws of all ranks for a batch of each; None if the loader does not tell."""
     batches = getattr(loader, "batch_sampler", None)
-    if batches is not None:
+    if batches is None and isinstance(source, FlowSampler):
+        # Batches are not made by the loader: its sampler makes them, or each draw is one.
+        batches = getattr(loader, "sampler", None)
+        size = 1 if batches is source else getattr(batches, "batch_size", None)
+    elif batches is not None:
         size = getattr(batches, "batch_size", None)
     else:
         size = loader.batch_size or 1 if hasattr(loader, "batch_size") else None
-    if size is None:
+    if not isinstance(size, int) or size < 1:
         return None
-    draws: int = size * source.num_replicas
-    return draws * source.draws_an_item if is_stream(source) else draws
+    if isinstance(source, FlowSampler):
+        whole, rest = divmod(len(source), size)
+        # What stands between them leaves out draws, or repeats some, if it is neither.
+        return (
+            size * source.num_replicas if _length(loader) in (whole, whole + (rest > 0)) else None
+        )
+    return size * source.num_replicas * source.draws_an_item
 
 
 def _keeps_state(loader: Any) -> bool:

@@ -6,6 +6,7 @@ not found either, so that the guards that rely on it are silent.
 """
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ _FABRIC = ("lightning.fabric.", "lightning_fabric.")
 _WRAPPER = "_DatasetSamplerWrapper"
 _WRAPPER_MODULE = "utilities.distributed"
 _FIT_LOOP = "_FitLoop."
+# torchdata 0.11, stateful_dataloader: an iterator of a loader saves and loads the state of its
+# `_index_sampler` (a batch sampler), or of `_sampler_iter`. Where neither has one, it goes over
+# the batches that it has given out before, by an islice in the place of the latter. Its own batch
+# sampler does the same for its sampler, in `_BatchSamplerIterator.load_state_dict`.
+_STATEFUL = "torchdata.stateful_dataloader."
+_ITERATOR = "_StatefulBaseDataLoaderIter._next_index"
+_BATCHES = "_BatchSamplerIterator."
 # transformers 5.23, trainer_pt_utils.py: both samplers read the length of every item when they
 # are built, which `Trainer._get_train_sampler` does.
 _LENGTH_READERS = (
@@ -75,6 +83,10 @@ class Caller:
     """A sampler of transformers reads the length of every item."""
     sampler_iterates: bool = False
     """A sampler of torch begins a pass."""
+    forgetting_part: str = ""
+    """The class between torchdata's StatefulDataLoader and a sampler that has no state."""
+    fast_forwards: bool = False
+    """The batches before a saved place are drawn, and left out, because of that."""
 
 
 def find_caller() -> Caller:
@@ -171,9 +183,32 @@ def _skips_batches(loader: Any) -> bool:
     `skip_batches`; a loader with a state dict has one of torchdata in it, which keeps a loaded
     state as `next_iter_state` up to its next pass.
     """
-    parts = loader, getattr(loader, "batch_sampler", None)
+    batches = getattr(loader, "batch_sampler", None)
     state = getattr(getattr(loader, "base_dataloader", None), "next_iter_state", None)
-    return state is not None or any(getattr(part, "skip_batches", 0) for part in parts)
+    # A batch sampler that has a state of its own leads to the epoch that was saved.
+    skips = state is not None and not _has_state(batches)
+    return skips or any(getattr(part, "skip_batches", 0) for part in (loader, batches))
+
+
+def _has_state(part: Any) -> bool:
+    return hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+
+
+def _inspect_torchdata(caller: Caller, module: str, function: str, frame: FrameType) -> None:
+    if not module.startswith(_STATEFUL):
+        return
+    loop: Any = frame.f_locals.get("self")
+    if function == _ITERATOR:
+        over, through = vars(loop)["_sampler_iter"], vars(loop)["_index_sampler"]
+        left_out = isinstance(over, itertools.islice)
+    elif function.startswith(_BATCHES):
+        over, through = loop.sampler_iter, loop.sampler
+        left_out = function.endswith(".load_state_dict")
+    else:
+        return
+    if not (_has_state(over) or _has_state(through)):
+        caller.forgetting_part = type(through).__qualname__
+        caller.fast_forwards = left_out
 
 
 def _inspect_lightning(caller: Caller, module: str, function: str, frame: FrameType) -> None:
@@ -217,5 +252,6 @@ _FRAMEWORKS = {
     "pytorch_lightning": _inspect_lightning,
     "lightning_fabric": _inspect_lightning,
     "transformers": _inspect_transformers,
+    "torchdata": _inspect_torchdata,
     "torch": _inspect_torch,
 }

@@ -22,25 +22,27 @@ class SetEpochs:
         self.last: int | None = None
         """The epoch that the loop set last, or that was loaded; None if it never did."""
 
-    def add(self, epoch: int, *, drawn: int | None) -> None:
+    def add(self, epoch: int, *, drawn: int | None, named: int | None = None) -> None:
         """An epoch is set; warn where accelerate's count is not what the loop meant.
 
         Args:
-            epoch: the one that is set.
+            epoch: the one that is to be drawn.
             drawn: the one that has been drawn since an epoch was set; None if none was.
+            named: the one that is named; None if it is the one that is to be drawn.
         """
         caller = find_caller()
+        named = epoch if named is None else named
         if not caller.accelerate_iterates:
             self.last = epoch
-        elif drawn is None and self.last not in (None, epoch):
+        elif drawn is None and self.last not in (None, named):
             warn(
-                f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch {epoch}: "
+                f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch {named}: "
                 f"call set_epoch({self.last}) of the prepared loader before iterating over it"
             )
         elif caller.accelerate_skips and self.last != epoch:
             warn(
-                f"accelerate's loader goes on in epoch {epoch}, because after a restart it counts "
-                "epochs from 0 and nobody named another: call set_epoch(epoch) of the prepared "
+                f"accelerate's loader goes on in epoch {epoch}, because by its own count of passes "
+                "this is the next and nobody named another: call set_epoch(epoch) of the prepared "
                 "loader (and of the one that skip_first_batches made) before each epoch"
             )
         elif drawn == epoch:

@@ -47,6 +47,8 @@ class SamplerGuard:
         self._set_epochs = SetEpochs()
         self._epoch_was_set = False
         """Whether the epoch of the next pass was set or loaded."""
+        self._loaded: tuple[int, int] | None = None
+        """Epoch and position of a loaded state, up to the next draw or the next epoch's name."""
         self._running: _StartedPass | None = None
         self._has_advised = False
 
@@ -78,13 +80,20 @@ class SamplerGuard:
                 "share"
             )
 
-    def on_first_draw(self, sampler_pass: Pass, *, at_saved_place: bool, can_go_on: bool) -> None:
+    def on_first_draw(
+        self, sampler_pass: Pass, *, position: int, at_saved_place: bool, can_go_on: bool
+    ) -> None:
         """A pass draws for the first time.
 
         Args:
             sampler_pass: the pass.
+            position: draws of its epoch before the first.
             at_saved_place: whether a loader's saved state says where it begins.
             can_go_on: whether, in addition, something of the epoch is left there.
+
+        Raises:
+            RuntimeError: where a loader leaves out draws of an epoch that is not known, or that
+                the sampler has left out already.
         """
         caller = find_caller()
         if caller.lightning_resumes and not can_go_on:
@@ -94,6 +103,10 @@ class SamplerGuard:
                 "Trainer's callbacks, from the first run on"
             )
         epoch_was_set = self._epoch_was_set or at_saved_place
+        if position and not at_saved_place:
+            _refuse_leaving_out_twice(caller, position)
+        if not (epoch_was_set or caller.accelerate_iterates or caller.accelerate_builds_loader):
+            self._advise_forgetting(caller)
         if not epoch_was_set and caller.accelerate_iterates:
             warn(
                 f"FlowSampler draws epoch {sampler_pass.epoch} because nobody named another: "
@@ -101,7 +114,7 @@ class SamplerGuard:
                 "sampler's set_epoch(epoch) before each epoch (under the transformers Trainer: add "
                 "flowdata.frameworks.trainer.FlowCallback to the callbacks)"
             )
-        self._epoch_was_set = False
+        self._epoch_was_set, self._loaded = False, None
         self._running = _StartedPass(
             sampler_pass,
             epoch_was_set,
@@ -109,11 +122,19 @@ class SamplerGuard:
             reads_ahead=caller.accelerate_iterates,
         )
 
-    def on_set_epoch(self, epoch: int) -> None:
-        """An epoch is set, which the next pass is to draw from its start."""
+    def on_set_epoch(self, epoch: int, *, named: int) -> None:
+        """An epoch is set, which the next pass is to draw.
+
+        Args:
+            epoch: the one that is to be drawn.
+            named: the one that is named: another one where a loader counts its passes.
+        """
+        self._advise_lost_state(epoch)
         begun = self._running
         drawn = None if begun is None else begun.sampler_pass.epoch
-        self._set_epochs.add(epoch, drawn=None if begun is None or begun.prepared else drawn)
+        self._set_epochs.add(
+            epoch, drawn=None if begun is None or begun.prepared else drawn, named=named
+        )
         self._advise_prepared(epoch, 0)
         if begun and not (begun.epoch_was_set or begun.sampler_pass.abandoned) and drawn != epoch:
             self._advise_early_workers(find_caller(), begun.sampler_pass.epoch, epoch)
@@ -123,6 +144,7 @@ class SamplerGuard:
         """A state is loaded, from which the next pass is to go on."""
         self._advise_prepared(epoch, position)
         self._set_epochs.last = epoch
+        self._loaded = epoch, position
         self._epoch_was_set, self._running = True, None
 
     def on_save(self) -> None:
@@ -138,6 +160,36 @@ class SamplerGuard:
                 "state would lose it: save sampler.state_dict(position=steps x batch size x "
                 "ranks), with the steps of this epoch"
             )
+
+    def _advise_lost_state(self, epoch: int) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or epoch == loaded[0]:
+            self._loaded = loaded
+        elif epoch < loaded[0] and enabled():
+            warn(
+                f"a state of epoch {loaded[0]}, draw {loaded[1]}, was loaded, and "
+                f"set_epoch({epoch}) goes back from it before anything was drawn: have the loop "
+                "name epochs from sampler.epoch on, as in range(sampler.epoch, epochs)"
+            )
+
+    def _advise_forgetting(self, caller: Caller) -> None:
+        if not caller.forgetting_part:
+            return
+        how = (
+            "give StatefulDataLoader sampler= and batch_size=, or torchdata's own BatchSampler "
+            "(torchdata.stateful_dataloader.sampler), or call sampler.set_epoch(epoch) before "
+            "each epoch"
+        )
+        if caller.fast_forwards:
+            raise RuntimeError(
+                "StatefulDataLoader leaves out the draws that it has given out before, but its "
+                f"state does not say of which epoch, because {caller.forgetting_part} has no "
+                f"state_dict: {how}"
+            )
+        self._advise_once(
+            f"the states of this StatefulDataLoader do not hold the epoch that is drawn, because "
+            f"{caller.forgetting_part} has no state_dict: {how}"
+        )
 
     def _advise_early_workers(self, caller: Caller, drawn: int, epoch: int) -> None:
         # Lightning 2.6: before the first epoch of a run `_FitLoop.setup_data` calls iter(), which
@@ -167,3 +219,22 @@ class SamplerGuard:
         if not self._has_advised:
             self._has_advised = True
             warn(message)
+
+
+def _refuse_leaving_out_twice(caller: Caller, position: int) -> None:
+    """Refuse a loader that skips draws which the sampler's loaded state has skipped already."""
+    if caller.splits_draws == "Lightning":
+        raise RuntimeError(
+            f"the sampler goes on at draw {position} of its epoch, and Lightning has wrapped it in "
+            "one that reads whole epochs: use DistributedFlowSampler(weights)"
+        )
+    for leaves_out, loader, advice in (
+        (caller.fast_forwards, "StatefulDataLoader", "load the loader's state alone"),
+        (caller.accelerate_skips, "accelerate's skip_first_batches", "use one of the two"),
+    ):
+        if leaves_out:
+            raise RuntimeError(
+                f"the sampler goes on at draw {position} of its epoch, where its loaded state "
+                f"says, and {loader} leaves out batches from there on, so that they would be left "
+                f"out twice: {advice}"
+            )

@@ -6,6 +6,7 @@ from typing import Any
 
 from flowdata.core.cursor import Cursor
 from flowdata.core.plan import non_negative
+from flowdata.guards.counts import EpochCount
 from flowdata.guards.sampler import SamplerGuard
 from flowdata.map_style.draw_iterator import DrawIterator, SamplerPass
 
@@ -15,7 +16,8 @@ class SamplerProgress:
 
     Every pass begins the epoch after the last one, unless an epoch is set or a state loaded. A
     pass takes its place when it draws for the first time, not when it is made: frameworks make
-    iterators before they set the epoch.
+    iterators before they set the epoch. What was loaded, or set, is drawn next, whatever a loader
+    that counts its passes names, see `EpochCount`.
 
     Args:
         start: the first place.
@@ -27,10 +29,14 @@ class SamplerProgress:
         self._running: SamplerPass | None = None
         self._owner = owner
         self._guard = SamplerGuard()
+        self._count = EpochCount()
 
     def __copy__(self) -> "SamplerProgress":
-        copied = SamplerProgress(self._next, owner=self._owner)
-        copied._running, copied._guard = self._running, copy.copy(self._guard)
+        copied = object.__new__(SamplerProgress)
+        copied.__dict__ = self.__dict__ | {
+            "_guard": copy.copy(self._guard),
+            "_count": copy.copy(self._count),
+        }
         return copied
 
     def upcoming(self) -> Cursor:
@@ -48,22 +54,27 @@ class SamplerProgress:
     def begin(self, sampler_pass: SamplerPass) -> Cursor:
         """Hand a pass its place; the next pass begins with the epoch after it."""
         saved = sampler_pass.saved_place
+        place = self._next if saved is None else saved
         self._guard.on_first_draw(
             sampler_pass,
+            position=place.position,
             at_saved_place=saved is not None,
             can_go_on=saved is not None and len(saved) > 0,
         )
-        place = self._next if saved is None else saved
+        self._count.on_first_draw()
         self._running = sampler_pass
         self._next = place.at(place.plan.epoch + 1)
         return place
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one, from its start; from a loaded place if that is in it."""
-        plan = self._next.plan.at_epoch(epoch)
-        self._guard.on_set_epoch(epoch)
-        if plan is not self._next.plan:
-            self._next = replace(self._next, plan=plan, position=0)
+        named = non_negative(epoch, "epoch")
+        meant = self._count.meant_by(named)
+        if meant is None:
+            return
+        self._guard.on_set_epoch(meant, named=named)
+        if meant != self._next.plan.epoch:
+            self._next = self._next.at(meant)
         self._running = None
 
     def save(self, position: int | None) -> dict[str, Any]:
@@ -86,5 +97,7 @@ class SamplerProgress:
     def load(self, state: Any) -> None:
         """Continue from a state, which is refused as in `place_of`."""
         self._next = self.place_of(state).or_next_epoch()
-        self._guard.on_load(self._next.plan.epoch, self._next.position)
+        epoch = self._next.plan.epoch
+        self._count.on_load(epoch)
+        self._guard.on_load(epoch, self._next.position)
         self._running = None

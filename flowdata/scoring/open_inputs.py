@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from flowdata.scoring.pretrained import load_whole
+
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -65,6 +67,7 @@ def open_model(
     A GGUF file is read through transformers, which turns it into plain floats.
 
     Raises:
+        FlowDataError: for a checkpoint without all parameters, as those of a head.
         ModuleNotFoundError: saying what to install.
         ValueError: for an unknown dtype, or a device that is not there.
     """
@@ -94,7 +97,7 @@ def open_model(
             raise FileNotFoundError(f"there is no file {path}")
         name, where = str(path.parent), {"gguf_file": path.name}
     _require_existing_path(path)
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=kind, **where)
+    model = load_whole(AutoModelForCausalLM, name, dtype=kind, **where)
     reader = AutoTokenizer.from_pretrained(tokenizer or name, **({} if tokenizer else where))
     return model.to(target), reader
 

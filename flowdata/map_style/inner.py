@@ -51,8 +51,9 @@ def attribute(dataset: Any, name: str) -> Any:
     kind = type(dataset).__name__
     if name.startswith("_") or _package(dataset) in _PLAIN:
         raise AttributeError(f"FlowDataset has no attribute {name!r}")
-    value: Any = getattr(dataset, name)
-    if getattr(value, "__self__", None) is dataset:
+    value = getattr(dataset, name)
+    owner = getattr(value, "__self__", None)
+    if owner is not None and owner is dataset:
         if _package(dataset) == _HUGGING_FACE and not name.startswith(("set_", "reset_")):
             raise AttributeError(
                 f"{kind}.{name} is about rows, and the items of a FlowDataset are draws: call it "

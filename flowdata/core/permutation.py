@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     SHARD_ORDER = 4
     WINDOW_ORDER = 5
     STRATA = 6
+    FOLDS = 7
 
 
 def random_bits(seed: int, epoch: int, purpose: Purpose, *part: int) -> np.random.Philox:

@@ -44,12 +44,20 @@ def draw_numbers(index: Any, draws: int) -> int | NDArray[np.int64]:
 
 def many_draws(index: Any, draws: int) -> NDArray[np.int64]:
     """The draws that a list or array names; see `draw_numbers`."""
-    places = np.asarray(index)
+    try:
+        places = np.asarray(index)
+    except ValueError:
+        # Lists of different lengths.
+        places = np.empty((len(index), 0))
     if places.ndim == 1 and places.size == 0:
         return np.zeros(0, dtype=np.int64)
     if places.ndim != 1 or places.dtype.kind not in "iu":
+        too_large = places.dtype.kind == "O" and all(isinstance(draw, int) for draw in index)
+        if places.ndim == 1 and too_large:
+            raise IndexError(f"a draw of {index} is outside an epoch of {draws:,} draws")
         raise TypeError(
-            f"draws are a list or array of whole numbers, got {_describe(index, places)}"
+            f"draws are a list or array of whole numbers, got {type(index).__name__} "
+            f"({places.dtype} of shape {places.shape})"
             + (": a mask cannot choose draws" if places.dtype.kind == "b" else "")
         )
     lowest, highest = int(places.min()), int(places.max())
@@ -60,8 +68,3 @@ def many_draws(index: Any, draws: int) -> NDArray[np.int64]:
     if lowest < 0:
         places[places < 0] += draws
     return places
-
-
-def _describe(index: Any, places: NDArray[Any]) -> str:
-    kind = f"{places.dtype} of shape {places.shape}"
-    return f"{type(index).__name__} ({kind})"

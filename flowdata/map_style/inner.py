@@ -89,7 +89,9 @@ class PassedOn:
         result = self.method(*args, **kwargs)
         dataset = self.method.__self__
         is_data = isinstance(result, (Dataset, Iterator)) or type(result) is type(dataset)
-        if is_data or _is_by_row(result, self.rows):
+        # What depends on arguments may have any length, such as that of a batch.
+        by_row = not args and not kwargs and _is_by_row(result, self.rows)
+        if is_data or by_row:
             name = self.method.__name__
             raise TypeError(
                 f"{type(dataset).__name__}.{name} gives rows, and the items of a FlowDataset are "

@@ -49,7 +49,9 @@ def score_resumably(
             lambda: _begin(parts, provenance, refuse_invalid, lock, alone=ranks.size == 1)
         )
         if left.size:
-            _save_regularly(score_rows(left), parts, provenance.identity(), save_every)
+            _save_regularly(
+                ranks.watched(score_rows(left)), parts, provenance.identity(), save_every
+            )
         # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
         ranks.run_on_first(lambda: _finish(parts, provenance, merge))

@@ -3,12 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +36,7 @@ from flowdata.scoring.inference import (
 from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.loss_formulas import IGNORED
 from flowdata.scoring.parts import Parts
-from flowdata.scoring.ranks import Ranks
+from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.resuming import score_resumably
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.table.fingerprint import code_fingerprint, reads_the_same_twice
@@ -84,6 +83,7 @@ def score(
     adapters: bool = False,
     model_name: str | None = None,
     save_every: float = 30.0,
+    rank_timeout: float = RANK_TIMEOUT,
     progress: bool = True,
 ) -> LossTable:
     """The loss of every sample under the model as it is: FLOW's f_i(theta*), in one pass.
@@ -116,13 +116,15 @@ def score(
             pre-trained one, that is scored.
         model_name: kept as provenance.
         save_every: seconds after which scored samples are written to disk.
+        rank_timeout: seconds after which a rank that does not come to score, or finishes no
+            batch, is given up; one that is gone is, after a minute.
         progress: show a progress bar with samples per second and remaining time.
 
     Returns:
         A LossTable of n rows in the order of the data set.
 
     Raises:
-        FlowDataError: when another rank stopped.
+        FlowDataError: when another rank stopped, naming it and its error.
         InvalidLossError: naming the rows of invalid losses.
         MismatchError: when ``output`` holds, finished or not, another pass.
         TableFileError: when ``output`` cannot be written, or someone else is scoring into it.
@@ -134,15 +136,16 @@ def score(
         raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    rows = count_rows(dataset)
-    model = unwrap_model(model)
-    name, options = _describe_loss(loss, collate_fn, ignore_index)
-    with (
-        Ranks() as ranks,
-        tqdm(desc="scoring", unit="samples", disable=not progress or ranks.rank > 0) as bar,
-        evaluating(model),
-        nullcontext() if adapters else without_adapters(model),
-    ):
+    parts = None if output is None else Parts(output)
+    # First of all: an error on one rank, whatever it is, is one on all.
+    with Ranks(rank_timeout) as ranks, ExitStack() as stack:
+        rows = count_rows(dataset)
+        model = unwrap_model(model)
+        name, options = _describe_loss(loss, collate_fn, ignore_index)
+        quiet = not progress or ranks.rank > 0
+        bar = stack.enter_context(tqdm(desc="scoring", unit="samples", disable=quiet))
+        stack.enter_context(evaluating(model))
+        stack.enter_context(nullcontext() if adapters else without_adapters(model))
         scoring_pass = _make_pass(
             loss, model, dataset, device_of(model, device), batch_size, collate_fn, ignore_index
         )
@@ -157,12 +160,12 @@ def score(
             options=options,
             dtype=_dtype_of(model),
         )
-        if output is None:
-            of_each_rank = ranks.gather(list(share.score(np.arange(rows))))
+        if parts is None:
+            of_each_rank = ranks.gather(list(ranks.watched(share.score(np.arange(rows)))))
             table = _merge(list(chain.from_iterable(of_each_rank)), provenance, dataset)
         else:
             table = score_resumably(
-                Parts(Path(output)),
+                parts,
                 provenance,
                 ranks,
                 score_rows=share.score,

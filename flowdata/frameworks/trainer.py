@@ -12,6 +12,7 @@ from flowdata.frameworks.sources import Source, sources_of
 
 _ATTRIBUTES = "attributes"
 _DRAWS = "draws_a_step"
+_NEEDS_DATA = "needs_data"
 
 
 class FlowCallback(TrainerCallback, ExportableState):
@@ -22,44 +23,56 @@ class FlowCallback(TrainerCallback, ExportableState):
     right without it, and so is FlowShards, as long as the number of processes stays. How many
     draws make a step is saved in the checkpoint.
 
+    Args:
+        data: what the Trainer draws from, where its ``get_train_dataloader`` returns a loader of
+            your own, in which it is not found.
+
     Raises:
         ValueError: on training where there is nothing of flowdata.
         RuntimeError: on resuming with another number of draws a step: the Trainer counts steps,
-            and would repeat draws or leave some out.
+            and would repeat draws or leave some out; and where the Trainer has made the callback
+            again without its data.
 
     >>> from flowdata.frameworks.trainer import FlowCallback
     >>> callbacks = [FlowCallback()]  # Trainer(..., callbacks=callbacks)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *data: Source) -> None:
+        self._given = data
         self._sources: list[Source] = []
         self._next_epoch = 0
         self.draws_a_step = 0
+        self.needs_data = bool(data)
 
     def state(self) -> dict[str, Any]:
         """What transformers saves in each checkpoint."""
-        return {"args": {}, _ATTRIBUTES: {_DRAWS: self.draws_a_step}}
+        attributes = {_DRAWS: self.draws_a_step, _NEEDS_DATA: self.needs_data}
+        return {"args": {}, _ATTRIBUTES: attributes}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Find what is drawn from, and the epoch that the Trainer begins or resumes."""
+        if self.needs_data and not self._given:
+            raise RuntimeError(
+                "restore_callback_states_from_checkpoint=True has made FlowCallback(data) again "
+                "without its data: leave that argument out, FlowCallback needs none of it"
+            )
         loader = kwargs["train_dataloader"]
-        self._sources = sources_of(loader)
+        found = sources_of(loader)
+        self._sources = [*found, *(data for data in self._given if data not in found)]
         if not self._sources:
             raise ValueError(
-                "the Trainer draws from no FlowDataset, FlowSampler or FlowShards: pass "
-                "train_dataset=FlowDataset(data, weights), or under TRL set trainer.train_dataset "
-                "after building the trainer"
+                "the Trainer draws from no FlowDataset, FlowSampler or FlowShards that can be "
+                "found: pass train_dataset=FlowDataset(data, weights), or under TRL set "
+                "trainer.train_dataset after building the trainer; where get_train_dataloader "
+                "returns a loader of your own, name what it draws from, FlowCallback(dataset)"
             )
-        config: Any = args.accelerator_config
-        shared = 1 if config.split_batches else args.world_size
-        self.draws_a_step = args.train_batch_size * shared * args.gradient_accumulation_steps
+        self.draws_a_step = _draws_a_step(args, loader)
         if state.global_step > 0 and not args.ignore_data_skip:
             self._check_step(state)
         # As the Trainer counts: state.epoch is also a fraction where an epoch was cut short.
-        updates = max(-(-len(loader) // args.gradient_accumulation_steps), 1)
-        self._next_epoch = state.global_step // updates
+        self._next_epoch = state.global_step // _steps_an_epoch(args, state, loader)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -80,3 +93,23 @@ class FlowCallback(TrainerCallback, ExportableState):
                 "choose per_device_train_batch_size and gradient_accumulation_steps such that "
                 "their product with the number of processes is as before"
             )
+
+
+def _draws_a_step(args: TrainingArguments, loader: Any) -> int:
+    """Draws of all processes for a step of the optimizer."""
+    config: Any = args.accelerator_config
+    size = args.train_batch_size
+    if args.auto_find_batch_size:
+        # The Trainer may have come to a smaller one, with which it has made its loader.
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None) or size
+    shared = 1 if config.split_batches else args.world_size
+    return size * shared * args.gradient_accumulation_steps
+
+
+def _steps_an_epoch(args: TrainingArguments, state: TrainerState, loader: Any) -> int:
+    """As `Trainer.set_initial_training_values` of transformers 5.23 has it."""
+    try:
+        batches = len(loader)
+    except (TypeError, NotImplementedError):
+        return max(state.max_steps, 1)
+    return max(-(-batches // args.gradient_accumulation_steps), 1)

@@ -56,7 +56,7 @@ class EpochCount:
 
     def __init__(self) -> None:
         self._awaited: int | None = None
-        """The epoch that was loaded or set by the loop, if nothing was drawn since."""
+        """The epoch that was loaded or set by the loop, up to the next number or first draw."""
         self._ahead = 0
         """How far what is drawn is ahead of the count."""
         self._counted: int | None = None
@@ -73,7 +73,7 @@ class EpochCount:
             self._awaited, self._ahead, self._counted = name, 0, None
             return name
         if self._awaited is not None:
-            self._ahead = self._awaited - name
+            self._ahead, self._awaited = self._awaited - name, None
         elif self._counted is None or name not in (self._counted, self._counted + 1):
             # Another loader, or the same, has begun to count anew.
             self._ahead = 0

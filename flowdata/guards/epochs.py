@@ -21,6 +21,8 @@ class SetEpochs:
     def __init__(self) -> None:
         self.last: int | None = None
         """The epoch that the loop set last, or that was loaded; None if it never did."""
+        self.was_loaded = False
+        """Whether that one was loaded."""
 
     def add(self, epoch: int, *, drawn: int | None, named: int | None = None) -> None:
         """An epoch is set; warn where accelerate's count is not what the loop meant.
@@ -33,12 +35,15 @@ class SetEpochs:
         caller = find_caller()
         named = epoch if named is None else named
         if not caller.accelerate_iterates:
-            self.last = epoch
+            self.last, self.was_loaded = epoch, False
         elif drawn is None and self.last not in (None, named):
-            warn(
-                f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch {named}: "
-                f"call set_epoch({self.last}) of the prepared loader before iterating over it"
-            )
+            # What the loop has set is drawn, and it sets the next one too.
+            if self.was_loaded or epoch == named:
+                warn(
+                    f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch "
+                    f"{named}: call set_epoch({self.last}) of the prepared loader before iterating "
+                    "over it"
+                )
         elif caller.accelerate_skips and self.last != epoch:
             warn(
                 f"accelerate's loader goes on in epoch {epoch}, because by its own count of passes "

@@ -7,7 +7,7 @@ from typing import Protocol
 from flowdata.errors import warn
 from flowdata.guards.detection import Caller, can_see_splits, find_caller
 from flowdata.guards.epochs import SetEpochs, advise_even_batches
-from flowdata.guards.ranks import group_size
+from flowdata.guards.ranks import data_ranks, group_size
 from flowdata.guards.switch import enabled
 
 
@@ -73,7 +73,9 @@ class SamplerGuard:
                 "would split that share again and lose the rest: use FlowSampler(weights), "
                 "without num_replicas, which draws for all ranks"
             )
-        if not caller.splits_draws and replicas == 1 and can_see_splits():
+        unsplit = not caller.splits_draws and replicas == 1 and can_see_splits()
+        # Ranks that share a model are to have the same draws.
+        if unsplit and data_ranks() > 1:
             warn(
                 f"FlowSampler gives each of the {group_size()} ranks all draws, and nothing "
                 "splits them here: use DistributedFlowSampler(weights), which gives each rank its "
@@ -143,7 +145,7 @@ class SamplerGuard:
     def on_load(self, epoch: int, position: int) -> None:
         """A state is loaded, from which the next pass is to go on."""
         self._advise_prepared(epoch, position)
-        self._set_epochs.last = epoch
+        self._set_epochs.last, self._set_epochs.was_loaded = epoch, True
         self._loaded = epoch, position
         self._epoch_was_set, self._running = True, None
 

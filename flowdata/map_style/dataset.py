@@ -12,6 +12,7 @@ from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
+from flowdata.guards.counts import EpochCount
 from flowdata.guards.dataset import DatasetGuard
 from flowdata.guards.fetching import UNSEEN, find_reader
 from flowdata.map_style import inner
@@ -89,6 +90,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
                 f"{len(self._plan.weights):,} weights; score this data set, or pass the one that "
                 "was scored"
             )
+        self._count = EpochCount()
         self.dataset = dataset
         self._told: int | None = None
         """The epoch that the data set was told last in this process."""
@@ -124,7 +126,10 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
-        epoch = require_cell(self._plan_of(epoch).epoch, "the epoch")
+        meant = self._count.meant_by(self._plan.at_epoch(epoch).epoch)
+        if meant is None:
+            return
+        epoch = require_cell(self._plan_of(meant).epoch, "the epoch")
         self._guard.on_set_epoch(epoch)
         if epoch != self._loaded:
             # What it has loaded of this epoch, its own random state above all, is to stay.
@@ -176,6 +181,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         if not self._served.epoch_was_set:
             self._guard.on_set_epoch(epoch)
             self._served.set_epoch(epoch)
+        self._count.on_load(epoch)
         self._told = self._loaded = epoch
 
     def _plan_of(self, epoch: int) -> EpochPlan:

@@ -6,7 +6,7 @@ from flowdata.errors import warn
 from flowdata.guards.detection import Caller, find_caller
 from flowdata.guards.epochs import UNKNOWN, SetEpochs, advise_even_batches
 from flowdata.guards.fetching import part_of_draws, sampler_place
-from flowdata.guards.ranks import run_size
+from flowdata.guards.ranks import data_ranks, run_size
 from flowdata.guards.switch import enabled
 
 
@@ -15,6 +15,8 @@ class Epochs(Protocol):
 
     advised: bool
     """Whether advice about `set_epoch` was given, or is not needed."""
+    advised_of_part: bool
+    """Whether advice about a part of the draws was given."""
     was_read: bool
     """Whether any process has read draws since this was made False."""
 
@@ -56,7 +58,8 @@ class DatasetGuard:
         if enabled():
             self._advise_setting(find_caller())
             part = part_of_draws()
-            if part not in (None, draws):
+            if part not in (None, draws) and not self._epochs.advised_of_part:
+                self._epochs.advised_of_part = True
                 warn(_part(part, draws))
 
     def on_look(self, items: int, epoch: int, draws: int) -> None:
@@ -88,6 +91,9 @@ class DatasetGuard:
         elif text := _why_to_set(caller):
             self._epochs.advised = True
             warn(text)
+        elif run_size() > 1:
+            # All ranks share one model, and to find that out takes a while.
+            self._epochs.advised = True
 
 
 class _Looks:
@@ -162,9 +168,9 @@ def _why_to_set(caller: Caller) -> str:
             "and nothing around FlowDataset; or call its set_epoch(epoch) before every epoch "
             "(the Trainer: add flowdata.frameworks.trainer.FlowCallback to the callbacks)"
         )
-    if run_size() > 1:
+    if data_ranks() > 1:
         return (
             "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
-            "each serves a part of it: call its set_epoch(epoch) before every epoch"
+            "each counts its own passes: call its set_epoch(epoch) before every epoch"
         )
     return ""

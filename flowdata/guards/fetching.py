@@ -43,11 +43,13 @@ def find_reader() -> object | None:
 
 def part_of_draws() -> int | None:
     """How many draws a Subset (also one of `random_split`) that reads them has; None without."""
+    part: int | None = None
     for module, function, frame in frames():
         if module == _DATASETS and function.startswith("Subset.__getitem"):
             with contextlib.suppress(Exception):
-                return len(frame.f_locals["self"].indices)
-    return None
+                size = len(frame.f_locals["self"].indices)
+                part = size if part is None else min(part, size)
+    return part
 
 
 def sampler_place() -> int | None:

@@ -16,7 +16,7 @@ _MARKS = 255
 _NOBODY = -1
 _AT_ONCE = 64
 """Passes that may be under way at once."""
-_EPOCH, _SET, _ADVISED, _SEED, _BEGUN, _READ, _CELLS = range(7)
+_EPOCH, _SET, _ADVISED, _SEED, _BEGUN, _READ, _ADVISED_OF_PART, _CELLS = range(8)
 
 
 class ServedDraws:
@@ -38,7 +38,7 @@ class ServedDraws:
     def __init__(self, draws: int) -> None:
         self._marks = SharedArray(draws, torch.uint8)
         # The epoch, whether it was set, whether advice about that was given, the seed, whether a
-        # pass has begun the epoch, and whether anything was read lately.
+        # pass has begun the epoch, whether anything was read lately, and more advice.
         self._state = SharedArray(_CELLS, torch.int64)
         self._state.values[_SEED] = _OWN_SEED
         # Of the last epochs: number + 1, seed and process of the pool that began it.
@@ -79,6 +79,15 @@ class ServedDraws:
     @advised.setter
     def advised(self, advised: bool) -> None:
         self._cells[_ADVISED] = advised
+
+    @property
+    def advised_of_part(self) -> bool:
+        """Whether advice about a part of the draws was given."""
+        return bool(self._cells[_ADVISED_OF_PART])
+
+    @advised_of_part.setter
+    def advised_of_part(self, advised: bool) -> None:
+        self._cells[_ADVISED_OF_PART] = advised
 
     @property
     def was_read(self) -> bool:

@@ -16,12 +16,10 @@ from typing import Any
 from flowdata.guards.stack import frames
 from flowdata.guards.switch import enabled
 
-# torch 2.13, torch/utils/data/_utils/fetch.py: `_MapDatasetFetcher.fetch` reads the items of a
-# batch, in the process of the loop or in a worker; `_IterableDatasetFetcher.fetch` takes as many
-# items from a stream as its argument `possibly_batched_index` has places, one where the loader
-# has batch_size=None (`auto_collation` False).
+# torch 2.13, torch/utils/data/_utils/fetch.py: `_IterableDatasetFetcher.fetch` takes as many items
+# from a stream as its argument `possibly_batched_index` has places, one where the loader has
+# batch_size=None (`auto_collation` False).
 _FETCHERS = "torch.utils.data._utils.fetch"
-_MAP_FETCHER = "_MapDatasetFetcher"
 _STREAM_FETCHER = "_IterableDatasetFetcher"
 # accelerate 1.15, accelerate/data_loader.py. `BatchSamplerShard` iterates over a whole batch
 # sampler on every rank, and keeps every n-th batch. `DataLoaderDispatcher` reads on rank 0, and
@@ -110,23 +108,6 @@ def can_see_splits() -> bool:
         if module in sys.modules and not _has(module, names):
             return False
     return True
-
-
-def is_fetching_item() -> bool:
-    """Whether a DataLoader reads an item, and nobody merely looks at one.
-
-    This is no advice, so it does not depend on the switch. True where it cannot be told, so that
-    epochs go on rather than stay the same.
-    """
-    if not _has(_FETCHERS, (_MAP_FETCHER,)):
-        return True
-    # Where a loader fetches, its frame is among the innermost; the outer ones are not walked.
-    seen = False
-    for module, function, _ in frames():
-        seen = True
-        if (module, function) == (_FETCHERS, f"{_MAP_FETCHER}.fetch"):
-            return True
-    return not seen
 
 
 def items_per_fetch() -> int | None:

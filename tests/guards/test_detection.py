@@ -1,9 +1,8 @@
 """What is found on the call stack, and what is not as expected there."""
 
 import pytest
-from torch.utils.data import DataLoader
 
-from flowdata.guards.detection import Caller, find_caller, is_fetching_item
+from flowdata.guards.detection import Caller, find_caller
 from flowdata.guards.epochs import advise_even_batches
 
 FIT_LOOP = "lightning.pytorch.loops.fit_loop"
@@ -60,16 +59,3 @@ def test_batches_that_are_counted_in_another_way_are_no_error(count):
     caller.batch_shard = known()
     caller.batch_shard.batch_size, caller.batch_shard.num_processes = 4, count
     advise_even_batches(caller, 7)
-
-
-def test_an_item_is_fetched_by_a_loader_or_looked_at():
-    class Rows:
-        def __len__(self):
-            return 2
-
-        def __getitem__(self, row):
-            return is_fetching_item()
-
-    assert not Rows()[0]
-    (fetched,) = DataLoader(Rows(), 2)
-    assert fetched.tolist() == [True, True]

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from flowdata.scoring import CausalLM as CausalLM
     from flowdata.scoring import linear_probe as linear_probe
     from flowdata.scoring import score as score
+    from flowdata.scoring import score_probe as score_probe
     from flowdata.streaming.resample import resample as resample
     from flowdata.streaming.stream import FlowShards as FlowShards
     from flowdata.table.loss_table import LossTable as LossTable
@@ -71,7 +72,7 @@ _MODULES = {
     "map_style.distributed": ("DistributedFlowSampler",),
     "map_style.sampler": ("FlowSampler",),
     "reweight": ("UnweightedLossError", "WeightedTarget", "register_loss", "weighted_mean"),
-    "scoring": ("CausalLM", "linear_probe", "score"),
+    "scoring": ("CausalLM", "linear_probe", "score", "score_probe"),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),
     "table.loss_table": ("LossTable",),

@@ -1,7 +1,8 @@
 """The scoring pass: the loss of every sample under the pre-trained model, once."""
 
+from flowdata.scoring.cross_fitting import score_probe
 from flowdata.scoring.language import CausalLM
 from flowdata.scoring.probe import linear_probe
 from flowdata.scoring.scorer import score
 
-__all__ = ["CausalLM", "linear_probe", "score"]
+__all__ = ["CausalLM", "linear_probe", "score", "score_probe"]

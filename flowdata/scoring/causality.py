@@ -38,7 +38,7 @@ def require_causal(
     # Up to a scored token: a prompt may well be read both ways, by a model that says so.
     row = int((labels[:, 1:] >= 0).any(dim=1).int().argmax())
     scored = (labels[row, 1:] >= 0).nonzero()[:, 0] + 1
-    others, ids = ids.unique(), ids[row]
+    others, ids = torch.unique(ids), ids[row]
     if not len(scored) or len(others) < 2:
         return
     last = int(scored[scored < max(_MOST_TOKENS, int(scored[0]) + 1)].max())

@@ -75,8 +75,12 @@ def _config_of(model: Any) -> Any:
 
 
 def _is_as_drawn(weight: Tensor, scale: Any) -> bool:
-    """Whether a weight matrix follows a law by which they are drawn at first."""
+    """Whether a weight matrix was written once, by a law by which they are drawn at first."""
     if weight.ndim < 2 or not weight.is_floating_point() or weight.numel() < 2:
+        return False
+    # Tensor._version (torch 2.13) counts what was done in place: drawing it is one, a step of an
+    # optimizer, a probe and a state that is loaded are others.
+    if weight._version > 1:  # noqa: SLF001
         return False
     values = weight.detach().float()
     spread, mean = float(values.std()), float(values.mean())

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from flowdata.core.weights import OnInvalid
-from flowdata.errors import InvalidLossError, warn
+from flowdata.errors import InvalidLossError
 from flowdata.scoring.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
@@ -25,6 +25,7 @@ from flowdata.scoring.classification import (
     collate_rows,
     loss_function,
 )
+from flowdata.scoring.fitted_rows import warn_if_fitted_on
 from flowdata.scoring.inference import (
     count_rows,
     device_of,
@@ -36,10 +37,12 @@ from flowdata.scoring.inference import (
 from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.loss_formulas import IGNORED
 from flowdata.scoring.parts import Parts
+from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.reliability import warn_if_unreliable
 from flowdata.scoring.resuming import score_resumably
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
-from flowdata.table.fingerprint import code_fingerprint, reads_the_same_twice
+from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
 from flowdata.tar.rows import ShardRows
@@ -90,7 +93,7 @@ def score(
 
     The model runs in evaluation mode, without gradients, and gets its modes back. Give the data set
     without training augmentation: a loss under a random crop makes the weight random.
-    A task-specific head that is new gives meaningless losses: train it first, `linear_probe`.
+    A task-specific head that is new gives meaningless losses: `score_probe` fits and scores it.
 
     With ``output`` nothing is lost: what was scored is kept in a folder beside it, and the same
     call goes on after a crash or a kill. Where torch.distributed is initialised each rank scores
@@ -141,6 +144,8 @@ def score(
     with Ranks(rank_timeout) as ranks, ExitStack() as stack:
         rows = count_rows(dataset)
         model = unwrap_model(model)
+        warn_if_parameters_are_new(model)
+        warn_if_fitted_on(model, dataset)
         name, options = _describe_loss(loss, collate_fn, ignore_index)
         quiet = not progress or ranks.rank > 0
         bar = stack.enter_context(tqdm(desc="scoring", unit="samples", disable=quiet))
@@ -173,7 +178,7 @@ def score(
                 refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
                 save_every=save_every,
             )
-    _warn_if_unreliable(table, dataset)
+    warn_if_unreliable(table, dataset)
     return table
 
 
@@ -275,19 +280,6 @@ def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) ->
         token_losses=scores.token_losses,
         index=dataset.index if isinstance(dataset, ShardRows) else None,
     )
-
-
-def _warn_if_unreliable(table: LossTable, dataset: Any) -> None:
-    if table.provenance.truncated:
-        warn(
-            f"{table.provenance.truncated:,} of {len(table):,} samples were longer than "
-            "max_length and were cut",
-        )
-    if not reads_the_same_twice(dataset):
-        warn(
-            "row 0 reads differently each time, so its loss is random: score the data set "
-            "without random augmentation",
-        )
 
 
 def _describe_loss(

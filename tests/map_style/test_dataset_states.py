@@ -7,6 +7,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fuzzing import examples
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -125,3 +128,61 @@ def test_a_state_that_shared_memory_cannot_hold_changes_nothing(wrong):
     with pytest.raises(ValueError, match="below 2"):
         after.load_state_dict(items.state_dict() | {"seed": 5} | wrong)
     assert (after.epoch, after.plan.seed) == (0, SEED)
+
+
+SAVED = make(seed=9)
+SAVED.set_epoch(3)
+PLACES = [
+    *((name,) for name in SAVED.state_dict()),
+    *(("plan", it) for it in SAVED.plan.identity()),
+]
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 70), 1 << 70)
+    | st.floats()
+    | st.text(max_size=4)
+    | st.binary(max_size=2)
+    | st.just(SAVED.plan.weights.fingerprint)
+    | st.sampled_from([0, 1, 2, 3, 2.0, True, np.float64(2), torch.tensor(2)]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+)
+
+
+def refusal_of(items, state):
+    try:
+        items.load_state_dict(state)
+    except (MismatchError, ValueError, RuntimeError) as refused:
+        return str(refused)
+    return ""
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.just("removed") | VALUES), min_size=1))
+@examples(100)
+def test_a_damaged_state_is_refused_and_changes_nothing_or_means_what_it_says(damages):
+    state = SAVED.state_dict()
+    for place, value in damages:
+        within = state
+        for name in place[:-1]:
+            within = within.get(name) if isinstance(within, dict) else None
+        if not isinstance(within, dict):
+            continue
+        if isinstance(value, str) and value == "removed":
+            within.pop(place[-1], None)
+        else:
+            within[place[-1]] = value
+    items = make()
+    if refused := refusal_of(items, state):
+        assert len(refused) > 20
+        assert (items.epoch, items.plan.seed, items.state_dict()["named"]) == (0, SEED, False)
+    else:
+        found = items.state_dict()
+        assert (found["seed"], found["epoch"]) == (int(state["seed"]), int(state["epoch"]))
+        assert (state["named"], state["version"]) == (True, 2)
+
+
+@pytest.mark.parametrize("named", [1, "yes", None, [], "false", 0])
+def test_whether_the_epoch_was_named_is_true_or_false(named):
+    with pytest.raises(MismatchError, match="named must be true or false"):
+        make().load_state_dict(SAVED.state_dict() | {"named": named})

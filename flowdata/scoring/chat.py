@@ -166,9 +166,6 @@ class ChatTemplate:
     def mark_completion(self, prompt: Turns, completion: Turns) -> MarkedText:
         """Prompt and completion, of which all that follows the prompt is scored.
 
-        trl 1.16, SFTTrainer._prepare_dataset: the completion begins where the prompt alone, ready
-        for the assistant, and both together begin to differ.
-
         Raises:
             ValueError: when the template does not take them, or the completion repeats the prompt.
         """

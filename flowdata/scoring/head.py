@@ -67,9 +67,7 @@ class TokenLosses:
         targets = labels[:, 1:]
         chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
-            require_causal(
-                self._model, self._logits_of_text, ids, labels, text_alone=not inputs
-            )
+            require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
             self._probe(ids, keywords, whole=bool(inputs))
         if self._head is None:
             logits = _take(self._forward(ids, keywords), chosen, ids)
@@ -91,7 +89,7 @@ class TokenLosses:
             keywords["attention_mask"] = torch.ones_like(ids)
         if "use_cache" in self._arguments:
             keywords["use_cache"] = False
-        return self._forward(ids, keywords)
+        return _one_for_each(self._forward(ids, keywords), ids)
 
     def _probe(self, ids: Tensor, keywords: dict[str, Any], *, whole: bool) -> None:
         """Find out whether the head is there, is called once, and what comes after it."""
@@ -186,10 +184,15 @@ def text_config(model: Any) -> Any:
 
 
 def _take(values: Tensor, positions: tuple[Tensor, ...], ids: Tensor) -> Tensor:
-    """Values at these positions of ids, which may lie on another device.
+    """Values at these positions of ids, which may lie on another device."""
+    return _one_for_each(values, ids)[tuple(position.to(values.device) for position in positions)]
+
+
+def _one_for_each(values: Tensor, ids: Tensor) -> Tensor:
+    """The values, of which there is one for each of the ids.
 
     Raises:
-        TypeError: where there is not one for each of the ids.
+        TypeError: where there is not.
     """
     if values.shape[:2] != ids.shape:
         raise TypeError(
@@ -197,7 +200,7 @@ def _take(values: Tensor, positions: tuple[Tensor, ...], ids: Tensor) -> Tensor:
             "so it is not known which token a logit is of: give rows in which each token of an "
             "image has its place in input_ids"
         )
-    return values[tuple(position.to(values.device) for position in positions)]
+    return values
 
 
 def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor]) -> Tensor:

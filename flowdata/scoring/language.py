@@ -116,6 +116,7 @@ class LanguagePass:
         self._device = device
         self._losses = TokenLosses(model)
         self._inputs = ModelInputs(_dtype_of(model), device)
+        self._placeholders = _placeholders(model)
         self._layout: tuple[str, int] | None = None
         self._context = _context_length(model)
         self._budget = options.max_tokens or _token_budget(model, device)
@@ -222,6 +223,11 @@ class LanguagePass:
             )
         limit = self._losses.vocabulary
         for row, sample in zip(rows, samples, strict=True):
+            if not sample.has_media and (found := self._placeholders & set(sample.ids.tolist())):
+                raise ValueError(
+                    f"row {row} has token {min(found)}, which stands for an image, a video or a "
+                    "sound, and has none: give it as pixel_values or what else forward takes"
+                )
             largest = max(sample.ids.max(initial=0), sample.labels.max(initial=0))
             smallest = sample.ids.min(initial=0)
             if smallest < 0 or (limit is not None and largest >= limit):
@@ -300,6 +306,14 @@ def _context_length(model: Any) -> int | None:
     # XLNet and others write -1 for "no limit".
     found = getattr(text_config(model), "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
+
+
+def _placeholders(model: Any) -> set[int]:
+    """Tokens that stand for what is no text."""
+    config = getattr(model, "config", None)
+    names = ("image_token_id", "video_token_id", "audio_token_id")
+    found = (getattr(config, name, None) for name in names)
+    return {token for token in found if isinstance(token, int)}
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:

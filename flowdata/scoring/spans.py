@@ -2,9 +2,10 @@
 
 What a tokenizer says about characters cannot be relied on alone. Byte-level tokenizers that trim
 offsets say that a token of white space covers nothing; a space that a tokenizer puts before a
-word covers nothing of the text; a normalizer may make one token of what was two. So offsets are
-believed where two tokens meet at the edge of a span. Elsewhere the text up to the edge is
-tokenized too: what differs after it belongs to the span.
+word covers nothing of the text; a normalizer may make one token of what was two. So the text up
+to the edge of a span is tokenized too, but where offsets say that two tokens meet there. What
+differs after it belongs to the span, and so does a token that is partly in it: all of a response
+is scored, also where its first letters and the last of the prompt are one token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,11 @@ class MarkedText(NamedTuple):
     text: str
     scored: list[tuple[int, int]]
     prompt: str | None = None
-    """What the model is given before the one span, where the text need not begin with it."""
+    """What the model is given before the one span, if it is known; the text may begin otherwise.
+
+    trl 1.16, SFTTrainer._prepare_dataset: the response begins where the tokens of the prompt alone
+    and those of the whole begin to differ.
+    """
     rendered: bool = False
     """Whether a chat template has written the special tokens into it."""
 

@@ -57,6 +57,11 @@ class Tokens(NamedTuple):
             for name, value in self.inputs.items()
         )
 
+    @property
+    def has_media(self) -> bool:
+        """Whether there is an image, a video or a sound."""
+        return any(name.startswith(MEDIA) for name in self.inputs)
+
     def cut(self, limit: int) -> "Tokens":
         """The first tokens of a sample, and what belongs to them."""
         inputs = {

@@ -163,8 +163,7 @@ class TokenReader:
     def _tokenize(self, marked: Sequence[MarkedText]) -> Iterator[Tokens]:
         """Tokens of whole texts of one kind; labelled where a token is in a span.
 
-        So all of a response is scored, also where its first letters and the last of the prompt,
-        a space most often, are one token. After what no template has rendered comes the end token.
+        After what no template has rendered comes the end token, which is scored.
         """
         rendered = any(text.rendered for text in marked)
         end = None if rendered else self.tokenizer and self.tokenizer.eos_token_id
@@ -188,7 +187,7 @@ class TokenReader:
 
 def _mark_response(prompt: str, response: str) -> MarkedText:
     text = prompt + response
-    return MarkedText(text, [(len(prompt), len(text))])
+    return MarkedText(text, [(len(prompt), len(text))], prompt or None)
 
 
 def _implicit_prompt(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:

@@ -1,0 +1,172 @@
+"""Small vision language models, rows of them, and what their forward is given for each row."""
+
+import numpy as np
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+VOCABULARY, IMAGE, VIDEO, BEGIN, END = 120, 119, 118, 117, 116
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.4,
+}
+SIGHT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "patch_size": 4}
+
+
+def row_of(number, before=()):
+    """A row whose text begins with these tokens, which are not scored."""
+    random = np.random.default_rng(number)
+    ids = [1, *before, *random.integers(5, 100, 9 + number).tolist()]
+    silent = len(before) + 3
+    return {
+        "input_ids": ids,
+        "attention_mask": [1] * len(ids),
+        "labels": [-100] * silent + ids[silent:],
+    }
+
+
+def pixels(number, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(number))
+
+
+def llava():
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(num_hidden_layers=3, image_size=8, **SIGHT),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+    )
+    rows = []
+    for number in range(6):
+        images = number % 3
+        row = row_of(number, [IMAGE] * 4 * images)
+        rows.append(row | ({"pixel_values": pixels(number, images, 3, 8, 8)} if images else {}))
+    return LlavaForConditionalGeneration(config), rows
+
+
+def llava_next():
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(num_hidden_layers=3, image_size=8, **SIGHT),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        image_grid_pinpoints=[[8, 16], [16, 8]],
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    rows = []
+    for number in range(3):
+        media = {
+            "pixel_values": pixels(number, 1, 3, 3, 8, 8),
+            "image_sizes": torch.tensor([[8, 16]]),
+        }
+        rows.append(row_of(number, [IMAGE] * 14) | media)
+    return model, rows
+
+
+def qwen2_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    config = Qwen2VLConfig(
+        text_config=TEXT | {"num_key_value_heads": 2, "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 32,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 4,
+        },
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=BEGIN,
+        vision_end_token_id=END,
+    )
+    rows = []
+    for number, (height, width) in enumerate([(4, 4), (4, 8), (8, 4), (0, 0)]):
+        patches = height * width
+        row = row_of(number, [BEGIN, *[IMAGE] * (patches // 4), END] if patches else [])
+        row["mm_token_type_ids"] = [int(token == IMAGE) for token in row["input_ids"]]
+        if patches:
+            row["pixel_values"] = pixels(number, patches, 3 * 2 * 4 * 4)
+            row["image_grid_thw"] = torch.tensor([[1, height, width]])
+        rows.append(row)
+    return Qwen2VLForConditionalGeneration(config), rows
+
+
+def gemma3():
+    text = {"num_key_value_heads": 2, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    config = Gemma3Config(
+        text_config=Gemma3TextConfig(**TEXT, **text),
+        vision_config=SiglipVisionConfig(num_hidden_layers=2, image_size=16, **SIGHT),
+        mm_tokens_per_image=4,
+        image_token_id=IMAGE,
+        image_token_index=IMAGE,
+        boi_token_id=BEGIN,
+        eoi_token_id=END,
+    )
+    rows = []
+    for number in range(3):
+        row = row_of(number, [BEGIN, *[IMAGE] * 4, END])
+        row["token_type_ids"] = [int(token == IMAGE) for token in row["input_ids"]]
+        rows.append(row | {"pixel_values": pixels(number, 1, 3, 16, 16)})
+    return Gemma3ForConditionalGeneration(config), rows
+
+
+def idefics3():
+    """It wants an axis of samples before that of images."""
+    config = Idefics3Config(
+        text_config=LlamaConfig(**TEXT),
+        vision_config={"num_hidden_layers": 2, "image_size": 16, **SIGHT},
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    rows = []
+    for number in range(3):
+        media = {
+            "pixel_values": pixels(number, 1, number + 1, 3, 16, 16),
+            "pixel_attention_mask": torch.ones(1, number + 1, 16, 16, dtype=torch.long),
+        }
+        rows.append(row_of(number, [IMAGE] * 4 * (number + 1)) | media)
+    return Idefics3ForConditionalGeneration(config), rows
+
+
+MODELS = {
+    "llava": llava,
+    "llava next": llava_next,
+    "qwen2 vl": qwen2_vl,
+    "gemma 3": gemma3,
+    "idefics 3": idefics3,
+}
+
+
+def model_and_rows(name):
+    torch.manual_seed(0)
+    model, rows = MODELS[name]()
+    return model.eval(), rows
+
+
+def own_loss(model, row, **options):
+    """The loss that the model computes of a row, given as it is."""
+    batch = {
+        name: value if isinstance(value, torch.Tensor) else torch.tensor([value])
+        for name, value in row.items()
+    }
+    with torch.no_grad():
+        return model(**batch, use_cache=False, **options).loss.item()

@@ -163,8 +163,9 @@ class FlowCallback(Callback):
         found = {id(source): (source, None) for source in self._given} | found
         if not found and not _overfits(trainer):
             raise ValueError(
-                "the Trainer draws from no FlowSampler, FlowDataset or FlowShards: give its "
-                "DataLoader sampler=DistributedFlowSampler(weights)"
+                "the Trainer draws from no FlowSampler, FlowDataset or FlowShards that can be "
+                "found: give its DataLoader sampler=DistributedFlowSampler(weights), or, where "
+                "something of your own stands around what is drawn from, FlowCallback(sampler)"
             )
         if not found:
             warn(
@@ -194,6 +195,7 @@ class FlowCallback(Callback):
 
     def _go_on(self, trainer: Trainer, loaded: dict[str, Any]) -> None:
         epoch, batches = loaded[_EPOCH], loaded[_BATCHES]
+        _begin_epoch(trainer)
         if batches >= trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
         states = loaded.get(_DOORS, [])
@@ -280,6 +282,17 @@ def _trained(trainer: Trainer) -> tuple[int, int]:
     epochs = loop.epoch_progress.current
     begun = epochs.started > epochs.processed
     return epochs.processed, loop.epoch_loop.batch_progress.current.processed if begun else 0
+
+
+def _begin_epoch(trainer: Trainer) -> None:
+    """Have Lightning count from the first batch where it saved before that.
+
+    Lightning 2.6, loops: a checkpoint of `on_train_epoch_start` has the batches of the epoch
+    before in its `batch_progress`, so that the epoch would end at once.
+    """
+    loop: Any = trainer.fit_loop
+    if getattr(loop, "restarted_on_epoch_start", False):
+        loop.epoch_loop.batch_progress.reset_on_run()
 
 
 def _saved(feed: _Feed, batches: int) -> dict[str, Any]:

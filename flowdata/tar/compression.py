@@ -72,7 +72,7 @@ def require_harmless(packed: int, unpacked: int, max_expansion: float) -> None:
     if unpacked > largest:
         raise ShardError(
             f"its {packed:,} bytes unpack to more than {largest:,}: it is made to do harm; if not, "
-            f"use .decode(max_expansion=...) above {max_expansion:g}"
+            f"give decode() a max_expansion above {max_expansion:g}"
         )
 
 
@@ -91,7 +91,7 @@ class _Unpacked:
         if self._unpacked > largest:
             raise ShardError(
                 f"{self._name} unpacks from {self._packed.count:,} to over {largest:,} bytes: it "
-                "is made to do harm; if not, use Access(max_expansion=...) above "
+                "is made to do harm; if not, set a max_expansion above "
                 f"{self._max_expansion:g}"
             )
         return content

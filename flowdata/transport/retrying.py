@@ -48,7 +48,7 @@ class Attempts:
         if self._failed > self._access.retries:
             self._give_up(error, f"in {self._failed} attempts; the last failed with")
         if wait > self._access.max_wait:
-            self._give_up(error, f"within Access(max_wait={self._access.max_wait:g}): it failed by")
+            self._give_up(error, f"within max_wait={self._access.max_wait:g} seconds: it answers")
         # A server that says how long to wait is obeyed.
         time.sleep(max(wait, min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)))
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.plan import EpochPlan, non_negative
-from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
+from flowdata.core.plan import EpochPlan
+from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state, saved_count
 
 POSITION = "position"
 
@@ -72,5 +72,5 @@ class Cursor:
         return replace(
             self,
             plan=self.plan.at_epoch(found[EPOCH], seed=found[SEED]),
-            position=non_negative(found[POSITION], POSITION),
+            position=saved_count(found[POSITION], POSITION, owner=owner, most=len(self.plan)),
         )

@@ -5,10 +5,14 @@ A state is a JSON-able dict. ``version`` is that of the layout, ``plan`` the ide
 that epoch its owner was. A state is loaded where the plan is the same; the seed is the state's.
 """
 
+import contextlib
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from flowdata.core.plan import EpochPlan, non_negative
+import numpy as np
+
+from flowdata.core.plan import EpochPlan
 from flowdata.errors import MismatchError
 
 VERSION = "version"
@@ -20,6 +24,9 @@ _CURRENT = 2
 _PLAN_FIELDS_OF_1 = ("epoch_size", "scheme", "alpha", "weights", "strata")
 _STREAM_FIELDS_OF_1 = ("window", "shards_open", "shards")
 _ABSENT = "nothing"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+_SHORT.maxdict = 12
 
 
 def save_state(plan: EpochPlan, **progress: Any) -> dict[str, Any]:
@@ -41,17 +48,19 @@ def read_state(
 
     Raises:
         MismatchError: if it is no saved state of this kind, or belongs to another plan, or was
-            written by a newer flowdata.
-        ValueError: for a seed or an epoch that is no int >= 0.
+            written by a newer flowdata, or has a seed or an epoch that is no int >= 0.
     """
     if not isinstance(state, Mapping):
-        raise MismatchError(f"not a {owner} state: {state!r}")
-    found = _in_current_layout(_plain(state))
+        raise MismatchError(f"not a {owner} state: {shown(state)}")
+    try:
+        found = _in_current_layout(_plain(state))
+    except RecursionError:
+        raise MismatchError(f"not a {owner} state: it is nested too deeply") from None
     if missing := {VERSION, SEED, EPOCH, *identity, *needed} - found.keys():
         raise MismatchError(f"not a {owner} state: {sorted(missing)} missing")
-    if found[VERSION] != _CURRENT or isinstance(found[VERSION], bool | float):
+    if type(found[VERSION]) is not int or found[VERSION] != _CURRENT:
         raise MismatchError(
-            f"the saved state has version={found[VERSION]!r}, this flowdata reads up to "
+            f"the saved state has version={shown(found[VERSION])}, this flowdata reads up to "
             f"{_CURRENT}: load it with the version of flowdata that saved it"
         )
     require_same(
@@ -61,9 +70,29 @@ def read_state(
         advice="Its positions mean other rows here: build this from the same loss table and "
         "with the same options as the run that was saved",
     )
-    non_negative(found[SEED], SEED)
-    non_negative(found[EPOCH], EPOCH)
-    return found
+    return found | {name: saved_count(found[name], name, owner=owner) for name in (SEED, EPOCH)}
+
+
+def saved_count(value: Any, name: str, *, owner: str, most: int | None = None) -> int:
+    """A number of a state.
+
+    Raises:
+        MismatchError: if it is no int >= 0, or more than there can be.
+    """
+    damaged = f"the saved {owner} state is damaged: {name} must be an int"
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise MismatchError(f"{damaged} >= 0, got {shown(value)}")
+    if most is not None and value > most:
+        raise MismatchError(f"{damaged} in [0, {most}], got {shown(value)}")
+    return int(value)
+
+
+def shown(value: Any) -> str:
+    """A value of a state in an error, shortened: a damaged one may be of any size."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return f"{type(value).__name__} of too many digits"
 
 
 def require_same(
@@ -89,8 +118,15 @@ def _differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> Iterator[
         own, other = here.get(name, _ABSENT), there.get(name, _ABSENT)
         if isinstance(own, Mapping) and isinstance(other, Mapping):
             yield from _differences(own, other)
-        elif own != other:
-            yield f"it has {name}={other!r}, here it is {own!r}"
+        elif not _are_equal(own, other):
+            yield f"it has {name}={shown(other)}, here it is {shown(own)}"
+
+
+def _are_equal(own: Any, other: Any) -> bool:
+    # Arrays are compared item by item, and anything may be in a damaged state.
+    with contextlib.suppress(Exception):
+        return bool(own == other)
+    return False
 
 
 def _in_current_layout(state: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +136,7 @@ def _in_current_layout(state: dict[str, Any]) -> dict[str, Any]:
         # That of a FlowDataset, which had no version, and the seed in the plan's identity.
         plan = {"strata": ""} | plan
         return {VERSION: _CURRENT, SEED: plan.pop(SEED)} | state | {PLAN: plan}
-    if state.get(VERSION) == 1 and type(state[VERSION]) is int:
+    if type(state.get(VERSION)) is int and state[VERSION] == 1:
         # Plans had no strata at first.
         state = {"strata": ""} | state | {VERSION: _CURRENT}
         state[PLAN] = _taken_out(state, _PLAN_FIELDS_OF_1)

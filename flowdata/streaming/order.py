@@ -51,6 +51,13 @@ class Layout:
             shares[(batches - 1) % self.workers] -= batches * self.batch - own
         return shares
 
+    def on_turn(self, worker: int, done: int) -> int:
+        """The worker whose share a loader's worker takes over when its rank has done so many.
+
+        A loader begins with worker 0, whichever was on turn when the state was saved.
+        """
+        return (worker + self.batches(done)) % self.workers
+
     def batches(self, done: int) -> int:
         """Batches of a rank that has done so many draws."""
         return -(-done // self.batch)

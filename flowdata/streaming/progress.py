@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from flowdata.core.plan import EpochPlan, non_negative
-from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
-from flowdata.errors import MismatchError, warn
+from flowdata.core.states import PLAN, SEED, read_state, save_state
+from flowdata.errors import warn
 from flowdata.guards.stream import StreamGuard
-from flowdata.map_style.served import require_cell
 from flowdata.streaming.order import Layout, Slots, StreamOrder, Window, share_of
-from flowdata.streaming.shared_epochs import SharedEpochs, require_epoch
+from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
     STRETCHES,
     SavedProcess,
@@ -24,6 +23,12 @@ from flowdata.streaming.stretches import (
     dropped_draws,
     read_process,
     read_stretches,
+    require_fitting,
+    require_possible,
+    require_saved_worker,
+    require_seal,
+    require_storable,
+    seal,
     worker_progress,
     write_stretches,
 )
@@ -172,7 +177,7 @@ class Progress:
         continues = len(over) < len(before)
         saved = self._saved if before else None
         if saved is not None:
-            _require_saved_worker(saved, before[-1].layout, worker, continues=continues)
+            require_saved_worker(saved, before[-1].layout, worker, continues=continues)
         run = self._divide(epoch, over, current, worker)
         if saved is not None:
             self._restore(run, saved, continues=continues)
@@ -185,10 +190,10 @@ class Progress:
         self, epoch: int, over: Sequence[Stretch], current: Stretch, worker: int
     ) -> WorkerEpoch:
         """The part of a worker in a stretch, where that stretch is."""
-        order, layout = self._order(epoch), current.layout
+        order, layout = self._order(self._plan_of(epoch)), current.layout
         slots = self._remaining_slots(order, over)
-        # A loader begins with worker 0, whichever was on turn when the state was saved.
-        worker_on_turn = (worker + layout.batches(current.done)) % layout.workers
+        require_fitting(current, len(slots))
+        worker_on_turn = layout.on_turn(worker, current.done)
         share = share_of(slots, layout, self._rank, worker_on_turn)
         run = WorkerEpoch(order, share, (len(over), self._rank, worker_on_turn))
         run.done = layout.by_worker(len(slots), current.done)[worker_on_turn]
@@ -241,7 +246,10 @@ class Progress:
                 of a loader know how far they are.
         """
         if position is not None:
-            return self._state_at(non_negative(position, "position"))
+            return seal(self._state_at(non_negative(position, "position")))
+        return seal(self._state_now())
+
+    def _state_now(self) -> dict[str, Any]:
         run, info = self._drawing(), get_worker_info()
         if run is None:
             if info is None and self._epochs.workers > 0:
@@ -274,11 +282,15 @@ class Progress:
             MismatchError: when it is of other draws, or no state of a stream.
         """
         found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
-        epoch, stretches = found[EPOCH], read_stretches(found)
-        saved = read_process(found, stretches)
         # All is checked before anything is set: a refused state changes nothing.
-        require_cell(found[SEED], "the seed of a stream")
-        require_epoch(epoch)
+        epoch = require_storable(found)
+        stretches = read_stretches(found, len(self._plan))
+        saved = read_process(found, stretches)
+        require_seal(found, stretches, saved)
+        if saved is not None:
+            *over, current = stretches
+            order = self._order(self._plan.at_epoch(epoch, seed=found[SEED]))
+            require_possible(saved, current, len(self._remaining_slots(order, over)))
         self._saved = saved
         self._epochs.set_seed(found[SEED])
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
@@ -326,8 +338,17 @@ class Progress:
         """
         before = sum(stretch.layout.ranks * stretch.done for stretch in over)
         done, rest = divmod(position - before, self._ranks)
-        left = len(self._remaining_slots(self._order(epoch), over)) if over else len(self._plan)
-        if done >= layout.per_rank(left):
+        left = len(self._plan)
+        if over:
+            left = len(self._remaining_slots(self._order(self._plan_of(epoch)), over))
+        if done >= (most := layout.per_rank(left)):
+            # The last batch may be incomplete, and counted as a whole one.
+            if done >= most + (self.batch_size or most + 1):
+                raise ValueError(
+                    f"position={position:,} is beyond epoch {epoch}, which has {len(self._plan):,} "
+                    "draws: it counts those of the running epoch, over all ranks, not those of "
+                    "epochs before"
+                )
             return None
         # The draws of one worker, or of none, come in one order whatever the batches.
         in_batch = done % layout.batch if layout.workers > 1 else 0
@@ -339,10 +360,8 @@ class Progress:
             )
         return done
 
-    def _order(self, epoch: int) -> StreamOrder:
-        return StreamOrder(
-            self._plan_of(epoch), self._bounds, window=self._window, shards_open=self._shards_open
-        )
+    def _order(self, plan: EpochPlan) -> StreamOrder:
+        return StreamOrder(plan, self._bounds, window=self._window, shards_open=self._shards_open)
 
     def _plan_of(self, epoch: int) -> EpochPlan:
         """The plan of an epoch, with the seed of the state that was loaded last, if one was."""
@@ -356,6 +375,7 @@ class Progress:
         """The slots of an epoch that are not drawn yet after some stretches."""
         slots: Slots = range(len(self._plan))
         for number, stretch in enumerate(stretches):
+            require_fitting(stretch, len(slots))
             done = stretch.layout.by_worker(len(slots), stretch.done)
             slots = order.remaining(slots, stretch.layout, done, number)
         return slots
@@ -377,15 +397,3 @@ class Progress:
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
         progress = {_STREAM: self._options(), STRETCHES: write_stretches(stretches)}
         return save_state(self._plan_of(epoch), **progress)
-
-
-def _require_saved_worker(
-    saved: SavedProcess, layout: Layout, worker: int, *, continues: bool
-) -> None:
-    """Raise if the state is that of a worker, and not of this one among as many."""
-    if saved.worker is not None and not (continues and saved.worker == worker):
-        raise MismatchError(
-            "the loaded state is that of one DataLoader worker, of a loader with "
-            f"{layout.workers} workers on {layout.ranks} ranks; use as many, or save "
-            "shards.state_dict(position=...) to go on with others"
-        )

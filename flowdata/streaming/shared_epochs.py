@@ -9,12 +9,12 @@ from flowdata.core.plan import non_negative
 from flowdata.map_style.served import require_cell
 from flowdata.map_style.shared_memory import SharedArray
 
-_MOST_WORKERS = 256
-_CELLS = (_MOST_WORKERS + 1) * _MOST_WORKERS
+MOST_WORKERS = 256
+_CELLS = (MOST_WORKERS + 1) * MOST_WORKERS
 _LOADERS = (1 << 31) - 1
 # A cell: the number of a loader, and in the low bits the epoch that comes next.
 _EPOCH_BITS = 32
-_EPOCHS = (1 << _EPOCH_BITS) - 1
+MOST_EPOCHS = (1 << _EPOCH_BITS) - 1
 
 
 class SharedEpochs:
@@ -34,7 +34,7 @@ class SharedEpochs:
     def __init__(self, seed: int) -> None:
         require_cell(seed, "the seed of a stream")
         # One piece of memory, as each takes a file that is open.
-        self._memory = SharedArray(_CELLS + _MOST_WORKERS + 2, torch.int64)
+        self._memory = SharedArray(_CELLS + MOST_WORKERS + 2, torch.int64)
         self._name_parts()
         self._last_workers[0], self._seed[0] = -1, seed
 
@@ -47,9 +47,9 @@ class SharedEpochs:
 
     def _name_parts(self) -> None:
         cells, self._dropped, self._last_workers, self._seed = np.split(
-            self._memory.values, np.cumsum([_CELLS, _MOST_WORKERS, 1])
+            self._memory.values, np.cumsum([_CELLS, MOST_WORKERS, 1])
         )
-        self._cells = cells.reshape(_MOST_WORKERS + 1, _MOST_WORKERS)
+        self._cells = cells.reshape(MOST_WORKERS + 1, MOST_WORKERS)
 
     def following(self) -> "SharedEpochs":
         """A count of its own, which begins with the epoch that is next here."""
@@ -70,9 +70,9 @@ class SharedEpochs:
             ValueError: for more workers than there are cells.
         """
         worker, workers, loader = _this_worker()
-        if workers > _MOST_WORKERS:
+        if workers > MOST_WORKERS:
             raise ValueError(
-                f"at most {_MOST_WORKERS} DataLoader workers are supported, got {workers}"
+                f"at most {MOST_WORKERS} DataLoader workers are supported, got {workers}"
             )
         # One reading of all: others may write meanwhile.
         cells = self._cells.copy()
@@ -86,11 +86,11 @@ class SharedEpochs:
         """The epoch of the pass that began last, or of the one to come if none did."""
         if self.workers < 0:
             return self.upcoming()
-        return max(int((self._cells[self.workers] & _EPOCHS).max()) - 1, 0)
+        return max(int((self._cells[self.workers] & MOST_EPOCHS).max()) - 1, 0)
 
     def upcoming(self) -> int:
         """The epoch of the next pass, seen between two passes."""
-        return int((self._cells & _EPOCHS).max())
+        return int((self._cells & MOST_EPOCHS).max())
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass."""
@@ -137,7 +137,7 @@ def _this_worker() -> tuple[int, int, int]:
 
 def _epoch_after(cells: NDArray[np.int64], worker: int, workers: int, loader: int) -> int:
     """The epoch after the one that a worker begins."""
-    loaders, epochs = cells[workers] >> _EPOCH_BITS, cells & _EPOCHS
+    loaders, epochs = cells[workers] >> _EPOCH_BITS, cells & MOST_EPOCHS
     if loader and loaders[worker] == loader:
         # It persists; so do the others, whose cells change at other moments.
         own = epochs[workers, worker]
@@ -155,5 +155,5 @@ def require_epoch(epoch: int) -> None:
     Raises:
         ValueError: for a negative one, or one of more than 32 bits.
     """
-    if non_negative(epoch, "epoch") >= _EPOCHS:
+    if non_negative(epoch, "epoch") >= MOST_EPOCHS:
         raise ValueError(f"the epoch of a stream must be below 2^32 - 1, got {epoch}")

@@ -100,8 +100,16 @@ def test_a_state_leads_to_the_same_place_on_any_replica_under_the_seed_it_was_sa
 @pytest.mark.parametrize("position", [-1, 1.5, None, True])
 def test_a_position_that_is_no_count_is_refused(position):
     state = Cursor(plan()).state() | {"position": position}
-    with pytest.raises(ValueError, match="position must be an int >= 0"):
+    with pytest.raises(MismatchError, match="position must be an int >= 0"):
         Cursor(plan()).load(state, owner="FlowSampler")
+
+
+def test_a_position_beyond_the_epoch_is_refused():
+    state = Cursor(plan()).state()
+    assert Cursor(plan()).load(state | {"position": 23}, owner="FlowSampler").position == 23
+    for position in (24, 10**30):
+        with pytest.raises(MismatchError, match=r"position must be an int in \[0, 23\], got"):
+            Cursor(plan()).load(state | {"position": position}, owner="FlowSampler")
 
 
 def test_a_state_without_a_position_or_of_another_plan_is_refused_in_the_name_of_its_owner():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from flowdata import EpochPlan, MismatchError, Strata
@@ -115,8 +116,42 @@ def test_a_state_of_another_version_is_refused(version):
 @pytest.mark.parametrize("name", ["seed", "epoch"])
 @pytest.mark.parametrize("value", [-1, 0.5, True, None])
 def test_a_seed_or_an_epoch_that_is_no_count_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an int >= 0, got {value!r}"):
+    with pytest.raises(
+        MismatchError, match=f"is damaged: {name} must be an int >= 0, got {value!r}"
+    ):
         read(save_state(PLAN) | {name: value})
+
+
+DAMAGED = [
+    [],
+    {},
+    {"a": {"b": 1}},
+    np.arange(3),
+    float("nan"),
+    -(10**5000),
+    b"",
+    "x" * 10**6,
+    object(),
+]
+
+
+@pytest.mark.parametrize("name", ["version", "plan", "seed", "epoch", *IDENTITY])
+@pytest.mark.parametrize("value", DAMAGED, ids=lambda value: type(value).__name__)
+def test_whatever_stands_in_a_place_it_is_refused_in_a_few_words(name, value):
+    state = save_state(PLAN)
+    (state["plan"] if name in IDENTITY else state)[name] = value
+    with pytest.raises(MismatchError) as error:
+        read(state)
+    assert len(str(error.value)) < 1500
+
+
+def test_a_state_that_is_nested_without_end_is_refused():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    for state in (save_state(PLAN) | {"seed": deep}, save_state(PLAN) | {"other": deep}):
+        with pytest.raises(MismatchError, match="nested too deeply"):
+            read(state)
 
 
 def test_a_state_of_other_draws_is_refused_with_every_difference():

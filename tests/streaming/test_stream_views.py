@@ -1,4 +1,4 @@
-"""Streams made of one FlowShards: each counts for itself, and what one is told holds for its own."""
+"""Streams made of one FlowShards: each counts for itself, and is told what the one is told."""
 
 import copy
 import json
@@ -156,7 +156,7 @@ def test_streams_at_different_places_are_told_apart_by_a_clear_error(base):
     list(other)
     list(other)
     for ask in (base.state_dict, lambda: base.epoch, lambda: base.plan):
-        with pytest.raises(RuntimeError, match="2 streams, .* are at different places"):
+        with pytest.raises(RuntimeError, match=r"2 streams, .* are at different places"):
             ask()
     assert (one.epoch, other.epoch) == (1, 2)
     base.set_epoch(3)

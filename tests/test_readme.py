@@ -151,7 +151,8 @@ def check_scoring(names):
     assert not torch.equal(names["kept"].head.weight, names["model"].head.weight)
     for name, value in names["old_norms"]["body.1"].items():
         assert torch.equal(names["kept"].state_dict()[f"body.1.{name}"], value)
-    assert np.isfinite(names["losses"]).all()
+    assert "cross_fitted" in names["table"].provenance.options
+    assert np.isfinite(names["table"].losses).all()
 
 
 def check_streaming(names):

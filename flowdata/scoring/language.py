@@ -33,14 +33,15 @@ class CausalLM:
     """The loss of a causal language model: mean cross-entropy over the response tokens.
 
     Rows are dicts: with ``input_ids`` and ``labels`` (-100, or any number below 0, where a token
-    is not scored), or with text in the columns named here. The response, and the end-of-sequence
-    token after it, is scored; of a chat, what the assistant says. A row with None in a column has
-    no response token. Batches are made of rows of similar length, and logits are made for response
-    tokens only.
+    is not scored) and whatever else the model's forward takes, or with text or turns in the columns
+    named here. The response, and the end-of-sequence token after a text, is scored; of a chat,
+    what the assistant says. A row with None in a column has no response token. Batches are made of
+    rows of similar length, and logits are made for response tokens only.
 
     Args:
         tokenizer: fast tokenizer of the model, for rows of text.
-        prompt, response: columns of text; prompt and response are tokenized as one text.
+        prompt, response: columns of text, tokenized as one, or of turns; the response may be the
+            chosen side of a preference pair.
         messages: column of a chat, rendered by the tokenizer's chat template.
         text: column of plain text, all of it scored.
         max_length: longer samples are cut on the right, counted and reported; without it a

@@ -1,5 +1,6 @@
 """Collate: makes a batch of weighted items, and gives its target the weights."""
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, cast
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from flowdata.reweight.collated_rows import CollatedRows, copied
 from flowdata.reweight.target import WeightedTarget
 from flowdata.reweight.target_data import plain
 from flowdata.reweight.weighted_data import WeightedItem
@@ -39,6 +41,7 @@ class Collate:
     ) -> None:
         self._target, self._entry, self._reweight_id = target, entry, reweight_id
         self._collate = collate_fn or default_collate
+        self._rows = CollatedRows(self._collate, self._targets_of)
 
     def __call__(self, items: list[WeightedItem]) -> Any:
         """The batch of these items."""
@@ -50,7 +53,11 @@ class Collate:
                 "reweight(data, np.ones(len(data)))"
             )
         # The target is found in the batch, not in the items: padding and stacking are done by then.
+        matters = _differ([item.weight for item in items])
+        given = [copied(item.item) for item in items] if matters else []
         batch = self._collate([item.item for item in items])
+        if matters:
+            self._check_rows(batch, given)
         if self._entry is None:
             return self._replace_target(batch, lambda target: self._weighted(target, items))
         weights = torch.tensor([np.mean(item.weight) for item in items], dtype=torch.float32)
@@ -63,6 +70,55 @@ class Collate:
             cast(Any, batch)[self._entry] = weights
             return batch
         return [*batch, weights] if isinstance(batch, list) else (*batch, weights)
+
+    def _check_rows(self, batch: Any, items: list[Any]) -> None:
+        """Make sure that rows are those of the items.
+
+        Weights that are an entry need no target; without one, nobody can tell.
+        """
+        try:
+            targets = self._targets_of(batch)
+            for target in targets:
+                _require_rows(target, len(items))
+        except (TypeError, ValueError):
+            if self._entry is None:
+                raise
+            return
+        if targets:
+            self._rows.check(batch, items, self._own_targets(batch, items), targets)
+
+    def _targets_of(self, batch: Any) -> list[Any]:
+        """What of a batch is given weights; the batch stays as it is."""
+        found: list[Any] = []
+
+        def note(target: Any) -> Any:
+            found.append(plain(target))
+            return target
+
+        self._replace_target(copy.copy(batch), note)
+        return found
+
+    def _own_targets(self, batch: Any, items: list[Any]) -> list[Any] | None:
+        """The target of each item, where it has one in the same place as the batch."""
+        if callable(self._target):
+            return None
+        if isinstance(batch, Mapping):
+            place = self._place_in(batch)
+            # transformers' collators take labels from elsewhere.
+            for name in (place, *_TARGET_KEYS, "label_ids", "input_ids"):
+                if all(isinstance(item, Mapping) and name in item for item in items):
+                    return [item[name] for item in items]
+            return None
+        position: Any = -1 if self._target is None else self._target
+        try:
+            return [item[position] for item in items]
+        except (TypeError, LookupError):
+            return None
+
+    def _place_in(self, batch: Mapping[Any, Any]) -> Any:
+        if self._target is not None:
+            return self._target
+        return next((name for name in _TARGET_KEYS if name in batch), "labels")
 
     def _collect(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
         """The target as it is, and its weights put down in a list."""
@@ -77,10 +133,9 @@ class Collate:
     def _replace_target(self, batch: Any, add_weights: Callable[[Any], Any]) -> Any:
         if callable(self._target):
             return self._target(batch, add_weights)
-        place = self._target
+        place: Any = self._target
         if isinstance(batch, Mapping):
-            if place is None:
-                place = next((name for name in _TARGET_KEYS if name in batch), "labels")
+            place = self._place_in(batch)
             if place not in batch:
                 raise TypeError(f"the batch has no {place!r}, but {list(batch)}: give target=")
             cast(Any, batch)[place] = add_weights(batch[place])
@@ -110,12 +165,7 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
         TypeError: for a target that is not a tensor.
         ValueError: for one of another length, or with another number of labels than of weights.
     """
-    if not isinstance(target, Tensor):
-        raise TypeError(f"the target is a {type(target).__name__}, not a tensor: give target=")
-    if target.ndim == 0 or len(target) != len(weights):
-        raise ValueError(
-            f"a batch of {len(weights)} samples has a target of shape {tuple(target.shape)}"
-        )
+    _require_rows(target, len(weights))
     if not isinstance(weights[0], np.ndarray):
         return torch.tensor(weights, dtype=torch.float32)
     spread = torch.zeros(target.shape, dtype=torch.float32)
@@ -128,6 +178,23 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
             )
         spread[row, places] = torch.from_numpy(tokens)
     return spread
+
+
+def _require_rows(target: Any, samples: int) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"the target is a {type(target).__name__}, not a tensor: give target=")
+    if target.ndim == 0 or len(target) != samples:
+        raise ValueError(
+            f"a batch of {samples} samples has a target of shape {tuple(target.shape)}: it needs "
+            "one row for each sample, as their weights are given to rows"
+        )
+
+
+def _differ(weights: list[Any]) -> bool:
+    """Whether it matters which row has which weight."""
+    if isinstance(weights[0], np.ndarray):
+        return len(weights) > 1
+    return any(weight != weights[0] for weight in weights)
 
 
 def _batch_name(items: list[WeightedItem]) -> str:

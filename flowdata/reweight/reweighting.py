@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
-from torch.utils.data import IterableDataset
 
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.map_style.dataset import FlowDataset
 from flowdata.reweight.collate import Collate, Target
+from flowdata.reweight.row_numbers import is_stream, refuse_counted_rows, require_rows
 from flowdata.reweight.weighted_data import (
     WeightedRows,
     WeightedStream,
@@ -41,11 +41,14 @@ def reweight(
     With ``alpha`` above 0 it only covers the part of the weight not covered by drawing rows by
     ``w ** alpha``. Draw them, or that part of the weight is lost: ``DataLoader(data,
     sampler=FlowSampler(weights, alpha=alpha), collate_fn=collate)``. Every ``alpha`` has the same
-    expected gradient: 0 reweights only, 1 resamples only.
+    expected gradient, that of ``mean(w * loss)`` over all rows, those of weight 0 included, with w
+    as ``normalize`` says: 1 resamples only, 0 reweights only, in a pass over all rows
+    (``shuffle=True``).
 
     Args:
         dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
-            a ``"__weight__"``, or tuples of input, target and, at their end, the weight.
+            a ``"__weight__"``, or tuples of input, target and, at their end, the weight. Look it
+            up by a key of the sample: a number that the stream counts is not the row's.
         weights: n weights; for ``level="token"`` a LossTable with token losses; None for an
             iterable data set.
         target: where a batch has its target: a position, a key, or a function (batch,
@@ -64,8 +67,9 @@ def reweight(
 
     Raises:
         MismatchError: for weights of another length than the data set.
-        TypeError: for a data set of draws; for weights of a stream, or none of other data; in
-            the loader, for a batch without such a target.
+        TypeError: for a data set of draws; for weights of a stream, or one that counts its rows;
+            for no weights of a data set; in the loader, for a batch without such a target.
+        UnweightedLossError: in the loader, for a ``collate_fn`` that mixes, moves or repeats rows.
         ValueError: for an unknown option, or one that a stream cannot have.
 
     >>> import torch
@@ -81,9 +85,10 @@ def reweight(
         raise ValueError(f'level must be "sample" or "token", got {level!r}')
     if level == "token" and alpha != 0:
         raise ValueError("samples are drawn, not tokens: alpha needs level='sample'")
-    if isinstance(dataset, IterableDataset):
-        if weights is not None:
-            raise TypeError("the samples of an iterable data set bring their weights: give none")
+    if weights is not None and not isinstance(dataset, FlowDataset):
+        require_rows(dataset)
+    if is_stream(dataset):
+        refuse_counted_rows(dataset)
         if (normalize, level, alpha) != ("mean", "sample", 0.0):
             raise ValueError(
                 "normalize, level and alpha are for weights of rows: the samples of a stream bring "

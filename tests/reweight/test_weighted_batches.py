@@ -323,7 +323,7 @@ def test_a_stream_of_shards_is_reweighted(tmp_path, as_tuple, alpha):
         next(iter(weighted_loader(stream.map(lambda sample: 3), batch_size=5)))
     with pytest.raises(TypeError, match="weights are needed"):
         weighted_loader([1, 2])
-    with pytest.raises(TypeError, match="bring their weights"):
+    with pytest.raises(TypeError, match="bring their weights: look each"):
         weighted_loader(stream, [1, 2])
     with pytest.raises(ValueError, match="for weights of rows"):
         weighted_loader(stream, normalize=None)

@@ -19,7 +19,7 @@ def weighted_stream():
     """A stream, of which `reweight` is told by a column."""
     rows = datasets.Dataset.from_dict({"row": range(ROWS), "labels": np.ones(ROWS)})
     return rows.to_iterable_dataset(num_shards=2).map(
-        lambda row, number: row | {"__weight__": float(WEIGHTS[number])}, with_indices=True
+        lambda row: row | {"__weight__": float(WEIGHTS[row["row"]])}
     )
 
 

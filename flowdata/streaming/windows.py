@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from threading import Event
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from flowdata.streaming.order import Window
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.access import Access
+from flowdata.transport.retrying import wait_until
 from flowdata.transport.urls import is_remote
 
 Content: TypeAlias = memoryview | ShardError
@@ -48,8 +50,13 @@ class WindowReader:
             stack.callback(self._close)
             pool = None
             if self._threads:
-                pool = ThreadPoolExecutor(self._threads, thread_name_prefix="flowdata")
+                stopped = Event()
+                pool = ThreadPoolExecutor(
+                    self._threads, "flowdata", initializer=wait_until, initargs=(stopped,)
+                )
                 stack.callback(pool.shutdown, cancel_futures=True)
+                # Before that: a server may have asked them to wait for minutes.
+                stack.callback(stopped.set)
             todo = ((window, _drawn_rows(window)[done:]) for window, done in windows)
             ahead = self._start(next(todo, None), pool)
             while ahead is not None:

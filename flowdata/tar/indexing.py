@@ -1,6 +1,7 @@
 """index_shards: where the samples of shards lie, found by walking through their headers."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from flowdata.tar.samples import TarSample, walk
 from flowdata.transport.access import Access, Readable
 from flowdata.transport.connect import connect
 from flowdata.transport.identity import Identity
+from flowdata.transport.retrying import wait_until
 from flowdata.transport.urls import Urls, expand_braces, is_remote, redact
 
 # Remote shards that are read side by side.
@@ -41,12 +43,14 @@ def index_shards(urls: Urls, *, access: Access | None = None, progress: bool = T
     names = shard_names(every, access.signed_by)
     # Headers of local shards keep a processor busy, servers keep it waiting.
     threads = _THREADS if any(map(is_remote, every)) else 1
-    with ThreadPoolExecutor(threads) as pool:
+    stopped = threading.Event()
+    with ThreadPoolExecutor(threads, initializer=wait_until, initargs=(stopped,)) as pool:
         parts = pool.map(partial(_index_shard, access=access), every)
         bar = tqdm(parts, desc="indexing", unit="shards", total=len(every), disable=not progress)
         try:
             return _join(names, list(bar))
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

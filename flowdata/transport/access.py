@@ -31,21 +31,21 @@ class Access:
     Attributes:
         allow_pipe: run the shell commands of ``pipe:`` URLs.
         timeout: seconds without an answer after which a request has failed.
-        min_rate: bytes a second, over ``timeout`` seconds, below which an answer of HTTP that
-            drips has failed as well; 0 for any rate.
         retries: how often a failed request is made again, with growing waits.
-        max_wait: seconds that a server may ask to wait between two attempts, by Retry-After.
         headers: for HTTP and HTTPS, ``{"Authorization": "Bearer ..."}``; never shown, and not
             sent on to another host.
+        cache_dir: keep whole remote shards in this folder.
+        cache_size: bytes it may take; the shards used longest ago make room.
+        storage_options: for fsspec, as its file systems take them.
+        min_rate: bytes a second, over ``timeout`` seconds, below which an answer of HTTP that
+            drips has failed as well; 0 for any rate.
+        max_wait: seconds that a server may ask to wait between two attempts, by Retry-After.
         signed_by: parameters of a URL's query that change from one day to the next while the
             shard is the same, as ``("token", "expires")``; signatures of S3, Google Cloud
             Storage, Azure and CloudFront are known.
         check_version: refuse a remote shard whose ETag, or else time of modification, is not that
             which its index has; False where equal content is uploaded anew.
         max_expansion: how many times its size a compressed shard may unpack to, from 256 MB on.
-        cache_dir: keep whole remote shards in this folder.
-        cache_size: bytes it may take; the shards used longest ago make room.
-        storage_options: for fsspec, as its file systems take them.
 
     Raises:
         ValueError: for a number that makes no sense.
@@ -53,16 +53,16 @@ class Access:
 
     allow_pipe: bool = False
     timeout: float = 30.0
-    min_rate: float = 1000.0
     retries: int = 5
-    max_wait: float = 300.0
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    signed_by: Sequence[str] = ()
-    check_version: bool = True
-    max_expansion: float = 100.0
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    min_rate: float = 1000.0
+    max_wait: float = 300.0
+    signed_by: Sequence[str] = ()
+    check_version: bool = True
+    max_expansion: float = 100.0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.retries, int) and self.retries >= 0):

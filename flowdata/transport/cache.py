@@ -48,7 +48,7 @@ def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> Local
     """
     assert access.cache_dir is not None
     folder = Path(access.cache_dir)
-    source = open_remote(url, access) if expected.length < 0 else None
+    source = open_remote(url, access, expected) if expected.length < 0 else None
     # What the server said a moment ago only finds a copy: what it sends now is not held to it.
     sought = expected if source is None else source.identity()
     try:

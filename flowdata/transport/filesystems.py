@@ -36,7 +36,8 @@ class FsspecTransport:
 
         def ask() -> Identity:
             # Listings are kept, and may be from before a change.
-            self._files.invalidate_cache(self._path)
+            with contextlib.suppress(Exception):
+                self._files.invalidate_cache(self._path)
             return self._identity_of(self._files.info(self._path))
 
         self._known = retry(ask, self._url, self._access)

@@ -70,12 +70,14 @@ class Identity:
                 "Restore the shard, or score it again; if its content is the same, uploaded anew "
                 "or from another server, use Access(check_version=False)"
             )
-        return replace(
-            self if self.place in ("", found.place) else found,
-            length=max(self.length, found.length),
-            etag=found.etag or self.etag,
-            modified=found.modified or self.modified,
-            place=found.place or self.place,
+        length = max(self.length, found.length)
+        if not found.version:
+            return self.with_length(length)
+        # Of two places the one that answers now.
+        if self.place not in ("", found.place):
+            return replace(found, length=length)
+        return Identity(
+            length, found.etag or self.etag, found.modified or self.modified, found.place
         )
 
     def _contradicts(self, found: "Identity") -> tuple[str, str, str] | None:

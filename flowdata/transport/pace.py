@@ -6,6 +6,9 @@ import io
 import time
 from typing import Any, cast
 
+# Any number of "100 Continue" may come before an answer.
+_LARGEST_HEAD = 1 << 20
+
 
 class TooSlowError(OSError):
     """An answer whose bytes come, but so slowly that it would never end."""
@@ -17,6 +20,8 @@ class _PacedSocket(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, seconds: float, min_rate: float) -> None:
         self._raw, self._seconds, self._min_rate = raw, seconds, min_rate
         self._waited, self._came = 0.0, 0
+        self.head: int | None = _LARGEST_HEAD
+        """Bytes that headers may still take; None after them."""
 
     def readable(self) -> bool:
         return True
@@ -33,6 +38,10 @@ class _PacedSocket(io.RawIOBase):
                     f"min_rate={self._min_rate:,} a second"
                 )
             self._waited, self._came = 0.0, 0
+        if self.head is not None:
+            self.head -= count
+            if self.head < 0:
+                raise TooSlowError(f"{_LARGEST_HEAD:,} bytes of headers came, and no end of them")
         return count
 
     def close(self) -> None:
@@ -40,12 +49,17 @@ class _PacedSocket(io.RawIOBase):
         super().close()
 
 
-def _paced_response(sock: Any, *arguments: Any, min_rate: float, **options: Any) -> Any:
-    response = http.client.HTTPResponse(sock, *arguments, **options)
-    # Headers and the sizes of chunks come by this file too (CPython 3.11, http/client.py).
-    raw = response.fp.detach()
-    response.fp = io.BufferedReader(_PacedSocket(raw, sock.gettimeout() or 1e9, min_rate))
-    return response
+class _PacedResponse(http.client.HTTPResponse):
+    def __init__(self, sock: Any, *arguments: Any, min_rate: float, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        # Headers and the sizes of chunks come by this file too (CPython 3.11, http/client.py).
+        raw = cast(Any, self.fp).detach()
+        self._paced = _PacedSocket(raw, sock.gettimeout() or 1e9, min_rate)
+        self.fp = io.BufferedReader(self._paced)
+
+    def begin(self) -> None:
+        super().begin()
+        self._paced.head = None
 
 
 def paced_pools(min_rate: float) -> dict[str, Any]:
@@ -60,7 +74,7 @@ def paced_pools(min_rate: float) -> dict[str, Any]:
     ):
         # urllib3 2.6, HTTPConnection.getresponse calls that of http.client, which makes a
         # `response_class`.
-        response = staticmethod(functools.partial(_paced_response, min_rate=min_rate))
+        response = staticmethod(functools.partial(_PacedResponse, min_rate=min_rate))
         paced = type("Paced", (connection,), {"response_class": response})
         pools[scheme] = type("PacedPool", (pool,), {"ConnectionCls": paced})
     return pools

@@ -1,6 +1,7 @@
 """Requests that are made again after failures that may pass."""
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -16,6 +17,23 @@ FIRST_WAIT = 0.2
 _LONGEST_WAIT = 10.0
 # Texts of libraries have whole URLs in them, which may hold signatures and passwords.
 _SECRETS = re.compile(r"(?<=[\w/])\?[^\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)")
+
+
+_of_thread = threading.local()
+
+
+def wait_until(stopped: threading.Event) -> None:
+    """Let no attempt of this thread wait longer than until this is set."""
+    _of_thread.stopped = stopped
+
+
+def _sleep(seconds: float) -> bool:
+    """Sleep, and return whether it may go on."""
+    stopped: threading.Event | None = getattr(_of_thread, "stopped", None)
+    if stopped is not None:
+        return not stopped.wait(seconds)
+    time.sleep(seconds)
+    return True
 
 
 class Attempts:
@@ -50,7 +68,8 @@ class Attempts:
         if wait > self._access.max_wait:
             self._give_up(error, f"within max_wait={self._access.max_wait:g} seconds: it answers")
         # A server that says how long to wait is obeyed.
-        time.sleep(max(wait, min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)))
+        if not _sleep(max(wait, min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT))):
+            raise ShardError(f"{redact(self._url)} is wanted no more") from error
 
     def succeeded(self) -> None:
         """Begin to count anew."""

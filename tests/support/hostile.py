@@ -212,11 +212,11 @@ def cut_in_half(request):
     request.hang_up()
 
 
-def endless(head, body=lambda content: b""):
+def endless(head, body=lambda content: b"", go_on=b"x" * 65_536):
     def manner(request):
         request.send(head + body(request.content))
         while not request.wait(0):
-            request.send(b"x" * 65_536)
+            request.send(go_on)
 
     return manner
 
@@ -332,6 +332,9 @@ MANNERS_THAT_FAIL = {
     "busy for an hour": asking_to_wait("3600"),
     "busy until the next century": asking_to_wait("Thu, 01 Jan 2125 00:00:00 GMT", status=429),
     "busy for ever": asking_to_wait("0"),
+    "a hundred, and a hundred, and so on": endless(
+        b"", go_on=b"HTTP/1.1 100 Continue\r\n\r\n" * 99
+    ),
     "an error page without end": endless(b"HTTP/1.1 404 X\r\n\r\n"),
 }
 

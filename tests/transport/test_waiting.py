@@ -1,13 +1,16 @@
 """How long an answer is waited for: what servers ask for, and what they drip."""
 
 import io
+import threading
 import time
 from email.utils import formatdate
 
+import numpy as np
 import pytest
 from hostile import HostileServer, Request, asking_to_wait, drip, times
+from shard_files import write_shards
 
-from flowdata import Access, ShardError
+from flowdata import Access, FlowShards, ShardError, index_shards
 from flowdata.transport import retrying
 from flowdata.transport.answers import refusal
 from flowdata.transport.connect import connect
@@ -56,7 +59,9 @@ def test_what_says_nothing_of_use_is_waited_for_as_usual(waits, monkeypatch, tex
 
 @pytest.mark.parametrize("text", ["301", "86400", "Thu, 01 Jan 2125 00:00:00 GMT"])
 def test_who_asks_for_more_time_than_is_given_is_quoted(waits, text):
-    with pytest.raises(ShardError, match=r"max_wait=300 seconds: .*HTTP (503|429), which asks to wait [\d,]+ s"):
+    with pytest.raises(
+        ShardError, match=r"max_wait=300 seconds: .*HTTP (503|429), which asks to wait [\d,]+ s"
+    ):
         read(asking_to_wait(text), Access())
     assert waits == []
 
@@ -134,3 +139,64 @@ def test_access_that_makes_no_sense_is_refused_without_its_secrets(options):
     with pytest.raises(ValueError, match=next(iter(options))) as caught:
         Access(**options)
     assert "secret" not in str(caught.value)
+
+
+def in_time(function):
+    """The result of a function that must not hang."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive(), "it waits for what nobody wants"
+    return results[0]
+
+
+def test_nobody_waits_for_a_server_once_the_loop_is_left(tmp_path):
+    urls = write_shards(tmp_path, (20, 20))
+    index = index_shards(urls, progress=False)
+    contents = [(tmp_path / f"s-{number}.tar").read_bytes() for number in (0, 1)]
+    waiting = threading.Event()
+
+    def manner(request):
+        _, path, _ = server.requests[-1]
+        request.content = contents[int(path[-5])]
+        if len(server.requests) > 3:
+            waiting.set()
+            request.answer(503, {"Retry-After": "600"})
+        else:
+            request.ranged()
+
+    def first_sample():
+        url = server.url("s-{0..1}.tar")
+        access = Access(max_wait=1000)
+        stream = FlowShards(url, index, np.ones(40), window=5, shards_open=2, access=access)
+        samples = iter(stream)
+        next(samples)
+        assert waiting.wait(60)
+        samples.close()
+        return True
+
+    with HostileServer(max(contents, key=len), manner) as server:
+        assert in_time(first_sample)
+
+
+def test_nobody_waits_for_one_shard_where_another_is_missing():
+    waiting = threading.Event()
+
+    def manner(request):
+        _, path, _ = server.requests[-1]
+        if path == "/a.tar":
+            waiting.set()
+            request.answer(503, {"Retry-After": "600"})
+        else:
+            waiting.wait(60)
+            request.answer(404, {})
+
+    def error():
+        urls = [server.url("a.tar"), server.url("b.tar")]
+        with pytest.raises(ShardError) as caught:
+            index_shards(urls[::-1], access=Access(max_wait=1000), progress=False)
+        return str(caught.value)
+
+    with HostileServer(CONTENT, manner) as server:
+        assert "b.tar: HTTP 404" in in_time(error)

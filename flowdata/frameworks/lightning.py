@@ -5,13 +5,23 @@
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
 
 from flowdata.errors import MismatchError, warn
+from flowdata.frameworks.lightning_loops import (
+    begin_epoch,
+    begins_shorter_loaders_again,
+    check_count,
+    check_saved,
+    loaders,
+    overfits,
+    start_workers,
+    starts_workers_itself,
+    stop_workers,
+    trained,
+)
 from flowdata.frameworks.sources import Positioned, Source, is_stream, sources_of
 from flowdata.map_style.dataset import FlowDataset
 from flowdata.map_style.sampler import FlowSampler
@@ -94,26 +104,27 @@ class FlowCallback(Callback):
         if loaded is not None:
             self._go_on(trainer, loaded)
             return
-        _check_saved(trainer)
+        check_saved(trainer)
         if not all(
             _begins(feed, trainer.current_epoch)
             for feed in self._drawn()
             if feed.source not in self._given
         ):
-            _stop_workers(trainer)
+            stop_workers(trainer)
             self._set_epoch(trainer)
-            _start_workers(trainer)
+            start_workers(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find what is drawn from again, where Lightning has asked for other loaders."""
         self._is_checked = False
         changed = self._loaders_changed(trainer)
         if changed:
-            # Lightning starts the workers, a second time, after this.
-            _stop_workers(trainer)
+            stop_workers(trainer)
             self._find(trainer)
         if changed or trainer.current_epoch > 0:
             self._set_epoch(trainer)
+        if changed and not starts_workers_itself(trainer):
+            start_workers(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -138,7 +149,7 @@ class FlowCallback(Callback):
             return self._loaded
         if self._trainer is None or not self._has_begun:
             return {}
-        epoch, batches = _trained(self._trainer)
+        epoch, batches = trained(self._trainer)
         return {
             _EPOCH: epoch,
             _BATCHES: batches,
@@ -150,18 +161,18 @@ class FlowCallback(Callback):
         self._loaded = state_dict
 
     def _loaders_changed(self, trainer: Trainer) -> bool:
-        loaders = _loaders(trainer)
-        return any(old is not new for old, new in zip(self._loaders, loaders, strict=False))
+        now = loaders(trainer)
+        return any(old is not new for old, new in zip(self._loaders, now, strict=False))
 
     def _find(self, trainer: Trainer) -> None:
-        self._loaders = _loaders(trainer)
+        self._loaders = loaders(trainer)
         found = {
             id(source): (source, loader)
             for loader in self._loaders
             for source in sources_of(loader)
         }
         found = {id(source): (source, None) for source in self._given} | found
-        if not found and not _overfits(trainer):
+        if not found and not overfits(trainer):
             raise ValueError(
                 "the Trainer draws from no FlowSampler, FlowDataset or FlowShards that can be "
                 "found: give its DataLoader sampler=DistributedFlowSampler(weights), or, where "
@@ -169,7 +180,7 @@ class FlowCallback(Callback):
             )
         if not found:
             warn(
-                f"Trainer(overfit_batches={_overfits(trainer)}) has replaced the sampler by one "
+                f"Trainer(overfit_batches={overfits(trainer)}) has replaced the sampler by one "
                 "that reads rows in order: no weights count in this run"
             )
         feeds = [_feed(trainer, source, loader) for source, loader in found.values()]
@@ -187,17 +198,18 @@ class FlowCallback(Callback):
 
     def _set_epoch(self, trainer: Trainer, epoch: int | None = None) -> None:
         epoch = trainer.current_epoch if epoch is None else epoch
-        if _overfits(trainer):
+        if overfits(trainer):
             # The same batches in each epoch, as Lightning sees to by reading rows in order.
             epoch = 0
         for feed in self._drawn():
             feed.source.set_epoch(_first_pass(feed, epoch))
 
     def _go_on(self, trainer: Trainer, loaded: dict[str, Any]) -> None:
-        epoch, batches = loaded[_EPOCH], loaded[_BATCHES]
-        _begin_epoch(trainer)
+        epoch, batches = saved = loaded[_EPOCH], loaded[_BATCHES]
         if batches >= trainer.num_training_batches:
             epoch, batches = epoch + 1, 0
+        check_count(trainer, saved, (epoch, batches))
+        begin_epoch(trainer)
         states = loaded.get(_DOORS, [])
         if len(states) != len(self._feeds):
             raise MismatchError(
@@ -209,14 +221,14 @@ class FlowCallback(Callback):
         # Lightning has called iter() already, and workers fetch from then on.
         kept = bool(batches) and all(_keeps_state(feed.loader) for feed in self._feeds)
         if not kept:
-            _stop_workers(trainer)
+            stop_workers(trainer)
         for feed, state in zip(self._feeds, states, strict=True):
             if not (kept and is_stream(feed.source)):
                 feed.source.load_state_dict(state[_STATE])
         if not batches:
             self._set_epoch(trainer, epoch)
         if not kept:
-            _start_workers(trainer)
+            start_workers(trainer)
 
     def _check_middle(self, trainer: Trainer, batches: int, positions: list[int | None]) -> None:
         where = f"the checkpoint was taken after batch {batches} of an epoch"
@@ -260,50 +272,10 @@ class FlowCallback(Callback):
             )
 
 
-def _check_saved(trainer: Trainer) -> None:
-    """Refuse a checkpoint that does not say where in its epoch it was taken."""
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
-    batches = progress.current.processed
-    if trainer.ckpt_path is not None and 0 < batches < trainer.num_training_batches:
-        raise RuntimeError(
-            f"the checkpoint was taken after batch {batches} of an epoch by a run without "
-            "FlowCallback, so it is not known which draws were trained on: resume from a "
-            "checkpoint taken at the end of an epoch"
-        )
-
-
-def _trained(trainer: Trainer) -> tuple[int, int]:
-    """The epoch, and the batches of it that were trained on, as Lightning counts them.
-
-    Lightning 2.6, loops: `processed` is raised after the step of a batch, and after the last
-    batch of an epoch, before the hooks in which checkpoints are saved.
-    """
-    loop: Any = trainer.fit_loop
-    epochs = loop.epoch_progress.current
-    begun = epochs.started > epochs.processed
-    return epochs.processed, loop.epoch_loop.batch_progress.current.processed if begun else 0
-
-
-def _begin_epoch(trainer: Trainer) -> None:
-    """Have Lightning count from the first batch where it saved before that.
-
-    Lightning 2.6, loops: a checkpoint of `on_train_epoch_start` has the batches of the epoch
-    before in its `batch_progress`, so that the epoch would end at once.
-    """
-    loop: Any = trainer.fit_loop
-    if getattr(loop, "restarted_on_epoch_start", False):
-        loop.epoch_loop.batch_progress.reset_on_run()
-
-
 def _saved(feed: _Feed, batches: int) -> dict[str, Any]:
     position = None if feed.draws is None else batches * feed.draws
     source: Any = feed.source
     return {_POSITION: position, _STATE: source.state_dict(position=position or 0)}
-
-
-def _overfits(trainer: Trainer) -> float:
-    """The batches that are trained on again and again, or their share; 0 if there are none."""
-    return getattr(trainer, "overfit_batches", 0)
 
 
 def _first_pass(feed: _Feed, epoch: int) -> int:
@@ -320,9 +292,8 @@ def _begins(feed: _Feed, epoch: int) -> bool:
 
 def _feed(trainer: Trainer, source: Source, loader: Any) -> _Feed:
     batches, length = trainer.num_training_batches, _length(loader)
-    mode = getattr(_part_of_fit_loop(trainer, "_combined_loader"), "_mode", None)
-    is_cycled = mode == "max_size_cycle"
-    passes = math.ceil(batches / length) if is_cycled and length and batches < math.inf else 1
+    is_cycled = begins_shorter_loaders_again(trainer) and 0 < length < batches < math.inf
+    passes = math.ceil(batches / length) if is_cycled else 1
     draws = None if isinstance(source, FlowDataset) else _draws_a_batch(source, loader)
     return _Feed(source, loader, draws, passes)
 
@@ -360,30 +331,3 @@ def _draws_a_batch(source: Positioned, loader: Any) -> int | None:
 def _keeps_state(loader: Any) -> bool:
     """Whether Lightning saves and loads the loader's own state (torchdata's has one)."""
     return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-
-
-def _loaders(trainer: Trainer) -> list[Any]:
-    """The loaders in whatever collection of them is trained on."""
-    return list(CombinedLoader(trainer.train_dataloader).flattened)
-
-
-# Lightning 2.6, pytorch/loops/fit_loop.py: `_FitLoop.setup_data` and `advance` call iter() on the
-# data fetcher, which calls iter() on the combined loader, which starts the workers. Nothing public
-# stops and starts them again.
-def _stop_workers(trainer: Trainer) -> None:
-    """End what was started on an epoch, or in a place, that was not known yet."""
-    _part_of_fit_loop(trainer, "_combined_loader").reset()
-
-
-def _start_workers(trainer: Trainer) -> None:
-    iter(_part_of_fit_loop(trainer, "_data_fetcher"))
-
-
-def _part_of_fit_loop(trainer: Trainer, name: str) -> Any:
-    part = getattr(trainer.fit_loop, name, None)
-    if part is None:
-        raise RuntimeError(
-            f"Lightning {version('lightning')} has no fit_loop.{name}, by which FlowCallback "
-            "starts loader workers again on the right epoch: use Lightning 2.5 or 2.6"
-        )
-    return part

@@ -36,6 +36,8 @@ _FABRIC = ("lightning.fabric.", "lightning_fabric.")
 _WRAPPER = "_DatasetSamplerWrapper"
 _WRAPPER_MODULE = "utilities.distributed"
 _FIT_LOOP = "_FitLoop."
+# pytorch/tuner: tries learning rates and batch sizes with other callbacks than the trainer's.
+_TUNER = ".tuner."
 # torchdata 0.11, stateful_dataloader: an iterator of a loader saves and loads the state of its
 # `_index_sampler` (a batch sampler), or of `_sampler_iter`. Where neither has one, it goes over
 # the batches that it has given out before, by an islice in the place of the latter. Its own batch
@@ -211,6 +213,10 @@ def _inspect_lightning(caller: Caller, module: str, function: str, frame: FrameT
         caller.lightning_fits = True
         caller.lightning_resumes = resumes
         caller.lightning_restarts_workers = restarts_workers
+    elif _TUNER in module:
+        # What is drawn does not count, and the callbacks are back when it ends.
+        caller.lightning_fits = caller.lightning_resumes = False
+        caller.callback_sets_epoch = True
 
 
 def _inspect_transformers(caller: Caller, module: str, function: str, _: FrameType) -> None:

@@ -1,11 +1,12 @@
 """DatasetGuard: advice to the user of a FlowDataset, from who reads it."""
 
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from flowdata.errors import warn
 from flowdata.guards.detection import Caller, find_caller
 from flowdata.guards.epochs import UNKNOWN, SetEpochs, advise_even_batches
-from flowdata.guards.fetching import part_of_draws, sampler_place
+from flowdata.guards.fetching import find_sampler, part_of_draws
 from flowdata.guards.ranks import data_ranks, run_size
 from flowdata.guards.switch import enabled
 
@@ -67,6 +68,12 @@ class DatasetGuard:
         if not self._epochs.epoch_was_set and self._looks.are_passes(items, epoch, draws):
             warn(_LOOKS)
 
+    def on_reads(self, times: int) -> None:
+        """A pass has read an epoch so many times."""
+        if times > _MOST_TIMES and not self._epochs.advised and enabled():
+            self._epochs.advised = True
+            warn(_ENDLESS)
+
     def on_iter(self) -> None:
         """Somebody goes through all items.
 
@@ -114,30 +121,44 @@ class _Passes:
     """The passes of samplers, and whether the data set was read in them."""
 
     def __init__(self) -> None:
-        self._place: int | None = None
+        # Of each sampler: how far it was when it asked last, and its passes without a read.
+        self._samplers: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
         self._was_ever_read = False
-        self._unread = 0
+
+    def __reduce__(self) -> Any:
+        # A copy has samplers of its own.
+        return _Passes, ()
 
     def go_by(self, epochs: Epochs) -> bool:
         """A sampler asks for the length; whether it is time to warn that nothing was read."""
-        place, before = sampler_place(), self._place
-        self._place = place
-        if place is None or (before is not None and place > before):
+        found = find_sampler()
+        if found is None:
+            return False
+        sampler, place = found
+        before, unread = self._samplers.get(sampler, (place, 0))
+        if place > before:
             # The same pass as before.
+            self._samplers[sampler] = place, unread
             return False
         if epochs.was_read:
-            self._was_ever_read, self._unread = True, 0
-            epochs.was_read = False
-        elif self._was_ever_read:
-            self._unread += 1
-        # Frameworks may begin a pass without reading, but not twice in a row.
-        return self._unread == 2
+            self._was_ever_read, epochs.was_read = True, False
+            self._samplers.clear()
+            unread = 0
+        self._samplers[sampler] = place, unread + self._was_ever_read
+        # Its workers may not have come to read yet, and frameworks begin a pass more than once.
+        return unread + self._was_ever_read == _MOST_UNREAD
 
 
+_MOST_UNREAD = 4
 _KEPT = (
     "passes over this FlowDataset begin, but nobody asks it for its draws: what stands around it "
     "keeps the items of an earlier epoch (a cache), and gives these again in every epoch. Put the "
     "cache inside: FlowDataset(cache_of(data), weights)"
+)
+_MOST_TIMES = 3
+_ENDLESS = (
+    "one pass of a DataLoader has read the draws of an epoch of this FlowDataset more than three "
+    "times over: if it is to go on for ever, call set_epoch(epoch) now and then, for new draws"
 )
 _LOOKS = (
     "the items of this FlowDataset were read more than twice over, by no DataLoader of torch, and "

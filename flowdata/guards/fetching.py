@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
@@ -26,8 +27,34 @@ UNSEEN = object()
 """In place of a reader that cannot be looked for."""
 
 
-def find_reader() -> object | None:
-    """The fetcher by which a pass of a DataLoader reads; None if nobody but a person looks.
+@dataclass(frozen=True)
+class Fetch:
+    """A batch that a pass of a DataLoader reads.
+
+    Attributes:
+        reader: the fetcher, which a pass has one of in each of its processes.
+        index: what the sampler gave for the batch: a list of items, as a rule.
+    """
+
+    reader: Any
+    index: Any
+
+    @property
+    def items(self) -> int:
+        """Items of the loader's data set in the batch."""
+        return len(self.index) if hasattr(self.index, "__len__") else 1
+
+    def batches_of(self, items: int) -> int | None:
+        """Batches of this size in a pass over so many items; None if the data set has others."""
+        with contextlib.suppress(Exception):
+            if len(self.reader.dataset) == items and self.items:
+                whole = items // self.items
+                return max(whole if self.reader.drop_last else -(-items // self.items), 1)
+        return None
+
+
+def find_fetch() -> Fetch | object | None:
+    """The batch that is being read; None if nobody but a person looks; or `UNSEEN`.
 
     This is no advice, so it does not depend on the switch.
     """
@@ -36,8 +63,9 @@ def find_reader() -> object | None:
     for module, function, frame in frames():
         seen = True
         if module == _FETCHERS and function in _FETCHES:
-            reader: object = frame.f_locals.get("self", UNSEEN)
-            return reader
+            with contextlib.suppress(KeyError):
+                return Fetch(frame.f_locals["self"], frame.f_locals["possibly_batched_index"])
+            return UNSEEN
     return None if seen and _can_look() else UNSEEN
 
 
@@ -52,11 +80,11 @@ def part_of_draws() -> int | None:
     return part
 
 
-def sampler_place() -> int | None:
-    """A number that grows while a sampler of torch gives the indices of one pass."""
+def find_sampler() -> tuple[Any, int] | None:
+    """A sampler of torch that asks, and a number that grows while it gives one pass."""
     for module, function, frame in frames():
         if module.startswith("torch.utils.data.") and function.endswith("Sampler.__iter__"):
-            return frame.f_lasti
+            return frame.f_locals.get("self"), frame.f_lasti
     return None
 
 

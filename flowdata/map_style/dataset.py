@@ -14,7 +14,7 @@ from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
 from flowdata.guards.counts import EpochCount
 from flowdata.guards.dataset import DatasetGuard
-from flowdata.guards.fetching import UNSEEN, find_reader
+from flowdata.guards.fetching import UNSEEN, Fetch, find_fetch
 from flowdata.map_style import inner
 from flowdata.map_style.draw_numbers import draw_numbers, many_draws
 from flowdata.map_style.served import ServedDraws, require_cell
@@ -206,30 +206,32 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         """The item of a draw, or those of a list, slice or array of draws."""
         places = draw_numbers(draw, len(self._plan))
         if isinstance(places, int):
-            [row] = self._rows(np.array([places]), reader=self._reader())
+            [row] = self._rows(np.array([places]), self._fetch())
             return self.dataset[row]
-        return inner.index_rows(self.dataset, self._rows(places, reader=self._reader()))
+        return inner.index_rows(self.dataset, self._rows(places, self._fetch()))
 
     def __getitems__(self, draws: Sequence[int]) -> Sequence[T_co]:
         places = many_draws(draws, len(self._plan))
-        reader = self._reader()
         # Who asks for batches in this way is a loader, of whatever kind.
-        rows = self._rows(places, reader=UNSEEN if reader is None else reader)
+        rows = self._rows(places, self._fetch() or UNSEEN)
         items: Sequence[T_co] = inner.fetch_rows(self.dataset, rows)
         return items
 
-    def _reader(self) -> object | None:
-        """Who reads, if that has to be known."""
-        return UNSEEN if self._served.epoch_was_set else find_reader()
+    def _fetch(self) -> object | None:
+        """The batch that is being read, if that has to be known."""
+        return UNSEEN if self._served.epoch_was_set else find_fetch()
 
-    def _rows(self, places: NDArray[np.int64], *, reader: object | None) -> list[int]:
-        """The rows of draws, in the epoch that the reader is in."""
+    def _rows(self, places: NDArray[np.int64], fetch: object | None) -> list[int]:
+        """The rows of draws, in the epoch of the pass that reads them."""
         self._guard.on_items(len(self._plan))
-        if reader is None:
-            epoch, is_new = self.epoch, False
+        is_new = False
+        if fetch is None:
+            epoch = self.epoch
             self._guard.on_look(places.size, epoch, len(self._plan))
         else:
-            epoch, is_new = self._served.serve(places, reader)
+            batch = fetch if isinstance(fetch, Fetch) else None
+            epoch, is_new, times = self._served.serve(places, batch)
+            self._guard.on_reads(times)
         if self._served.epoch_was_set and epoch != self._told:
             # A worker process has a copy of the data set, which `set_epoch` has not reached.
             inner.set_epoch_of(self.dataset, epoch)

@@ -1,14 +1,16 @@
 """ServedDraws: which epoch each pass over a FlowDataset draws, over all worker processes."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
 
-from flowdata.guards.fetching import UNSEEN, WorkerPool, worker_pool
+from flowdata.guards.fetching import Fetch, WorkerPool, worker_pool
 from flowdata.map_style.shared_memory import SharedArray
 
 _OWN_SEED = -1
@@ -28,8 +30,9 @@ class ServedDraws:
     has begun by the loader's seed and process numbers. No lock is needed: workers that begin a
     pass at the same time come to the same epoch, and write the same.
 
-    Where no reader can be seen, a batch that asks for a draw again is the first of the next
-    epoch. The mark of a draw is its last epoch modulo 255, plus 1.
+    The mark of a draw is the last epoch in which it was served, modulo 255, plus 1. Where no reader
+    can be seen, a batch that asks for a draw again is the first of the next epoch; and so it is in
+    a pass that goes on after all of its batches (timm's ``MultiEpochsDataLoader``).
 
     Args:
         draws: of an epoch.
@@ -47,14 +50,14 @@ class ServedDraws:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy, and a worker that is spawned, begin without passes.
-        return self.__dict__ | {"_epoch_of": None}
+        return self.__dict__ | {"_passes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._own_passes()
 
     def _own_passes(self) -> None:
-        self._epoch_of: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._passes: WeakKeyDictionary[object, _Pass] = WeakKeyDictionary()
         self._latest = _NOBODY
 
     @property
@@ -112,23 +115,32 @@ class ServedDraws:
         """Serve from this epoch until another is set."""
         self._cells[_EPOCH], self._cells[_SET] = require_cell(epoch, "the epoch"), True
 
-    def serve(self, draws: NDArray[np.int64], reader: object) -> tuple[int, bool]:
-        """The epoch in which a reader is given these draws, and whether it is new here.
+    def serve(self, draws: NDArray[np.int64], fetch: Fetch | None) -> tuple[int, bool, int]:
+        """The epoch in which draws are served, whether it is new here, and how often it was read.
 
         Args:
             draws: in [0, M).
-            reader: stands for a pass in this process; or `UNSEEN`.
+            fetch: the batch that they are for; None if that cannot be seen.
         """
         self._cells[_READ] = True
         if self.epoch_was_set:
-            return self.epoch, False
-        if reader is UNSEEN:
-            return self._mark(draws), False
-        epoch = self._epoch_of.get(reader)
-        if epoch is not None:
-            return epoch, False
-        epoch = self._epoch_of[reader] = self._begin()
-        return epoch, True
+            return self.epoch, False, 0
+        if fetch is None:
+            return self._mark(draws), False, 0
+        reading = self._passes.get(fetch.reader)
+        is_new = reading is None
+        if reading is None:
+            info = get_worker_info()
+            worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+            batches = fetch.batches_of(len(self._marks.values))
+            reading = _Pass(self._begin(), worker, workers, batches)
+            self._passes[fetch.reader] = reading
+        marks = self._marks.values
+        again = int(np.count_nonzero(marks[draws] == _mark_of(reading.epoch)))
+        if reading.goes_on(fetch.index, again, len(draws)):
+            self._cells[_EPOCH] = max(self.epoch, reading.epoch)
+        marks[draws] = _mark_of(reading.epoch)
+        return reading.epoch, is_new, reading.draws * reading.workers // len(marks)
 
     def _begin(self) -> int:
         """The epoch of a pass that is new in this process."""
@@ -186,11 +198,63 @@ class ServedDraws:
         """Mark draws as served, and return their epoch: the next one if any was served before."""
         epoch, marks = self.epoch, self._marks.values
         # A draw that was served in this epoch: somebody has begun the next one.
-        if (marks[draws] == epoch % _MARKS + 1).any():
+        if (marks[draws] == _mark_of(epoch)).any():
             epoch += 1
             self._cells[_EPOCH] = epoch
-        marks[draws] = epoch % _MARKS + 1
+        marks[draws] = _mark_of(epoch)
         return epoch
+
+
+@dataclass
+class _Pass:
+    """What this process reads of a pass.
+
+    Attributes:
+        epoch: that of the batch that is read.
+        worker, workers: of the loader: number of this process, and how many there are.
+        batches: in a whole epoch, if that is known.
+        draws: that were read in this epoch.
+    """
+
+    epoch: int
+    worker: int
+    workers: int
+    batches: int | None
+    draws: int = 0
+    _index: Any = None
+    _fetched: int = 0
+    _rounds: int = 0
+    _repeats: bool = False
+
+    def goes_on(self, index: Any, again: int, draws: int) -> bool:
+        """Count what is read; whether the next epoch begins, as all of this one was read.
+
+        Args:
+            index: of the batch.
+            again: draws of it that were read in this epoch before.
+            draws: of it in all.
+        """
+        if index is not self._index or isinstance(index, int):
+            self._index = index
+            self._fetched += 1
+        is_next = False
+        if again and not self._is_over():
+            # A sampler that asks for draws several times in a pass will go on to do so.
+            self._repeats = True
+        elif 2 * again >= draws and not self._repeats and self._is_over():
+            is_next = True
+            self.epoch, self.draws, self._rounds = self.epoch + 1, 0, self._rounds + 1
+        self.draws += draws
+        return is_next
+
+    def _is_over(self) -> bool:
+        """Whether the batch comes after those of an epoch: they are dealt to workers in turn."""
+        batch = self.worker + self.workers * (self._fetched - 1)
+        return self.batches is not None and batch >= self.batches * (self._rounds + 1)
+
+
+def _mark_of(epoch: int) -> int:
+    return epoch % _MARKS + 1
 
 
 def require_cell(value: int, name: str) -> int:

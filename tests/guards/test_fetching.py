@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from flowdata.guards import fetching
-from flowdata.guards.fetching import UNSEEN, WorkerPool, find_reader, worker_pool
+from flowdata.guards.fetching import UNSEEN, WorkerPool, find_fetch, worker_pool
 
 
 class Rows(Dataset):
@@ -31,21 +31,32 @@ class Stream(IterableDataset):
 
 @pytest.mark.parametrize("around", [lambda rows: rows, Stream])
 def test_each_pass_has_one_reader_of_its_own(around):
-    loader = DataLoader(around(Rows(find_reader)), 2, collate_fn=list)
-    first, second = ([reader for batch in loader for reader in batch] for _ in range(2))
-    assert len(set(first)) == len(set(second)) == 1
-    assert first[0] is not second[0]
-    assert not {None, UNSEEN} & {first[0], second[0]}
+    loader = DataLoader(around(Rows(find_fetch)), 2, collate_fn=list)
+    first, second = ([fetch for batch in loader for fetch in batch] for _ in range(2))
+    assert len({fetch.reader for fetch in first}) == len({fetch.reader for fetch in second}) == 1
+    assert first[0].reader is not second[0].reader
+    assert [fetch.items for fetch in first] == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [({"batch_size": 3}, 2), ({"batch_size": 3, "drop_last": True}, 1), ({"batch_size": None}, 4)],
+)
+def test_a_pass_tells_how_many_batches_it_has(options, batches):
+    fetch = next(iter(DataLoader(Rows(find_fetch), collate_fn=lambda items: items, **options)))
+    fetch = fetch[0] if isinstance(fetch, list) else fetch
+    assert fetch.batches_of(4) == batches
+    assert fetch.batches_of(5) is None
 
 
 def test_a_look_at_an_item_has_no_reader():
-    assert Rows(find_reader)[0] is None
+    assert Rows(find_fetch)[0] is None
 
 
 def test_who_reads_is_unknown_where_a_loader_cannot_be_recognised(monkeypatch):
     renamed = type("Module", (), {"_MapDatasetFetcher": 1})
     monkeypatch.setitem(fetching.sys.modules, "torch.utils.data._utils.fetch", renamed)
-    assert Rows(find_reader)[0] is UNSEEN
+    assert Rows(find_fetch)[0] is UNSEEN
 
 
 def pool_and_worker():

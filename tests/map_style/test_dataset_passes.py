@@ -178,3 +178,37 @@ def test_many_more_passes_than_are_remembered_do_not_stop_an_old_one():
         list(passes)
     assert epoch_of([*seen, *old]) == 0
     assert items.epoch == 150
+
+
+class Endless(DataLoader):
+    """A loader with one pass in all, as timm's MultiEpochsDataLoader."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.sizes = len(self.batch_sampler)
+        vars(self)["batch_sampler"] = Repeated(self.batch_sampler)
+        self.going = super().__iter__()
+
+    def __iter__(self):
+        return itertools.islice(self.going, self.sizes)
+
+
+class Repeated:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        while True:
+            yield from self.batches
+
+
+@pytest.mark.parametrize("around", [lambda items: items, lambda items: ConcatDataset([items])])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_that_never_ends_goes_from_epoch_to_epoch(workers, shuffle, drop_last, around):
+    loader = Endless(around(make()), 3, shuffle=shuffle, drop_last=drop_last, num_workers=workers)
+    for epoch in range(5):
+        batches = list(loader)
+        assert may_be_of(batches, epoch)
+        assert drop_last or epoch_of(batches) == epoch

@@ -70,8 +70,9 @@ class SampleReader:
                 yielded, read_at_last_yield = yielded + 1, run.read
                 if yielded > run.read:
                     raise ValueError(
-                        "a stage makes several samples of one: then some draws would never be "
-                        "used. Return them as one list and unpack it in the loop"
+                        "a stage gives samples that it was not given: several of one, or old ones "
+                        "(a cache). Then some draws would never be used. Return several samples of "
+                        "one as a list, and unpack it in the loop"
                     )
                 yield sample
             # Where no draw was read, or all of an epoch were dropped, it would go round for ever.

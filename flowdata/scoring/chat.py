@@ -196,8 +196,7 @@ class ChatTemplate:
             ValueError: when the template prints parts of them as Python does, or leaves them out.
         """
         whole = self._render(turns)
-        if any(isinstance(turn.get("content"), list) for turn in turns):
-            self._check_parts(turns)
+        self._check_contents(turns)
         if "tools" in self._options and whole == self._render(turns, tools=None):
             raise ValueError(
                 "the row has tools, which the chat template does not render: use a template that "
@@ -213,38 +212,53 @@ class ChatTemplate:
                 )
         return whole
 
-    def _check_parts(self, turns: Turns) -> None:
-        """Make sure that the text of each part is rendered, and only its text."""
-        marks: list[str] = []
+    def _check_contents(self, turns: Turns) -> None:
+        """Make sure that what each turn says is rendered, and of parts only their text.
 
-        def marked(part: Mapping[str, Any]) -> dict[str, Any]:
-            marks.append(f"part{len(marks)}of")
-            return {**part, "text": marks[-1]}
+        Templates for content in parts may go over a text letter by letter, and find no part.
+        """
+        marks: dict[str, int] = {}
 
-        shown = self._render(
-            [
-                turn | {"content": [marked(part) for part in turn["content"]]}
-                if isinstance(turn.get("content"), list)
-                else turn
-                for turn in turns
-            ]
-        )
-        for mark in marks:
-            if mark not in shown or re.search(rf"""text['"]\s*:\s*['"]{mark}""", shown):
+        def mark(number: int) -> str:
+            name = f"turn{number}part{len(marks)}of"
+            marks[name] = number
+            return name
+
+        marked = []
+        for number, turn in enumerate(turns):
+            content = turn.get("content")
+            if isinstance(content, list):
+                content = [part | {"text": mark(number)} for part in content if part["text"]]
+            elif content:
+                content = mark(number)
+            marked.append(turn | {"content": content})
+        try:
+            shown = self._render(marked)
+        except ValueError:
+            # What is said may have to be of a form, as JSON is.
+            return
+        for name, number in marks.items():
+            in_parts = isinstance(turns[number]["content"], list)
+            if in_parts and re.search(rf"""text['"]\s*:\s*['"]{name}""", shown):
                 raise ValueError(
-                    "the chat template does not take content in parts, it "
-                    + ("prints them as Python does" if mark in shown else "leaves them out")
-                    + ": join their texts into one, content as text"
+                    f"the chat template prints the parts of turn {number} as Python does: join "
+                    "their texts into one, content as text"
+                )
+            if name not in shown:
+                other = "as one text" if in_parts else 'in parts, [{"type": "text", "text": ...}]'
+                raise ValueError(
+                    f"the chat template leaves out what turn {number} says: give its content "
+                    f"{other}, or take the turn out"
                 )
 
     def _tagged_spans(self, turns: Turns, whole: str) -> list[tuple[int, int]] | None:
         """What the template itself marks as the assistant's; None where it marks nothing."""
-        template = self._tokenizer.chat_template
+        options = self._tokenizer.special_tokens_map | self._options
+        template = options.pop("chat_template", self._tokenizer.chat_template)
         if not isinstance(template, str) or not _GENERATION_TAG.search(template):
             return None
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        options = self._tokenizer.special_tokens_map | self._options
         rendered, spans = cast(
             "tuple[list[str], list[list[tuple[int, int]]]]",
             render_jinja_template(

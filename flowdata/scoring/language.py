@@ -159,7 +159,11 @@ class LanguagePass:
                 batches = deque(_make_batches(left, samples, self._budget))
                 continue
             except ValueError as error:
-                raise ValueError(f"row {rows[batch[0]]}: {error}") from error
+                if len(batch) == 1:
+                    raise ValueError(f"row {rows[batch[0]]}: {error}") from error
+                # One by one, to find out which.
+                batches.extendleft(batch[:, None])
+                continue
             yield self._to_scored_rows(rows[batch], losses, counts, [samples[p] for p in batch])
 
     def _batch_losses(self, samples: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[Any]]:

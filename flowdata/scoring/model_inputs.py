@@ -68,17 +68,20 @@ class ModelInputs:
         Raises:
             ValueError: when the model takes them in no form.
         """
-        if not samples[0].alone:
-            return forward(self._to_device(_pad_inputs(samples)))
-        (sample,) = samples
-        kind = frozenset((name, value.ndim) for name, value in sample.inputs.items())
-        forms = self._forms(sample)
+        if not samples[0].inputs:
+            return forward({})
+        if samples[0].alone:
+            (sample,) = samples
+            forms = self._forms(sample)
+        else:
+            forms = [_pad_inputs(samples)]
+        kind = frozenset((name, value.ndim) for name, value in samples[0].inputs.items())
         order = sorted(range(len(forms)), key=lambda number: number != self._taken.get(kind))
         reason: Exception | None = None
         for number in order:
             try:
                 found = forward(self._to_device(forms[number]))
-            # What a model raises for a shape or a type is up to its code.
+            # What a model raises for a shape, a type or a value is up to its code.
             except Exception as error:
                 if out_of_memory(error):
                     raise
@@ -86,8 +89,8 @@ class ModelInputs:
                 continue
             self._taken[kind] = number
             return found
-        shapes = {name: tuple(value.shape) for name, value in sample.inputs.items()}
-        raise ValueError(f"the model does not take the {shapes} of the row: {reason}") from reason
+        given = ", ".join(map(_describe, *zip(*samples[0].inputs.items(), strict=True)))
+        raise ValueError(f"the model does not take {given} of the row: {reason}") from reason
 
     def _forms(self, sample: Tokens) -> list[dict[str, Tensor]]:
         plain = [_one_image_after_another(sample), _with_axis_of_samples(sample)]
@@ -105,6 +108,11 @@ class ModelInputs:
 
     def _to_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self._device) for name, value in inputs.items()}
+
+
+def _describe(name: str, value: Tensor) -> str:
+    least, most = value.double().aminmax()
+    return f"{name} of shape {tuple(value.shape)}, {least:.4g} to {most:.4g},"
 
 
 def _pad_inputs(samples: Sequence[Tokens]) -> dict[str, Tensor]:

@@ -249,7 +249,9 @@ def _is_there(value: Any) -> bool:
     """Tables write None, or a list of nothing, where a row does not have what others have."""
     if value is None:
         return False
-    return not (hasattr(value, "__len__") and len(value) == 0)
+    shape = getattr(value, "shape", None)
+    empty = 0 in shape if shape is not None else hasattr(value, "__len__") and not len(value)
+    return not empty
 
 
 def _integers(row: Mapping[str, Any], name: str) -> NDArray[np.int64]:

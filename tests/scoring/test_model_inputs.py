@@ -96,7 +96,7 @@ def test_a_sample_that_is_cut_keeps_its_image_or_is_refused():
     with pytest.warns(FlowDataWarning, match="1 of 1 samples were longer"):
         found = losses(model, rows[:1], CausalLM(max_length=14))
     assert found == pytest.approx([own_loss(model, row) for row in cut], rel=1e-5)
-    with pytest.raises(ValueError, match=r"row 0: the model does not take the .*pixel_values"):
+    with pytest.raises(ValueError, match=r"row 0: the model does not take .*pixel_values"):
         losses(model, [rows[0] | {"labels": rows[0]["input_ids"]}], CausalLM(max_length=5))
 
 
@@ -123,6 +123,16 @@ def test_positions_are_those_of_the_row():
         model.transformer.wpe.weight.mul_(20)
     rows = [row | {"position_ids": [*range(7, 7 + len(row["labels"]))]} for row in samples(20)]
     assert losses(model, rows) == pytest.approx([own_loss(model, row) for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "position_ids"])
+def test_a_number_that_the_model_does_not_know_is_named_with_its_row(name):
+    rows = [row | {name: [1] * len(row["labels"])} for row in samples(20)]
+    rows[7][name] = [*rows[7][name][1:], 500]
+    if name == "position_ids":
+        rows = [row | {"attention_mask": [1] * len(row["labels"])} for row in rows]
+    with pytest.raises(ValueError, match=f"row 7: the model does not take {name} .* 1 to 500, "):
+        losses(gpt2(), rows)
 
 
 def test_packed_samples_do_not_see_each_other():
@@ -226,6 +236,8 @@ def test_columns_that_say_nothing_about_the_loss_pass():
         "token_type_ids": [0],
         "length": 4,
         "special_tokens_mask": [1, 0],
+        "number": torch.tensor(3),
+        "seq_lengths": torch.zeros(0),
     }
     assert losses(llama(), [row | others for row in rows]).tolist() == pytest.approx(
         losses(llama(), rows).tolist()
@@ -269,5 +281,7 @@ def test_text_that_has_an_image_beside_it_is_refused_by_a_model_that_sees():
 def test_the_row_whose_image_the_model_does_not_take_is_named():
     model, rows = model_and_rows("llava")
     broken = row_of(3, [IMAGE] * 4) | {"pixel_values": torch.zeros(2, 3, 8, 8)}
-    with pytest.raises(ValueError, match=r"row 6: the model does not take the \{'pixel_values'"):
+    with pytest.raises(
+        ValueError, match=r"row 6: the model does not take pixel_values of shape \(2, 3"
+    ):
         losses(model, [*rows, broken])

@@ -1,6 +1,7 @@
 """Prompts, responses and chats as turns: rendered by the chat template, labelled as TRL does."""
 
 import copy
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -222,26 +223,60 @@ def test_content_in_parts_is_read_where_the_template_takes_it(tokenizer, found):
     assert scored_text(tokenizer, sample) == "Hello<|im_end|>\n"
 
 
+PRINTED = "prints the parts of turn 0 as Python does"
+
+
 @pytest.mark.parametrize(
-    ("template", "message"),
+    ("content", "message"),
     [
-        (CHATML.replace("m['content']", "m['content'] | string"), "prints them as Python does"),
-        (CHATML.replace("m['content']", "m['content'] | tojson"), "prints them as Python does"),
-        (CHATML.replace("m['content']", "m['content'][0] | string"), "prints them as Python does"),
-        (CHATML.replace("m['content']", "m['content'][0]['text']"), "leaves them out"),
-        (
-            CHATML.replace("m['content']", "(m['content'] if m['content'] is string else '')"),
-            "leaves them out",
-        ),
+        ("m['content'] | string", PRINTED),
+        ("m['content'] | tojson", PRINTED),
+        ("m['content'][0] | string", PRINTED),
+        ("m['content'][0]['text']", "leaves out what turn 1 says: give its content as one text"),
+        ("(m['content'] if m['content'] is string else '')", "leaves out what turn 0 says"),
     ],
 )
 def test_content_in_parts_is_refused_where_the_template_does_not_take_it(
-    tokenizer, template, message
+    tokenizer, content, message
 ):
     parts = [{"type": "text", "text": text} for text in ("Hel", "lo")]
-    chat = turns(parts[:1], parts)
-    with pytest.raises(ValueError, match=f"{message}: join their texts"):
-        read(with_template(tokenizer, template), {"m": chat}, messages="m")
+    changed = with_template(tokenizer, CHATML.replace("m['content']", content))
+    with pytest.raises(ValueError, match=message):
+        read(changed, {"m": turns(parts[:1], parts)}, messages="m")
+
+
+def test_text_that_a_template_for_parts_leaves_out_is_refused(tokenizer):
+    # As those of Idefics 3 and SmolVLM: a text is a list of letters without a type.
+    letters = PARTS.replace("m['content'] is string", "false").replace(
+        "{{ part['text'] }}", "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    )
+    with pytest.raises(ValueError, match=r"leaves out what turn 0 says: .* in parts"):
+        read(with_template(tokenizer, letters), {"m": turns("Hi", "Hello")}, messages="m")
+
+
+def test_with_each_template_of_trl_a_response_begins_where_trl_has_it_or_is_refused(tokenizer):
+    said = ("Hi fox", "Hello dog", "And?\n", "<think>\nhm\n</think>\n\nNothing. ")
+    templates = sorted(Path(trl.data_utils.__file__).parent.glob("chat_templates/*.jinja"))
+    if not templates or not hasattr(trl.data_utils, "common_prefix_length"):
+        pytest.skip("this TRL has none, or labels otherwise")
+    taken = 0
+    for template in templates:
+        changed = with_template(tokenizer, template.read_text())
+        for chat in (turns(*said), turns(*([{"type": "text", "text": text}] for text in said))):
+            try:
+                sample = read(changed, {"p": chat[:3], "c": chat[3:]}, prompt="p", response="c")
+            except ValueError:
+                continue
+            head, whole = (
+                changed.apply_chat_template(part, add_generation_prompt=prompt)["input_ids"]
+                for part, prompt in ((chat[:3], True), (chat, False))
+            )
+            begin = trl.data_utils.common_prefix_length(head, whole)
+            assert sample.ids.tolist() == whole
+            assert sample.labels.tolist() == [IGNORED] * begin + whole[begin:]
+            assert "Nothing." in scored_text(changed, sample)
+            taken += 1
+    assert taken > len(templates)
 
 
 @pytest.mark.parametrize(

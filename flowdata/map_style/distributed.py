@@ -1,6 +1,7 @@
 """DistributedFlowSampler: the share of one rank, as torch's DistributedSampler takes it."""
 
 from collections.abc import Sized
+from typing import Any
 
 import torch.distributed as dist
 from numpy.typing import ArrayLike
@@ -42,6 +43,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
         alpha: float = 1.0,
         strata: Strata | None = None,
         drop_last: bool = False,
+        dataset: Any = None,
     ) -> None:
         if num_replicas is None or rank is None:
             if not (dist.is_available() and dist.is_initialized()):
@@ -62,6 +64,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
             num_replicas=num_replicas,
             rank=rank,
             drop_last=drop_last,
+            dataset=dataset,
         )
         # Every DistributedSampler has this attribute; draws are always in a random order.
         self.shuffle = True

@@ -12,6 +12,8 @@ from flowdata.core.cursor import Cursor
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.guards.lengths import advise_length
+from flowdata.map_style.checked_weights import require_length, warn_of_zeros
 from flowdata.map_style.progress import SamplerProgress
 
 
@@ -34,13 +36,16 @@ class FlowSampler(Sampler[int]):
             (accelerate, transformers).
         rank: r, in [0, R).
         drop_last: leave out the draws of the last incomplete round of ranks.
+        dataset: the data that is drawn from: its length is checked, and nothing else done with it.
 
     Raises:
         InvalidLossError: for weights that cannot be sampled.
+        MismatchError: for weights of another number of rows than the data set has.
         ValueError: for an unknown option or a rank outside [0, num_replicas).
         RuntimeError: on iterating with several replicas where a framework splits the draws again.
 
-    It warns where the draws of all ranks would be the same, and where a framework hides from it
+    It warns where a DataLoader's data set has another number of rows than there are weights, where
+    the draws of all ranks would be the same, and where a framework hides from it
     which epoch is meant.
 
     >>> sampler = FlowSampler([1.0, 3.0], epoch_size=8, seed=1)
@@ -60,6 +65,7 @@ class FlowSampler(Sampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         drop_last: bool = False,
+        dataset: Any = None,
     ) -> None:
         if not 0 <= operator.index(rank) < operator.index(num_replicas):
             raise ValueError(
@@ -73,6 +79,9 @@ class FlowSampler(Sampler[int]):
             alpha=alpha,
             strata=strata,
         )
+        if dataset is not None:
+            require_length(dataset, plan.weights)
+        warn_of_zeros(plan.weights, alpha)
         start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
         if len(start) == 0:
             raise ValueError(
@@ -126,6 +135,7 @@ class FlowSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
+        advise_length(len(self.plan.weights))
         return self._progress.iterate()
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,0 +1,46 @@
+"""Weights that do not fit what is drawn by them."""
+
+from typing import Any
+
+import numpy as np
+
+from flowdata.core.weights import FlowWeights
+from flowdata.errors import MismatchError, warn
+
+
+def require_length(dataset: Any, weights: FlowWeights) -> None:
+    """Make sure that there is one weight for each row of a data set.
+
+    Raises:
+        MismatchError: saying how many there are of each.
+        TypeError: for a stream, whose rows nobody can count.
+    """
+    try:
+        rows = len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        raise TypeError(
+            f"{type(dataset).__name__} has no length: a sampler draws rows by number, of a "
+            "map-style data set; for tar shards use FlowShards"
+        ) from error
+    if rows != len(weights):
+        raise MismatchError(
+            f"the data set has {rows:,} rows, but there are {len(weights):,} weights; score "
+            "this data set, or pass the one that was scored"
+        )
+
+
+def warn_of_zeros(weights: FlowWeights, alpha: float) -> None:
+    """Warn where draws that do not depend on weights still leave out rows of weight 0.
+
+    Args:
+        weights: after ``alpha``.
+        alpha: what they are drawn by.
+    """
+    kept = int(np.count_nonzero(weights.relative))
+    if alpha == 0.0 and kept < len(weights):
+        warn(
+            f"alpha=0 draws the {kept:,} rows of positive weight alike, and never the other "
+            f"{len(weights) - kept:,}, so reweight(..., alpha=0) would weight too much: to "
+            "reweight alone leave the sampler out, and pass over all rows (shuffle=True); to draw "
+            "some rows alike give a mask of them as weights, without alpha"
+        )

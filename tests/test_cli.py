@@ -223,7 +223,7 @@ def test_data_that_cannot_be_scored_ends_with_one_line_before_a_model_is_looked_
     ("chat", "message"),
     [
         ([{"from": "human", "value": "x"}], "row 0: a turn of a chat has no ['role', 'content']"),
-        ("user: x", "row 0: the chat is stored as text"),
+        ("user: x", "row 0: the chat in column 'm' is stored as text"),
         ([{"role": "assistant", "content": "x"}], "row 0: the chat begins with the assistant"),
         ([{"role": "user", "content": "x"}], "no response token to score in rows [0]"),
         ([], "no response token to score in rows [0]"),

@@ -4,13 +4,23 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
-
-from flowdata.core.temperature import Temperature, resolve_temperature
-from flowdata.errors import FlowDataError, InvalidLossError
+from flowdata.errors import FlowDataError, InvalidLossError, TableFileError
+from flowdata.shell import (
+    Speech,
+    describe,
+    name_of,
+    non_negative,
+    path_of,
+    positive,
+    seconds,
+    speaking,
+    temperature,
+    until_the_reader_leaves,
+)
 from flowdata.table.loss_table import LossTable
 from flowdata.version import __version__
 
@@ -35,17 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 1 for an error of the data, 2 for wrong usage, 130 when interrupted.
+        The exit status: 0, 1 for an error of the data, 2 for wrong usage, 130 when interrupted,
+        141 when what reads the output has left.
     """
     options = _parser().parse_args(arguments)
+    return until_the_reader_leaves(partial(_run, options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    speech = Speech.of(options.parser)
     try:
-        options.run(options)
+        with speaking(speech):
+            options.run(options)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if options.run is _run_score else ""
         print(f"\nflowdata: stopped{goes_on}", file=sys.stderr)
         return 130
     except _EXPECTED as error:
-        print(f"flowdata: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"flowdata: {speech(describe(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -77,22 +96,24 @@ def _add_demo(commands: Commands) -> None:
     )
     demo.add_argument(
         "--seeds",
-        type=_positive,
+        type=positive,
         default=5,
         help="number of repetitions, each with its own data split, network and order (default 5)",
     )
     demo.add_argument(
         "--output",
-        type=Path,
+        type=path_of,
         default=Path("flowdata-demo"),
         help="directory for the loss tables and the picture (default ./flowdata-demo)",
     )
-    demo.set_defaults(run=_run_demo)
+    demo.set_defaults(run=_run_demo, parser=demo)
 
 
 def _run_demo(options: argparse.Namespace) -> None:
     from flowdata.demo import report, run
 
+    if options.output.is_file():
+        raise NotADirectoryError(f"{options.output} is a file: give a folder")
     print(report(run(seeds=options.seeds, output=options.output)))
     print(f"\nThe picture and the loss tables are in {options.output}.")
 
@@ -105,8 +126,12 @@ def _add_score(commands: Commands) -> None:
         "losses to a Parquet table. Killed at any moment, the same command goes on. On several "
         "GPUs: torchrun --nproc-per-node 4 -m flowdata score ...",
     )
-    score.add_argument("--model", required=True, help="folder, GGUF file, or name on the hub")
-    score.add_argument("--tokenizer", help="folder or name; default that of the model")
+    score.add_argument(
+        "--model", type=name_of, required=True, help="folder, GGUF file, or name on the hub"
+    )
+    score.add_argument(
+        "--tokenizer", type=name_of, help="folder or name; default that of the model"
+    )
     _add_data(score, required=True)
     columns = score.add_argument_group(
         "columns", "without any of these, rows must have input_ids and labels"
@@ -115,21 +140,29 @@ def _add_score(commands: Commands) -> None:
     columns.add_argument("--response", metavar="COLUMN", help="text that is scored")
     columns.add_argument("--messages", metavar="COLUMN", help="chats; the assistant is scored")
     columns.add_argument("--text", metavar="COLUMN", help="plain text, all of it scored")
-    score.add_argument("--output", type=Path, required=True, help="the table, a .parquet file")
-    score.add_argument("--max-length", type=_positive, help="cut longer samples to these tokens")
     score.add_argument(
-        "--max-tokens", type=_positive, help="tokens of a batch; default what keeps the device busy"
+        "--output",
+        type=path_of,
+        required=True,
+        help="the table, a .parquet file",
+    )
+    score.add_argument("--max-length", type=positive, help="cut longer samples to these tokens")
+    score.add_argument(
+        "--max-tokens", type=positive, help="tokens of a batch; default what keeps the device busy"
     )
     score.add_argument("--token-losses", action="store_true", help="keep the loss of each token")
     score.add_argument(
-        "--dtype", default="auto", help="auto (as saved), float32, bfloat16 or float16"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="numbers to compute with; default auto, as saved",
     )
     score.add_argument("--device", help="default the GPU if there is one, else the CPU")
     score.add_argument(
         "--adapters", action="store_true", help="score a PEFT model as adapted, not its base model"
     )
     score.add_argument(
-        "--num-workers", type=_non_negative, default=0, help="processes that read and tokenize"
+        "--num-workers", type=non_negative, default=0, help="processes that read and tokenize"
     )
     score.add_argument(
         "--on-invalid",
@@ -137,20 +170,20 @@ def _add_score(commands: Commands) -> None:
         default="raise",
         help="samples without a response token or with a NaN loss: stop, or give them weight 0",
     )
-    score.set_defaults(run=_run_score)
+    score.set_defaults(run=_run_score, parser=score)
 
 
 def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring import CausalLM, score
     from flowdata.scoring.columns import Columns
     from flowdata.scoring.inference import count_rows
-    from flowdata.scoring.open_inputs import open_data, open_model
+    from flowdata.scoring.open_inputs import open_model
     from flowdata.scoring.ranks import join_torchrun
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
-    _require_folder(options.output)
+    _require_place(options.output)
     columns = Columns(options.prompt, options.response, options.messages, options.text)
-    data = open_data(options.data, options.split)
+    data = _open_data(options)
     count_rows(data)
     columns.check(data.column_names)
     with join_torchrun() as process:
@@ -190,7 +223,8 @@ def _print_result(losses: LossTable, output: Path) -> None:
     try:
         print(summary_text(losses, weights_of(losses)))
     except InvalidLossError as error:
-        print(f"note: {error}; flowdata inspect --temperature takes another one")
+        speech = Speech({"temperature": "--temperature"})
+        print(f"note: {speech(error)}: flowdata inspect {output} --temperature ...")
 
 
 def _add_inspect(commands: Commands) -> None:
@@ -200,35 +234,35 @@ def _add_inspect(commands: Commands) -> None:
         description="Print what a loss table means for training. --html writes a page with "
         "figures that needs no network; --data shows the text of the easiest and hardest samples.",
     )
-    inspect.add_argument("table", type=Path, help="a loss table, .parquet")
+    inspect.add_argument("table", type=path_of, help="a loss table, .parquet")
     inspect.add_argument(
         "--temperature",
-        type=_temperature,
+        type=temperature,
         default="median",
         metavar="TAU",
         help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
     )
-    inspect.add_argument("--html", type=Path, help="write a report page to this file")
-    inspect.add_argument("--compare", type=Path, help="a second table of the same data set")
+    inspect.add_argument("--html", type=path_of, help="write a report page to this file")
+    inspect.add_argument("--compare", type=path_of, help="a second table of the same data set")
     _add_data(inspect, required=False)
-    inspect.add_argument("--samples", type=_positive, default=10, help="easiest and hardest shown")
-    inspect.set_defaults(run=_run_inspect)
+    inspect.add_argument("--samples", type=positive, default=10, help="easiest and hardest shown")
+    inspect.set_defaults(run=_run_inspect, parser=inspect)
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
     from flowdata.report.summary import compare, comparison_text, summary_text, weights_of
 
     if options.html is not None:
-        _require_folder(options.html)
-    losses = LossTable.load(options.table)
+        _require_place(options.html)
+    losses = _load_table(options.table)
     weights = weights_of(losses, options.temperature)
     print(summary_text(losses, weights))
     other = None
     if options.compare is not None:
-        second = LossTable.load(options.compare)
+        second = _load_table(options.compare)
         other = second, compare(losses, second, options.temperature)
         print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
-    texts = _texts(losses, options.data, options.split) if options.data else None
+    texts = _texts(losses, options) if options.data else None
     if texts is not None:
         print(f"\n{_extremes(losses, texts, options.samples)}")
     if options.html is not None:
@@ -251,14 +285,14 @@ def _add_index(commands: Commands) -> None:
         "LossTable.from_losses(losses, index=ShardIndex.load(file)).",
     )
     index.add_argument("urls", nargs="+", help="shards: paths or URLs, also with {000..009}")
-    index.add_argument("--output", type=Path, required=True, help="the index, a .parquet file")
+    index.add_argument("--output", type=path_of, required=True, help="the index, a .parquet file")
     index.add_argument(
         "--allow-pipe", action="store_true", help="run the shell commands of pipe: URLs"
     )
     index.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds a server may be silent (default 30)"
+        "--timeout", type=seconds, default=30.0, help="seconds a server may be silent (default 30)"
     )
-    index.set_defaults(run=_run_index)
+    index.set_defaults(run=_run_index, parser=index)
 
 
 def _run_index(options: argparse.Namespace) -> None:
@@ -266,6 +300,7 @@ def _run_index(options: argparse.Namespace) -> None:
     from flowdata.transport.access import Access
 
     access = Access(allow_pipe=options.allow_pipe, timeout=options.timeout)
+    _require_place(options.output)
     index = index_shards(options.urls, access=access)
     index.save(options.output)
     print(
@@ -274,10 +309,38 @@ def _run_index(options: argparse.Namespace) -> None:
     )
 
 
-def _texts(losses: LossTable, data: str, split: str) -> Callable[[int], str]:
-    from flowdata.scoring.open_inputs import as_text, open_data
+def _load_table(path: Path) -> LossTable:
+    """A loss table; of another file of this package the error says what it is."""
+    from flowdata.table.shard_index import ShardIndex
 
-    dataset = open_data(data, split)
+    try:
+        return LossTable.load(path)
+    except TableFileError:
+        try:
+            index = ShardIndex.load(path)
+        except (FlowDataError, OSError, ValueError):
+            index = None
+        if index is None:
+            raise
+        raise TableFileError(
+            f"{path} is an index of tar shards, not a loss table: {len(index):,} samples in "
+            f"{len(index.shards):,} shards, without losses"
+        ) from None
+
+
+def _open_data(options: argparse.Namespace) -> Any:
+    from flowdata.scoring.open_inputs import open_data
+
+    path = Path(options.data)
+    if options.split is not None and (path.is_file() or (path / "state.json").exists()):
+        raise ValueError(f"{path} has no splits: leave --split out")
+    return open_data(options.data, options.split or "train")
+
+
+def _texts(losses: LossTable, options: argparse.Namespace) -> Callable[[int], str]:
+    from flowdata.scoring.open_inputs import as_text
+
+    dataset = _open_data(options)
     losses.check(dataset=dataset)
     return lambda row: as_text(dataset[row])
 
@@ -303,41 +366,16 @@ def _shortened(text: str) -> str:
 def _add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
     command.add_argument(
         "--data",
+        type=name_of,
         required=required,
         help="a .jsonl, .json, .csv or .parquet file, a saved datasets folder, or a hub name",
     )
-    command.add_argument("--split", default="train", help="split of the data (default train)")
+    command.add_argument("--split", help="split of the data, where it has some (default train)")
 
 
-def _require_folder(path: Path) -> None:
+def _require_place(path: Path) -> None:
     """The folder of a file that will be written; better missed now than after the work."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _non_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"at least {least} is needed, got {number}")
-    return number
-
-
-def _temperature(text: str) -> Temperature:
-    # A number, or a name; what the name may be is for the function that reads it to say.
-    try:
-        temperature: Temperature = float(text)
-    except ValueError:
-        temperature = text
-    try:
-        resolve_temperature(np.ones(1), temperature)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return temperature

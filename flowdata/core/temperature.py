@@ -22,9 +22,10 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
         tau = _statistic(losses, temperature)
         if tau == 0.0:
             zeros = float(np.mean(losses == 0))
+            other = "" if zeros == 1.0 else 'temperature="mean" or '
             raise InvalidLossError(
                 f"temperature={temperature!r} is 0 because {zeros:.0%} of the losses are 0, and "
-                'exp(-loss / 0) is undefined; pass temperature="mean" or a positive number'
+                f"exp(-loss / 0) is undefined; pass {other}a positive number"
             )
         if not math.isfinite(tau):
             raise InvalidLossError(

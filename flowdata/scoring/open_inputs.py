@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flowdata.scoring.pretrained import load_whole
+from flowdata.scoring.pretrained import load_tokenizer, load_whole
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -67,7 +67,7 @@ def open_model(
     A GGUF file is read through transformers, which turns it into plain floats.
 
     Raises:
-        FlowDataError: for a checkpoint without all parameters, as those of a head.
+        FlowDataError: for what cannot be loaded, or has not all parameters of the model.
         ModuleNotFoundError: saying what to install.
         ValueError: for an unknown dtype, or a device that is not there.
     """
@@ -98,7 +98,7 @@ def open_model(
         name, where = str(path.parent), {"gguf_file": path.name}
     _require_existing_path(path)
     model = load_whole(AutoModelForCausalLM, name, dtype=kind, **where)
-    reader = AutoTokenizer.from_pretrained(tokenizer or name, **({} if tokenizer else where))
+    reader = load_tokenizer(AutoTokenizer, tokenizer or name, **({} if tokenizer else where))
     return model.to(target), reader
 
 

@@ -22,12 +22,12 @@ def load_whole(kind: Any, name: str, **options: Any) -> Any:
         options: for ``from_pretrained``.
 
     Raises:
-        FlowDataError: naming the parameters that are not there, as the head of a model that
-            was saved without one, or with another.
+        FlowDataError: for what cannot be loaded; naming the parameters that are not there, as
+            the head of a model that was saved without one, or with another.
     """
     # transformers 5.23, from_pretrained: a parameter that is tied to one that is there is none
     # of the missing ones.
-    model, found = kind.from_pretrained(name, output_loading_info=True, **options)
+    model, found = _load(kind, name, "a causal language model", output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
         saved = getattr(model.config, "architectures", None) or ["another class"]
         raise FlowDataError(
@@ -36,6 +36,25 @@ def load_whole(kind: Any, name: str, **options: Any) -> Any:
             "language model with its head"
         )
     return model
+
+
+def load_tokenizer(kind: Any, name: str, **options: Any) -> Any:
+    """A tokenizer of transformers.
+
+    Raises:
+        FlowDataError: for what cannot be loaded.
+    """
+    return _load(kind, name, "a tokenizer", **options)
+
+
+def _load(kind: Any, name: str, what: str, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, **options)
+    except (ImportError, MemoryError):
+        raise
+    # Whatever the hub, the configuration, the file of weights or its reader has to say.
+    except Exception as error:
+        raise FlowDataError(f"{name} cannot be loaded as {what}: {error}") from error
 
 
 def warn_if_parameters_are_new(model: nn.Module) -> None:

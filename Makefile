@@ -41,7 +41,7 @@ test: $(VENV)/installed-test assets
 	$(PYTEST)
 
 test-long: $(VENV)/installed-test assets
-	FLOWDATA_GUARDS=off $(PYTEST) -m "not guard"
+	FLOWDATA_GUARDS=off FLOWDATA_LONG=1 $(PYTEST) -m "not guard"
 	FLOWDATA_FUZZ=20 $(PYTEST) -m hypothesis
 	FLOWDATA_LONG=1 $(PYTEST) tests/guards
 

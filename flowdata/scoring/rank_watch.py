@@ -6,6 +6,7 @@ that a rank has arrived, that it is alive, and why one has stopped. Each rank wa
 only, so that the work of the store grows with the number of ranks, not with its square.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -94,6 +95,9 @@ class RankWatch:
         self._next_rank, self._own_progress = _Silence(), _Silence()
         self._beat_at = 0.0
         self._beats = 0
+        # At once: who is killed in the next moment has come. What a store raises the thread says.
+        with contextlib.suppress(Exception):
+            self._store.set(self._key(f"alive/{rank}"), "0")
         self._thread = threading.Thread(target=self._run, name="flowdata ranks", daemon=True)
         self._thread.start()
 

@@ -123,7 +123,7 @@ class Ranks:
 def _default_store() -> Any:
     """The store that init_process_group was given or made; None where it cannot be had."""
     # torch 2.5 to 2.13 have no public name for it.
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, ValueError):
         from torch.distributed.distributed_c10d import _get_default_store
 
         return _get_default_store()

@@ -40,7 +40,8 @@ class FsspecTransport:
                 self._files.invalidate_cache(self._path)
             return self._identity_of(self._files.info(self._path))
 
-        self._known = retry(ask, self._url, self._access)
+        found = retry(ask, self._url, self._access)
+        self._known = self._known.joined(found, redact(self._url), when="it was first read")
         return self._known
 
     def _identity_of(self, info: Mapping[str, Any]) -> Identity:

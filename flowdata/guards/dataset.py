@@ -131,25 +131,25 @@ class _Passes:
 
     def go_by(self, epochs: Epochs) -> bool:
         """A sampler asks for the length; whether it is time to warn that nothing was read."""
-        found = find_sampler()
-        if found is None:
+        call = find_sampler()
+        if call is None:
             return False
-        sampler, place = found
-        before, unread = self._samplers.get(sampler, (place, 0))
-        if place > before:
+        before, unread = self._samplers.get(call.sampler, (call.place, 0))
+        if call.place > before:
             # The same pass as before.
-            self._samplers[sampler] = place, unread
+            self._samplers[call.sampler] = call.place, unread
             return False
         if epochs.was_read:
             self._was_ever_read, epochs.was_read = True, False
             self._samplers.clear()
             unread = 0
-        self._samplers[sampler] = place, unread + self._was_ever_read
-        # Its workers may not have come to read yet, and frameworks begin a pass more than once.
-        return unread + self._was_ever_read == _MOST_UNREAD
+        unread += self._was_ever_read
+        self._samplers[call.sampler] = call.place, unread
+        return unread == (_UNREAD_IN_STEP if call.in_step else _UNREAD_BY_WORKERS)
 
 
-_MOST_UNREAD = 4
+# Frameworks begin a pass and leave it, and workers may be slow to read: but not so often in a row.
+_UNREAD_IN_STEP, _UNREAD_BY_WORKERS = 5, 12
 _KEPT = (
     "passes over this FlowDataset begin, but nobody asks it for its draws: what stands around it "
     "keeps the items of an earlier epoch (a cache), and gives these again in every epoch. Put the "

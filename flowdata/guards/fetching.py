@@ -80,12 +80,32 @@ def part_of_draws() -> int | None:
     return part
 
 
-def find_sampler() -> tuple[Any, int] | None:
-    """A sampler of torch that asks, and a number that grows while it gives one pass."""
+@dataclass(frozen=True)
+class SamplerCall:
+    """What a sampler of torch asks while it gives the indices of a pass.
+
+    Attributes:
+        sampler: the innermost one.
+        place: a number that grows during a pass.
+        in_step: whether its loader reads what it gives at once, as one without workers does.
+    """
+
+    sampler: Any
+    place: int
+    in_step: bool
+
+
+def find_sampler() -> SamplerCall | None:
+    """The call of a sampler that asks, directly or not; None without."""
+    sampler, place, in_step = None, 0, False
     for module, function, frame in frames():
-        if module.startswith("torch.utils.data.") and function.endswith("Sampler.__iter__"):
-            return frame.f_locals.get("self"), frame.f_lasti
-    return None
+        if not module.startswith(("torch.utils.data.", "torchdata.")):
+            continue
+        if sampler is None and function.endswith("Sampler.__iter__"):
+            sampler, place = frame.f_locals.get("self"), frame.f_lasti
+        # torch 2.13, dataloader.py; torchdata 0.11, stateful_dataloader.py.
+        in_step |= "SingleProcessDataLoaderIter." in function
+    return None if sampler is None else SamplerCall(sampler, place, in_step)
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,15 @@ class Cache(Dataset):
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_a_cache_around_the_draws_is_found_out(shuffle, named):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_around_the_draws_is_found_out(workers, shuffle, named):
     items = make()
-    loader = DataLoader(Cache(items), 3, shuffle=shuffle)
+    loader = DataLoader(
+        Cache(items), 3, shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0
+    )
 
     def train():
-        for epoch in range(8):
+        for epoch in range(8 + 10 * workers):
             if named:
                 items.set_epoch(epoch)
             list(loader)

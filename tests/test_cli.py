@@ -26,7 +26,26 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"flowdata {flowdata.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["demo", "--seeds", "0"]])
+SCORE = ["score", "--model", "m", "--data", "d.jsonl", "--output", "o.parquet"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["unknown"],
+        ["demo", "--seeds", "0"],
+        ["demo", "--seeds", "x"],
+        [*SCORE, "--dtype", "float4"],
+        [*SCORE, "--max-length", "0"],
+        [*SCORE, "--num-workers", "-1"],
+        ["inspect", "t.parquet", "--temperature", "-1"],
+        ["inspect", "t.parquet", "--temperature", "quantile:2"],
+        ["index", "a.tar", "--output", "i.parquet", "--timeout", "0"],
+        ["index", "a.tar", "--output", "i.parquet", "--timeout", "soon"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_usage_ends_with_status_2_and_says_what_is_wrong(arguments, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
@@ -81,7 +100,7 @@ def test_index_writes_where_samples_lie_without_a_model(tmp_path, capsys):
     again = flowdata.ShardIndex.load(tmp_path / "table.parquet")
     assert again.offsets.tolist() == index.offsets.tolist()
     assert main(["index", "pipe:true", "--output", str(output)]) == 1
-    assert "allow_pipe=True" in capsys.readouterr().err
+    assert "only with --allow-pipe" in capsys.readouterr().err
     assert main(["index", str(tmp_path / "none.tar"), "--output", str(output)]) == 1
     assert "none.tar" in capsys.readouterr().err
 
@@ -243,7 +262,6 @@ def test_a_chat_that_cannot_be_scored_is_named_with_its_row(tiny, tmp_path, caps
         (("--output", "missing/losses.parquet"), "there is no folder"),
         (("--text", "q"), "one layout"),
         (("--device", "abacus"), "--device abacus: "),
-        (("--dtype", "float4"), "dtype must be auto"),
         (("--model", "missing/model.gguf"), "there is no file missing/model.gguf"),
         (("--model", "/none/such"), "there is no file or folder /none/such"),
     ],
@@ -306,5 +324,5 @@ def test_adapters_and_workers_reach_the_scoring_pass(tiny, tmp_path, monkeypatch
     assert (seen["adapters"], seen["num_workers"]) == (True, 2)
     # A median of 0 gives no weights, but the table is there.
     shown = capsys.readouterr().out
-    assert shown.index(f"{output} is written") < shown.index("note: temperature='median' is 0")
+    assert shown.index(f"{output} is written") < shown.index("note: --temperature median is 0")
     assert "--temperature" in shown

@@ -121,7 +121,7 @@ class TokenReader:
             return ChatTemplate(self.tokenizer, row).mark_chat(turns) if turns else None
         column = self.response or self.text
         assert column is not None
-        if column == "chosen" and self.prompt is None and row.get("rejected") is not None:
+        if column == "chosen" and self.prompt is None and "rejected" in row:
             return self._read_pair(row["chosen"], row["rejected"], row)
         prompt = row[self.prompt] if self.prompt else None
         if self.text is None and is_turns(row[column]):
@@ -148,6 +148,8 @@ class TokenReader:
 
     def _read_pair(self, chosen: Any, rejected: Any, row: Mapping[str, Any]) -> MarkedText:
         """The chosen side of a preference pair, whose prompt is what both sides begin with."""
+        if rejected is None:
+            raise ValueError("the row has nothing in 'rejected', which says where the prompt ends")
         if is_turns(chosen) != is_turns(rejected):
             raise TypeError("of the columns 'chosen' and 'rejected' one holds turns, one does not")
         if not is_turns(chosen):
@@ -171,7 +173,8 @@ class TokenReader:
         for text, (ids, scored) in zip(marked, tokenized, strict=True):
             labels = np.where(scored, ids, IGNORED)
             if end is not None:
-                ended = text.text.rstrip().endswith(self.tokenizer.eos_token)
+                response = text.text[text.scored[0][0] :]
+                ended = response.rstrip().endswith(self.tokenizer.eos_token)
                 if not ids.size or (ids[-1] != end and not ended):
                     ids, labels = np.append(ids, end), np.append(labels, end)
                 # Where the tokenizer adds the end itself, it is in no span.

@@ -11,7 +11,7 @@ from language_models import llama
 from tokenizer_families import CHATML, family
 from trl import SFTConfig, SFTTrainer
 
-from flowdata import CausalLM, InvalidLossError, score
+from flowdata import CausalLM, score
 from flowdata.scoring.token_rows import IGNORED
 
 PARTS = (
@@ -138,6 +138,34 @@ def test_the_chosen_side_of_a_pair_is_scored_after_its_prompt(tokenizer):
     assert scored_text(tokenizer, one) == "Blue.<|im_end|>\n"
     assert one.ids.tolist() == other.ids.tolist()
     assert one.labels.tolist() == other.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": turns("Hi", "Yes"), "rejected": None}, "nothing in 'rejected'"),
+        ({"chosen": turns("Hi", "Yes"), "rejected": "No"}, "one holds turns, one does not"),
+        ({"chosen": turns("Hi", "Yes"), "rejected": turns("Ho", "No")}, "no turn in common"),
+        ({"chosen": turns("Hi", "Yes"), "rejected": []}, "is empty"),
+        ({"chosen": "Hi", "rejected": 3}, "column 'rejected' holds 3"),
+    ],
+)
+def test_a_pair_whose_prompt_is_not_known_is_refused(tokenizer, row, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        read(tokenizer, row, response="chosen")
+
+
+def test_turns_are_not_rendered_without_a_template_and_another_one_is_another_pass(tokenizer):
+    row = {"p": turns("Hi"), "c": turns("Hello", roles=["assistant"])}
+    with pytest.raises(ValueError, match="no chat template to render turns with"):
+        read(with_template(tokenizer, None), row, prompt="p", response="c")
+    found = {
+        CausalLM(tokenizer=with_template(tokenizer, template), response="c")
+        .identity()
+        .get("chat_template")
+        for template in (None, CHATML, PARTS)
+    }
+    assert len(found) == 3
 
 
 def test_of_a_pair_of_texts_what_both_begin_with_is_the_prompt(tokenizer):
@@ -332,56 +360,3 @@ def test_rows_of_text_among_rows_of_turns_are_refused(tokenizer):
     loss = CausalLM(tokenizer=tokenizer, prompt="p", response="c")
     with pytest.raises(ValueError, match="row 1 holds text, row 0 turns"):
         score(model, rows, loss, progress=False)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [{"a": 1}, ["a"], float("nan"), 7, 2.5, b"text", True, np.float32(1), np.array(["a"]), ("a",)],
-    ids=repr,
-)
-@pytest.mark.parametrize("column", ["p", "c", "t"])
-def test_what_is_no_text_is_refused_with_its_row_and_column(tokenizer, value, column):
-    rows = [{"p": "1", "c": "2", "t": "3"}, {"p": "1", "c": "2", "t": "3"} | {column: value}]
-    columns = {"text": "t"} if column == "t" else {"prompt": "p", "response": "c"}
-    model = llama()
-    model.resize_token_embeddings(len(tokenizer))
-    with pytest.raises(TypeError, match=f"row 1: column '{column}' holds .*, not text"):
-        score(model, rows, CausalLM(tokenizer=tokenizer, **columns), progress=False)
-
-
-def test_text_of_numpy_is_text_and_none_is_no_response(tokenizer):
-    model = llama()
-    model.resize_token_embeddings(len(tokenizer))
-    loss = CausalLM(tokenizer=tokenizer, text="t")
-    rows = [{"t": np.str_("Hello, world!")}, {"t": "Hello, world!"}]
-    first, second = score(model, rows, loss, progress=False).losses
-    assert first == second
-    with pytest.raises(InvalidLossError, match=r"no response token .* rows \[1\]"):
-        score(model, [rows[0], {"t": None}], loss, progress=False)
-
-
-@pytest.mark.parametrize("name", ["llama 2", "roberta", "t5", "word piece", "metaspace"])
-@pytest.mark.parametrize("columns", [{"text": "t"}, {"prompt": "q", "response": "a"}])
-def test_special_tokens_that_a_text_has_already_are_there_once(name, columns):
-    tokenizer = family(name)
-    before, after = (
-        text in tokenizer.decode(tokenizer("x")["input_ids"]) for text in ("<s>", "</s>")
-    )
-    head, end = "<s>" if before else "", "</s>"
-    plain = {"t": "Hello fox", "q": "Hello", "a": " fox"}
-    own = {"t": f"{head}Hello fox{end}", "q": f"{head}Hello", "a": f" fox{end}"}
-    once, twice = (read(tokenizer, row, **columns) for row in (plain, own))
-    assert twice.ids.tolist() == once.ids.tolist()
-    assert twice.labels.tolist() == once.labels.tolist()
-    assert (twice.ids == tokenizer.eos_token_id).sum() == 1
-    assert not after or twice.ids[-1] == tokenizer.eos_token_id
-
-
-def test_a_text_rendered_before_is_the_chat():
-    tokenizer = copy.deepcopy(family("llama 2"))
-    tokenizer.eos_token = "<|im_end|>"
-    tokenizer.chat_template = "{{ bos_token }}" + CHATML
-    chat = turns("Hi", "Hello")
-    text = tokenizer.apply_chat_template(chat, tokenize=False)
-    sample = read(tokenizer, {"t": text}, text="t")
-    assert sample.ids.tolist() == read(tokenizer, {"m": chat}, messages="m").ids.tolist()

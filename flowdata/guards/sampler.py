@@ -8,6 +8,7 @@ from flowdata.errors import warn
 from flowdata.guards.detection import Caller, can_see_splits, find_caller
 from flowdata.guards.epochs import SetEpochs, advise_even_batches
 from flowdata.guards.ranks import data_ranks, group_size
+from flowdata.guards.stack import is_running
 from flowdata.guards.switch import enabled
 
 
@@ -138,8 +139,8 @@ class SamplerGuard:
             epoch, drawn=None if begun is None or begun.prepared else drawn, named=named
         )
         self._advise_prepared(epoch, 0)
-        if begun and not (begun.epoch_was_set or begun.sampler_pass.abandoned) and drawn != epoch:
-            self._advise_early_workers(find_caller(), begun.sampler_pass.epoch, epoch)
+        if begun is not None:
+            self._advise_beside_lightning(find_caller(), begun.sampler_pass, epoch)
         self._epoch_was_set, self._running = True, None
 
     def on_load(self, epoch: int, position: int) -> None:
@@ -155,6 +156,9 @@ class SamplerGuard:
         # accelerate 1.15, data_loader.py: `DataLoaderShard.__iter__` fetches the next batch before
         # it yields one, to know which is the last.
         if begun is None or not begun.reads_ahead:
+            return
+        # It takes the states of a stateful loader before that, to give them out later.
+        if is_running("accelerate.data_loader", "DataLoaderAdapter._update_state_dict"):
             return
         if not (begun.sampler_pass.finished and begun.sampler_pass.abandoned):
             warn(
@@ -193,14 +197,22 @@ class SamplerGuard:
             f"{caller.forgetting_part} has no state_dict: {how}"
         )
 
-    def _advise_early_workers(self, caller: Caller, drawn: int, epoch: int) -> None:
+    def _advise_beside_lightning(self, caller: Caller, begun: Pass, epoch: int) -> None:
+        if not caller.lightning_fits:
+            return
+        callback = "add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
+        if caller.lightning_restarts_workers:
+            if begun.epoch == epoch:
+                self._advise_once(
+                    f"Lightning draws epoch {epoch} a second time, because it went through this "
+                    f"loader, shorter than another, twice in the epoch before: {callback}"
+                )
         # Lightning 2.6: before the first epoch of a run `_FitLoop.setup_data` calls iter(), which
         # starts the workers; `_FitLoop.advance` calls `set_epoch` after that.
-        if caller.lightning_fits and not caller.lightning_restarts_workers:
+        elif not begun.abandoned and begun.epoch != epoch:
             self._advise_once(
-                f"the loader's workers were started on epoch {drawn} before Lightning "
-                f"named it as epoch {epoch}, and will draw the former: add "
-                "flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
+                f"the loader's workers were started on epoch {begun.epoch} before Lightning "
+                f"named it as epoch {epoch}, and will draw the former: {callback}"
             )
 
     def _advise_prepared(self, epoch: int, position: int) -> None:

@@ -1,6 +1,7 @@
 """ShardReader: the samples of one shard by offset and size, with as few and small reads as pay."""
 
 import contextlib
+import errno
 from typing import NamedTuple
 
 import numpy as np
@@ -66,16 +67,22 @@ class ShardReader:
         Raises:
             ShardError: for a shard that cannot be read or has another length than its index.
         """
-        transport = self._connect()
-        try:
-            if transport.supports_ranges and not self._shard.compressed:
-                with contextlib.suppress(NoRangesError):
-                    return self._read_spans(transport, offsets, sizes)
-            return self._read_sequentially(transport, offsets, sizes)
-        except DAMAGED as error:
-            raise ShardError(
-                f"{redact(self._shard.url)} is cut off or corrupt: {error}; copy it again"
-            ) from error
+        for is_last in (False, True):
+            transport = self._connect()
+            try:
+                if transport.supports_ranges and not self._shard.compressed:
+                    with contextlib.suppress(NoRangesError):
+                        return self._read_spans(transport, offsets, sizes)
+                return self._read_sequentially(transport, offsets, sizes)
+            except DAMAGED as error:
+                # On a network file system another machine may have replaced or evicted it.
+                if getattr(error, "errno", None) == errno.ESTALE and not is_last:
+                    self.close()
+                    continue
+                raise ShardError(
+                    f"{redact(self._shard.url)} is cut off or corrupt: {error}; copy it again"
+                ) from error
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """Let go of the file or process."""

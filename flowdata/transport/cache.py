@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import time
@@ -20,7 +21,9 @@ from flowdata.transport.urls import address, redact
 
 _CHUNK = 1 << 20
 _SUFFIX = ".shard"
-# Seconds after which a copy that nobody finished is taken for that of a killed process.
+# Seconds after which a copy that is not finished may be that of a killed process: it is if nobody
+# holds its lock, and where a file system knows no locks, after a longer time.
+_MAYBE_ABANDONED = 60.0
 _ABANDONED = 3600.0
 # Folders that can never hold a copy, unlike those that are full today.
 _UNUSABLE = frozenset(
@@ -57,7 +60,8 @@ def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> Local
         if access.cache_size is not None and not 0 <= sought.length <= access.cache_size:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        _make_room(folder, access.cache_size, max(sought.length, 0))
+        if not _make_room(folder, access.cache_size, max(sought.length, 0)):
+            return None
         remote = source or open_remote(url, access, expected)
         return _download(remote, folder, url, access, expected)
     except OSError as error:
@@ -107,6 +111,8 @@ def _download(
         temporary = folder / f".{secrets.token_hex(8)}{_SUFFIX}.tmp"
         # Open from now on: nobody can take it away, whatever becomes of its name.
         file = cast(BinaryIO, temporary.open("x+b", buffering=0))
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             fetched = _copy(first, stream, file)
             identity = expected if expected.length >= 0 else source.identity()
@@ -134,7 +140,8 @@ def _copy(first: bytes, stream: Readable, file: BinaryIO) -> int:
     return fetched
 
 
-def _make_room(folder: Path, limit: int | None, needed: int) -> None:
+def _make_room(folder: Path, limit: int | None, needed: int) -> bool:
+    """Remove copies used longest ago; whether there is room for so many bytes then."""
     kept = []
     total = needed
     for path in folder.glob(f"*{_SUFFIX}*"):
@@ -143,13 +150,29 @@ def _make_room(folder: Path, limit: int | None, needed: int) -> None:
             status = path.stat()
             if path.suffix == _SUFFIX:
                 kept.append((status.st_mtime_ns, status.st_size, path))
-            elif time.time() - status.st_mtime > _ABANDONED:
-                # Of a process that was killed.
+            elif _is_abandoned(path, time.time() - status.st_mtime):
                 path.unlink()
                 continue
             total += status.st_size
     for _, size, path in sorted(kept):
         if limit is None or total <= limit:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
+            break
+        # That of another user may have to stay.
+        with contextlib.suppress(PermissionError):
+            path.unlink(missing_ok=True)
+            total -= size
+    return limit is None or total <= limit
+
+
+def _is_abandoned(path: Path, age: float) -> bool:
+    """Whether the process that wrote a copy this long ago is gone."""
+    if age < _MAYBE_ABANDONED:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return age > _ABANDONED
+    return True

@@ -79,7 +79,9 @@ class Attempts:
         # The name of a class says what a library means by a short text.
         kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
         text = _SECRETS.sub("...", str(error))
-        raise ShardError(f"{redact(self._url)} could not be read {how} {kind}{text}") from error
+        # A traceback shows the text of what an error comes from.
+        cause = error if text == str(error) else None
+        raise ShardError(f"{redact(self._url)} could not be read {how} {kind}{text}") from cause
 
 
 def retry(fetch: Callable[[], T], url: str, access: Access) -> T:

@@ -276,6 +276,12 @@ MANNERS_THAT_SERVE = {
     "HEAD says 0": lambda request: (
         request.answer(200, {"Content-Length": 0}) if request.method == "HEAD" else request.ranged()
     ),
+    "HEAD has a body": lambda request: (
+        request.send(OK + b"Content-Length: %d\r\n\r\n" % len(request.content) + b"x" * 999)
+        if request.method == "HEAD"
+        else request.ranged()
+    ),
+    "more after each answer": lambda request: (request.ranged(), request.send(b"x" * 99)),
     "HEAD is refused": lambda request: (
         request.answer(405, {}) if request.method == "HEAD" else request.ranged()
     ),

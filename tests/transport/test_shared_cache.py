@@ -1,6 +1,8 @@
 """The cache of whole shards, where many use it at once and where it cannot be used."""
 
+import contextlib
 import errno
+import fcntl
 import io
 import os
 import tarfile
@@ -16,8 +18,11 @@ from shard_files import make_table, planned, write_shards
 from shard_streams import loader_over, make, one_pass
 
 from flowdata import Access, FlowDataWarning, FlowShards, ShardError, ShardRows, index_shards
+from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.cache import open_cached
+from flowdata.transport.connect import connect
 from flowdata.transport.identity import Identity
+from flowdata.transport.local import LocalTransport
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 LENGTH = Identity(len(CONTENT))
@@ -33,8 +38,8 @@ def server(tmp_path):
 
 
 def content_of(copy):
-    with copy.stream() as stream:
-        return stream.read(10**6)
+    with contextlib.closing(copy.stream()) as stream:
+        return b"".join(iter(lambda: stream.read(10**6), b""))
 
 
 # Many at once
@@ -67,7 +72,8 @@ def test_threads_that_fetch_and_evict_all_read_what_they_asked_for(tmp_path):
         (folder / name).write_bytes(content)
 
     def read(name):
-        copy = open_cached(server.url(name), access)
+        # Not `open_cached`: where others fill all the room, it is read through.
+        copy = connect(server.url(name), access, Identity(10_000))
         found = content_of(copy), bytes(next(iter(copy.read([(5000, 10)]))))
         copy.close()
         return found == (contents[name], contents[name][5000:5010])
@@ -88,7 +94,41 @@ def test_a_copy_that_is_removed_while_it_is_open_is_read_on(server, tmp_path):
     assert stream.read(10) == CONTENT[:10]
 
 
+def test_a_copy_that_another_machine_removed_is_opened_anew(server, tmp_path, monkeypatch):
+    """A network file system says so by an error, also for what is open."""
+    access, read = Access(cache_dir=tmp_path / "cache"), LocalTransport.read
+    reader = ShardReader(ShardInfo(server.url("a.bin"), len(CONTENT), False), access)
+    where = np.array([7]), np.array([9])
+    assert bytes(reader.read(*where)[0]) == CONTENT[7:16]
+    for fails in (1, 2):
+        left = [OSError(errno.ESTALE, "stale")] * fails
+
+        def stale(self, spans, left=left):
+            if left:
+                raise left.pop()
+            return read(self, spans)
+
+        monkeypatch.setattr(LocalTransport, "read", stale)
+        if fails == 1:
+            assert bytes(reader.read(*where)[0]) == CONTENT[7:16]
+        else:
+            with pytest.raises(ShardError, match=r"a\.bin is cut off or corrupt: .*stale"):
+                reader.read(*where)
+
+
 # Where it cannot be used
+
+
+def test_a_copy_that_may_not_be_removed_leaves_no_room(server, tmp_path, monkeypatch):
+    access = Access(cache_dir=tmp_path / "cache", cache_size=len(CONTENT) + 10)
+    kept = open_cached(server.url("a.bin?v=1"), access)
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EPERM, "of another user")
+
+    monkeypatch.setattr(type(kept.path), "unlink", refuse)
+    assert open_cached(server.url("a.bin?v=2"), access) is None
+    assert kept.path.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
@@ -196,12 +236,23 @@ def test_shards_that_differ_in_the_query_of_their_urls_are_different(tmp_path, c
             assert b"english" not in (tmp_path / "index.parquet").read_bytes()
 
 
-def test_what_a_killed_process_left_is_removed_in_time(server, tmp_path):
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_a_killed_process_left_is_removed_in_time(server, tmp_path, monkeypatch, locks):
     access = Access(cache_dir=tmp_path / "cache")
     open_cached(server.url("a.bin"), access)
-    left = [tmp_path / "cache" / f".{name}.shard.tmp" for name in ("old", "new")]
-    for path, age in zip(left, (4000, 10), strict=True):
-        path.write_bytes(b"1")
-        os.utime(path, (time.time() - age,) * 2)
-    open_cached(server.url("a.bin?other"), access)
-    assert [path.exists() for path in left] == [False, True]
+    ages = {"just now": 10, "minutes ago": 600, "hours ago": 9000, "by one that lives": 600}
+    left = {name: tmp_path / "cache" / f".{name}.shard.tmp" for name in ages}
+    for name, age in ages.items():
+        left[name].write_bytes(b"1")
+        os.utime(left[name], (time.time() - age,) * 2)
+
+    def no_locks(file, how):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    with left["by one that lives"].open("rb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        if not locks:
+            monkeypatch.setattr(fcntl, "flock", no_locks)
+        open_cached(server.url("a.bin?other"), access)
+        kept = {name for name, path in left.items() if path.exists()}
+    assert kept == {"just now", "by one that lives"} | (set() if locks else {"minutes ago"})

@@ -14,7 +14,10 @@ Turns = list[dict[str, Any]]
 # OpenAI writes weight, axolotl train and training, ms-swift loss: whether a turn is trained on.
 _FLAGS = ("weight", "train", "training", "trainable", "loss")
 # What says which parts of a turn are trained on, or how much.
-_FINER_FLAGS = ("train_detail", "train_offset", "training_detail", "loss_scale", "loss_weight")
+_FINER_FLAGS = (
+    "train_detail", "train_offset", "training_detail", "loss_scale", "loss_weight", "loss_mask",
+    "mask", "train_on", "ignore_loss",
+)  # fmt: skip
 # transformers 5.23, chat_template_utils: a template reads a turn's reasoning by one of these.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")

@@ -57,11 +57,16 @@ def scored_text(tokenizer, sample):
     return tokenizer.decode(sample.ids[sample.labels != IGNORED])
 
 
+BY_COMMON_PREFIX = hasattr(trl.data_utils, "common_prefix_length")
+LABELS_OTHERWISE = "this TRL takes the length of the prompt alone"
 TEXTS = {
-    "prompt": ["Say:", "Two and two?\n", "def f(x):\n    ", "🤖"],
-    "completion": [" Hello", "Four.", "return x\n", " "],
+    "prompt": ["Say:", "Two and two?\n", "🤖"],
+    "completion": [" Hello", "Four.", " "],
 }
-MERGED = {"prompt": ["fo", "end\n\n", "Say: "], "completion": ["x jumps", "Hello", "fox"]}
+MERGED = {
+    "prompt": ["fo", "end\n\n", "Say: ", "def f(x):\n    "],
+    "completion": ["x jumps", "Hello", "fox", "return x\n"],
+}
 ROWS = {
     "text": [{"text": text} for text in ("Hello, world!", "def f(x):\n\n    return 2\n", "日本")],
     "prompt, completion": [
@@ -93,8 +98,8 @@ TEMPLATES = {"tools": TOOLS, "thinking": THINKING}
 @pytest.mark.parametrize("layout", ROWS)
 @pytest.mark.parametrize("name", ["byte-level", "llama 2", "byte-level, cl100k, trimmed"])
 def test_tokens_and_labels_are_those_that_trl_trains_on(tmp_path, layout, name):
-    if layout in ("merged", "thinking") and not hasattr(trl.data_utils, "common_prefix_length"):
-        pytest.skip("this TRL takes the length of the prompt alone")
+    if layout in ("merged", "thinking") and not BY_COMMON_PREFIX:
+        pytest.skip(LABELS_OTHERWISE)
     tokenizer = with_template(family(name), TEMPLATES.get(layout, CHATML))
     tokenizer.pad_token = "<unk>"
     arguments = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, max_length=None, report_to=[])
@@ -205,6 +210,7 @@ def test_a_turn_is_scored_as_its_flag_says(tokenizer, flag):
         ({"weight": 1, "train": False}, "turn 1 is scored and not scored"),
         ({"train_detail": [{"begin": 0}]}, r"turn 1 has \['train_detail'\]"),
         ({"loss_scale": 0.1}, r"turn 1 has \['loss_scale'\]"),
+        ({"mask": True}, r"turn 1 has \['mask'\]"),
     ],
 )
 def test_a_flag_that_cannot_be_honoured_is_refused(tokenizer, flags, message):
@@ -285,8 +291,8 @@ def test_text_that_a_template_for_parts_leaves_out_is_refused(tokenizer):
 def test_with_each_template_of_trl_a_response_begins_where_trl_has_it_or_is_refused(tokenizer):
     said = ("Hi fox", "Hello dog", "And?\n", "<think>\nhm\n</think>\n\nNothing. ")
     templates = sorted(Path(trl.data_utils.__file__).parent.glob("chat_templates/*.jinja"))
-    if not templates or not hasattr(trl.data_utils, "common_prefix_length"):
-        pytest.skip("this TRL has none, or labels otherwise")
+    if not BY_COMMON_PREFIX:
+        pytest.skip(LABELS_OTHERWISE)
     taken = 0
     for template in templates:
         changed = with_template(tokenizer, template.read_text())

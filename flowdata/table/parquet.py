@@ -5,6 +5,7 @@ it is there; and whatever is wrong with it is said in words of ours: `DamagedFil
 content is, a `TableFileError` where it cannot be read now, which proves nothing.
 """
 
+import base64
 import contextlib
 import errno
 import json
@@ -31,6 +32,8 @@ _SMALLEST = 12
 _BATCH_ROWS = 1 << 20
 _MOST_METADATA = 1 << 20
 _MOST_METADATA_OF_ROW = 1 << 12
+_MOST_FOOTER = 1 << 21
+_MOST_FOOTER_OF_FILE = 0.75
 
 
 class DamagedFileError(TableFileError):
@@ -85,6 +88,25 @@ class ParquetColumns:
         self.names: list[str] = list(schema.names)
         self.metadata: Mapping[bytes, bytes] = dict(schema.metadata or {})
         self.rows: int = file.metadata.num_rows
+        self._require_equal_copies()
+
+    def _require_equal_copies(self) -> None:
+        """Names and texts are there twice, and a flipped bit changes one: pages have checksums.
+
+        pyarrow 26 writes its own schema, with all texts, into a text of the file.
+        """
+        import pyarrow as pa
+
+        texts = self._file.metadata.metadata or {}
+        if (stored := texts.get(b"ARROW:schema")) is None:
+            return
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored)))
+        copies = [
+            {key: text for key, text in (some or {}).items() if key.startswith(b"flowdata")}
+            for some in (texts, schema.metadata)
+        ]
+        if list(schema.names) != self.names or copies[0] != copies[1]:
+            raise self.damaged("the two copies of its schema differ")
 
     def read(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         """Arrow columns by name.
@@ -232,8 +254,15 @@ def _open_source(path: Path, what: str) -> Iterator[Any]:
                 raise
             time.sleep(wait)
     with source:
-        if source.size() < _SMALLEST:
-            raise ValueError(f"it has {source.size()} bytes")
+        size = source.size()
+        if size < _SMALLEST:
+            raise ValueError(f"it has {size} bytes")
+        source.seek(size - 8)
+        footer = int.from_bytes(source.read(4), "little")
+        # Some copies are made of it before anything in it can be looked at.
+        if footer > _MOST_FOOTER and footer > _MOST_FOOTER_OF_FILE * size:
+            raise ValueError(f"its footer has {footer:,} of {size:,} bytes")
+        source.seek(0)
         yield source
 
 

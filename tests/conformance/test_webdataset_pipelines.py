@@ -5,10 +5,8 @@ test_loaders.py and test_mix.py, in our words and over shards made here; README.
 not apply. The order of samples is FlowShards' own, so they are compared without it.
 """
 
-import io
 import json
 import pickle
-import tarfile
 from functools import partial
 
 import numpy as np
@@ -16,6 +14,7 @@ import PIL.Image
 import pytest
 import torch
 import webdataset as wds
+from image_shards import write_images
 from torch.utils.data import DataLoader
 from webdataset import autodecode, handlers
 
@@ -25,32 +24,10 @@ SAMPLES = 47
 FIELDS = {"png", "cls", "wnid", "json", "txt.gz"}
 
 
-def png(number):
-    pixels = np.full((5, 4, 3), number, dtype=np.uint8)
-    content = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(content, "png")
-    return content.getvalue()
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """A compressed shard of 47 images with a class each, as webdataset's own tests read."""
-    import gzip
-
     path = tmp_path_factory.mktemp("shards") / "images.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        for number in range(SAMPLES):
-            fields = {
-                "png": png(number),
-                "cls": str(number).encode(),
-                "wnid": f"n{number}".encode(),
-                "json": json.dumps({"number": number}).encode(),
-                "txt.gz": gzip.compress(b"hello\n"),
-            }
-            for ending, content in fields.items():
-                member = tarfile.TarInfo(f"{number:04d}.{ending}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    write_images(path, SAMPLES)
     return str(path)
 
 

@@ -152,6 +152,11 @@ def _own_formula(model: nn.Module, batch: Any, ignored: int) -> Formula | None:
 def _formula_by_type(output: Tensor, target: Tensor, ignored: int) -> Formula:
     if target.is_floating_point():
         return _formula_of_floats(output, target)
+    if target.shape == output.shape and formulas.are_one_hot(target):
+        raise ValueError(
+            "targets with one 1 in each row may be classes or flags: give class indices, "
+            'target.argmax(dim=1), for classes, or pass loss="bce" for flags'
+        )
     if target.dtype == torch.bool:
         return formulas.of_flags
     single = output.numel() == len(output)
@@ -175,8 +180,17 @@ def _formula_by_type(output: Tensor, target: Tensor, ignored: int) -> Formula:
 
 def _formula_of_floats(output: Tensor, target: Tensor) -> Formula:
     if target.shape == output.shape:
+        last = target.ndim > 2 and formulas.are_probabilities(target.movedim(-1, 1))
         if formulas.are_probabilities(target):
+            if last:
+                raise ValueError(
+                    f"targets of shape {tuple(target.shape)} are probabilities of classes in axis "
+                    '1 and in the last one: pass loss="cross_entropy" for axis 1, as torch has it, '
+                    f"or {_OWN}"
+                )
             return formulas.of_probabilities
+        if last:
+            return formulas.of_last_probabilities
         if formulas.are_flags(target):
             raise ValueError(
                 "float targets that are all 0 or 1 may be flags or numbers: pass "

@@ -1,7 +1,7 @@
 """The rows on which a head was fitted in this process, so that scoring them can be warned of."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ _MOST_HEADS = 8
 
 # By the content of the head: a copy of the model and one that its state was loaded into have it
 # too, and models, states and pickles stay as they are.
-_FITTED: OrderedDict[str, NDArray[np.uint64]] = OrderedDict()
+_FITTED: OrderedDict[str, tuple[tuple[int, ...], NDArray[np.uint64]]] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,39 @@ def hashes_of(rows: list[Any]) -> NDArray[np.uint64]:
     found = []
     for row in rows:
         digest = Digest()
-        digest.feed(row)
+        digest.feed(_compact(row))
         if digest.has_content:
             found.append(int(digest.hexdigest()[:16], 16))
     return np.array(found, dtype=np.uint64)
 
 
+def _compact(value: Any) -> Any:
+    """The same with lists of numbers as arrays: hashing tokens one by one would take too long."""
+    if isinstance(value, Mapping):
+        return {name: _compact(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_compact, value))
+    if isinstance(value, list) and value and all(isinstance(part, int | float) for part in value):
+        return np.asarray(value)
+    return value
+
+
 def remember(head: nn.Linear, hashes: NDArray[np.uint64]) -> None:
     """Remember the rows of a head that was fitted on them."""
-    _FITTED[_content(head)] = np.unique(hashes)
+    _FITTED[_content(head)] = tuple(head.weight.shape), np.unique(hashes)
     while len(_FITTED) > _MOST_HEADS:
         _FITTED.popitem(last=False)
 
 
 def warn_if_fitted_on(model: nn.Module, dataset: Any) -> None:
     """Warn where a head of the model was fitted on these rows, or on some of them."""
-    if not _FITTED:
-        return
-    heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    fitted = next(
-        (found for head in heads if (found := _FITTED.get(_content(head))) is not None), None
+    shapes = {shape for shape, _ in _FITTED.values()}
+    contents = (
+        _content(module)
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and tuple(module.weight.shape) in shapes
     )
+    fitted = next((_FITTED[content][1] for content in contents if content in _FITTED), None)
     if fitted is None:
         return
     read = np.unique(np.linspace(0, len(dataset) - 1, _ROWS_READ).astype(int)).tolist()

@@ -79,6 +79,12 @@ def of_probabilities(output: Tensor, target: Tensor) -> Tensor:
     return _per_sample(F.cross_entropy(output, target.to(output.dtype), reduction="none"))
 
 
+def of_last_probabilities(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, ..., C) with probabilities of the same shape."""
+    _require_one_shape("cross-entropy with probabilities", output, target)
+    return of_probabilities(output.movedim(-1, 1), target.movedim(-1, 1))
+
+
 def of_flags(output: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of logits with targets of the same shape, from 0 to 1.
 
@@ -121,6 +127,13 @@ def are_probabilities(target: Tensor) -> bool:
         return False
     valid = target.isfinite().flatten(1).all(dim=1)
     return bool(valid.any() and _are_probabilities(target[valid]).all())
+
+
+def are_one_hot(target: Tensor) -> bool:
+    """Whether each sample is 1 for one of several classes, and 0 for all others."""
+    if target.ndim != 2 or target.shape[1] < 2:
+        return False
+    return are_flags(target) and bool((target.sum(dim=1) == 1).all())
 
 
 def are_flags(target: Tensor) -> bool:

@@ -194,6 +194,9 @@ def logits(*shape):
         (logits(4), torch.tensor([1.0, 0, 0, 1]), 'loss="bce" for flags'),
         (logits(4, 3), torch.tensor([[1.0, 1, 0]] * 4), 'loss="bce" for flags'),
         (logits(4, 3), torch.tensor([[1, 4, 0]] * 4), "row 0: the target 4 is no flag"),
+        (logits(4, 3), torch.tensor([[1, 0, 0]] * 4), "may be classes or flags"),
+        (logits(4, 3), torch.tensor([[False, True, False]] * 4), "may be classes or flags"),
+        (logits(4, 3, 3), torch.full((4, 3, 3), 1 / 3), "in axis 1 and in the last one"),
         (logits(4, 6, 6), torch.zeros(4, 6, dtype=torch.int64), 'loss="cross_entropy" for axis'),
         (logits(4, 3), torch.zeros(4, 2, dtype=torch.int64), "cross-entropy needs logits"),
         (logits(4, 3), torch.tensor([False, True, True, False]), "one shape"),
@@ -231,6 +234,13 @@ def test_floats_that_are_probabilities_mean_cross_entropy(rounded):
     output = 2 * logits(8, 4)
     found = score(Plain(), pairs(output, target), progress=False).losses
     np.testing.assert_allclose(found, F.cross_entropy(output, target, reduction="none"), rtol=1e-5)
+
+
+def test_probabilities_of_tokens_are_found_in_the_last_axis():
+    output, target = logits(4, 6, 3), torch.softmax(3 * logits(4, 6, 3), dim=2)
+    found = score(Plain(), pairs(output, target), progress=False).losses
+    wanted = F.cross_entropy(output.transpose(1, 2), target.transpose(1, 2), reduction="none")
+    np.testing.assert_allclose(found, wanted.mean(dim=1), rtol=1e-5)
 
 
 def test_a_row_that_is_no_distribution_among_others_that_are_is_named():

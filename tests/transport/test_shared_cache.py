@@ -181,7 +181,7 @@ def test_a_copy_is_never_made_of_a_body_that_may_be_cut(tmp_path):
     def without_length(request):
         request.answer(200, {}, CONTENT[:1000], sized=False)
 
-    access = Access(cache_dir=tmp_path / "cache", timeout=1.0)
+    access = Access(cache_dir=tmp_path / "cache")
     with HostileServer(CONTENT, without_length) as server:
         assert open_cached(server.url(), access) is None
         with pytest.raises(ShardError, match="ended at byte 1,000 of 300,000"):

@@ -202,10 +202,10 @@ class SamplerGuard:
             return
         callback = "add flowdata.frameworks.lightning.FlowCallback to the Trainer's callbacks"
         if caller.lightning_restarts_workers:
-            if begun.epoch == epoch:
+            if begun.epoch >= epoch:
                 self._advise_once(
                     f"Lightning draws epoch {epoch} a second time, because it went through this "
-                    f"loader, shorter than another, twice in the epoch before: {callback}"
+                    f"loader, shorter than another, again in the epoch before: {callback}"
                 )
         # Lightning 2.6: before the first epoch of a run `_FitLoop.setup_data` calls iter(), which
         # starts the workers; `_FitLoop.advance` calls `set_epoch` after that.

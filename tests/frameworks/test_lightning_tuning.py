@@ -217,6 +217,29 @@ def test_a_loader_that_is_cycled_through_draws_an_epoch_each_time(workers):
     assert drawn == {0: PLANS[0] + PLANS[1] + PLANS[2], 1: PLANS[3] + planned(4) + planned(5)}
 
 
+@pytest.mark.guard
+def test_a_loader_that_is_cycled_through_without_the_callback_warns():
+    def loaders():
+        return {"long": plain_loader(), "short": DataLoader(DATA, 11, sampler=sampler())}
+
+    with pytest.warns(FlowDataWarning, match="Lightning draws epoch 1 a second time"):
+        fit(Callback(), module=Reading(loaders))
+
+
+@pytest.mark.guard
+def test_workers_that_began_with_a_loaded_state_before_lightning_named_its_epoch_warn():
+    loader = plain_loader(num_workers=1)
+    loader.sampler.load_state_dict(sampler().state_dict(position=4) | {"epoch": 3})
+    with pytest.warns(FlowDataWarning, match="started on epoch 3 before Lightning"):
+        fit(Callback(), loader=loader)
+
+
+def test_a_state_that_was_loaded_is_drawn_by_lightning_without_the_callback_too():
+    loader = plain_loader()
+    loader.sampler.load_state_dict(sampler().state_dict(position=8) | {"epoch": 1})
+    assert fit(Callback(), loader=loader).epochs() == {0: PLANS[1][8:], 1: PLANS[2]}
+
+
 def test_a_data_set_that_is_cycled_through_warns():
     def loaders():
         short = DataLoader(FlowDataset(DATA, WEIGHTS, seed=5), 11)

@@ -1,7 +1,7 @@
 """View: the progress of a stream, and of the streams that are made of it by adding stages."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flowdata.streaming.progress import Progress
@@ -27,7 +27,7 @@ class View:
         self._owner: weakref.ref[Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        self._forget_views()
+        self._remembered()
         return self.__dict__ | {"_owner": None}
 
     def belongs_to(self, stream: Any) -> None:
@@ -36,8 +36,7 @@ class View:
 
     def make(self) -> "View":
         """The view of a stream that is made of this one."""
-        self._forget_views()
-        furthest = max([self.progress, *self.iterated()], key=lambda progress: progress.epoch)
+        furthest = max([self.progress, *self.moved()], key=lambda progress: progress.epoch)
         view = View(furthest.following(self.progress.batch_size))
         self.made.append(view)
         return view
@@ -60,7 +59,7 @@ class View:
         Raises:
             RuntimeError: where several do, and do not agree.
         """
-        answers = [question(progress) for progress in self._knowing()]
+        answers = [question(progress) for progress in self.moved() or [self.progress]]
         if any(answer != answers[0] for answer in answers[1:]):
             raise RuntimeError(
                 f"{len(answers)} streams, this one and those made of it by adding stages, were "
@@ -77,33 +76,34 @@ class View:
             view.tell(tell)
             view.was_told = False
 
-    def _knowing(self) -> list[Progress]:
-        self._forget_views()
-        there = [p for view in self.made if view.is_there() for p in view.iterated()]
+    def moved(self) -> list[Progress]:
+        """Those that are at a place of their own, where the one they are made of did not put them.
+
+        This view's, and those of the views made of it; of views that are gone the last one's, if
+        no other is.
+        """
+        views = self._remembered()
+        there = [progress for view, moved in views if view.is_there() for progress in moved]
         if self.progress.has_begun:
             there.append(self.progress)
-        gone = [p for view in self.made for p in view.iterated()]
-        return there or gone[-1:] or [self.progress]
+        gone = [progress for _, moved in views for progress in moved]
+        return there or gone[-1:] or [self.progress] * self.was_told
 
-    def iterated(self) -> list[Progress]:
-        """Those at a place that this view was not told by the one it is made of."""
-        found = self._knowing()
-        return found if self.was_told or any(p.has_begun for p in found) else []
-
-    def _forget_views(self) -> None:
-        """Forget the views that are gone, but the last one that was iterated over."""
-        self.made = list(self._remembered())[::-1]
-
-    def _remembered(self) -> Iterator["View"]:
+    def _remembered(self) -> list[tuple["View", list[Progress]]]:
+        """The views made of this one, with what `moved` says of them; others are forgotten."""
+        found: list[tuple[View, list[Progress]]] = []
         superseded = False
         for view in reversed(self.made):
-            iterated = bool(view.iterated())
-            if view.has_owner() or (iterated and (view.is_there() or not superseded)):
-                yield view
-            elif not iterated:
+            moved = view.moved()
+            if view.has_owner() or (moved and (view.is_there() or not superseded)):
+                found.append((view, moved))
+            elif not moved:
                 # The views made of it are those of this one.
-                yield from reversed(view.made)
-            superseded |= iterated
+                found += [(below, []) for below in reversed(view.made)]
+            superseded |= bool(moved)
+        found.reverse()
+        self.made = [view for view, _ in found]
+        return found
 
     def is_there(self) -> bool:
         """Whether its stream exists, or one made of it."""

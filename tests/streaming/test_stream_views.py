@@ -222,3 +222,24 @@ def test_many_streams_do_not_hold_files_open(base):
         last = base.select(always).map(name_of)
         next(iter(last))
     assert len(os.listdir("/proc/self/fd")) < before + 10
+
+
+def test_long_chains_of_streams_answer_at_once(base, epochs):
+    kept = [base]
+    for _ in range(40):
+        kept.append(kept[-1].select(always))
+    last = kept[-1].map(name_of)
+    last.set_epoch(2)
+    assert (base.epoch, kept[20].epoch) == (2, 2)
+    begun = list(islice(last, 7))
+    assert base.state_dict() == kept[20].state_dict() == last.state_dict()
+    base.load_state_dict(base.state_dict())
+    assert begun + list(last) == epochs[2]
+
+
+def test_a_stream_that_was_told_an_epoch_is_asked_through_one_that_is_gone(base):
+    last = base.select(always).map(name_of)
+    last.set_epoch(4)
+    assert base.epoch == 4
+    base.set_epoch(1)
+    assert last.epoch == 1

@@ -132,8 +132,8 @@ def _check_end(stream: ForwardStream, name: str, is_whole: Callable[[], bool]) -
     if not stream.last:
         if not is_whole():
             raise ShardError(
-                f"{name} ends at byte {stream.tell():,} without an end mark, and its server does "
-                "not tell its length: it was cut off between two members, or has to be packed again"
+                f"{name} ends at byte {stream.tell():,} without an end mark, and nothing tells its "
+                "length: it was cut off between two members, or has to be packed again"
             )
         warn(f"{name} has no end mark; it may have been cut off between two members")
         return

@@ -22,8 +22,8 @@ class PipeTransport:
         return UNKNOWN
 
     def is_whole(self) -> bool:
-        """A command that fails says so."""
-        return True
+        """Only the last command of a pipeline says that it failed."""
+        return False
 
     def read(self, spans: Sequence[Span]) -> list[Buffer]:  # noqa: ARG002
         """Not here: a pipe has no ranges."""

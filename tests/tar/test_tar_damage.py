@@ -22,7 +22,7 @@ from tar_files import (
 )
 from webdataset import tariterators
 
-from flowdata import ShardError
+from flowdata import Access, ShardError, index_shards
 from flowdata.tar.compression import decompress
 from flowdata.tar.samples import parse_sample, walk
 
@@ -118,3 +118,12 @@ def test_random_damage_gives_the_samples_of_webdataset_or_a_shard_error(tmp_path
         files_in = tariterators.tar_file_expander([{"url": "a.tar", "stream": io.BytesIO(content)}])
         assert found == list(tariterators.group_by_keys(files_in))
     assert read > 0.1 * tried
+
+
+def test_a_command_whose_output_was_cut_between_two_members_is_no_shorter_shard(tmp_path):
+    """Its exit status is that of the last command: a download before it may have failed."""
+    path, access = tmp_path / "a.tar", Access(allow_pipe=True)
+    path.write_bytes(packed([(f"{number}.txt", b"1" * 600) for number in range(4)]))
+    assert len(index_shards(f"pipe:cat {path} | cat", access=access, progress=False)) == 4
+    with pytest.raises(ShardError, match=r"ends at byte 3,072 without an end mark"):
+        index_shards(f"pipe:head -c 3072 {path} | cat", access=access, progress=False)

@@ -104,7 +104,8 @@ class SharedEpochs:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
         worker, workers, loader = _this_worker()
         # What loaders with other numbers of workers knew is past: it may be later than this epoch.
-        others = np.arange(len(self._cells)) != workers
+        others = np.ones(self._cells.shape, dtype=np.bool_)
+        others[workers, :workers] = False
         self._cells[others] = self._cells[others] >> _EPOCH_BITS << _EPOCH_BITS
         self._cells[workers, worker] = loader << _EPOCH_BITS | epoch
 

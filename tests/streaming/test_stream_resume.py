@@ -361,3 +361,27 @@ def test_a_position_after_drops_in_workers_warns_and_keeps_the_length(urls, tabl
         state = stream.state_dict(position=4 * BATCH)
     after = dropping(urls, table, state)
     assert sum(map(len, batches_of(after, 2))) == DRAWS - 4 * BATCH
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("set_before", [0, 1, 7])
+def test_a_state_that_a_stateful_loader_loads_outweighs_an_epoch_set_before(
+    urls, table, workers, set_before
+):
+    def loader_of(stream):
+        return StatefulDataLoader(stream, batch_size=BATCH, num_workers=workers)
+
+    first = loader_of(make(urls, table))
+    running = iter(first)
+    list(islice(running, 3))
+    state = through_json(first.state_dict())
+    expected = [list(running), list(first), list(first)]
+    stream = make(urls, table)
+    # Another loader, with other workers, has gone through epochs before.
+    for _ in range(2):
+        list(DataLoader(stream, BATCH, num_workers=1))
+    stream.set_epoch(set_before)
+    after = loader_of(stream)
+    after.load_state_dict(state)
+    assert [list(after) for _ in range(3)] == expected
+    assert stream.epoch == 3

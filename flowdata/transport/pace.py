@@ -75,6 +75,6 @@ def paced_pools(min_rate: float) -> dict[str, Any]:
         # urllib3 2.6, HTTPConnection.getresponse calls that of http.client, which makes a
         # `response_class`.
         response = staticmethod(functools.partial(_PacedResponse, min_rate=min_rate))
-        paced = type("Paced", (connection,), {"response_class": response})
-        pools[scheme] = type("PacedPool", (pool,), {"ConnectionCls": paced})
+        paced = type(connection.__name__, (connection,), {"response_class": response})
+        pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": paced})
     return pools

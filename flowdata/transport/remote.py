@@ -1,5 +1,6 @@
 """Which transport reaches a shard that is not on this machine."""
 
+from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.urls import redact
@@ -11,13 +12,16 @@ def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Trans
     """Open a shard on a server, which has to be as expected; its library is imported only now.
 
     Raises:
-        ShardError: for one that is not, if asking for that is needed.
+        ShardError: for one that is not, if asking for that is needed, or for a URL that is none.
     """
     if url.startswith(_HTTP):
         from flowdata.transport.http import HttpTransport
 
         # Each of its answers says what it is of.
-        return HttpTransport(url, access, expected)
+        try:
+            return HttpTransport(url, access, expected)
+        except ValueError as error:
+            raise ShardError(f"{redact(url)} is no URL: {error}") from None
     from flowdata.transport.filesystems import FsspecTransport
 
     files = FsspecTransport(url, access)

@@ -67,8 +67,9 @@ class Attempts:
             self._give_up(error, f"in {self._failed} attempts; the last failed with")
         if wait > self._access.max_wait:
             self._give_up(error, f"within max_wait={self._access.max_wait:g} seconds: it answers")
-        # A server that says how long to wait is obeyed.
-        if not _sleep(max(wait, min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT))):
+        # Not all that a server asked to wait at the moment when it asked for that.
+        wait += min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)
+        if not _sleep(wait):
             raise ShardError(f"{redact(self._url)} is wanted no more") from error
 
     def succeeded(self) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 
 import fsspec
 import numpy as np
@@ -92,6 +93,23 @@ def test_access_that_makes_no_sense_is_refused(options):
     [(name, value)] = options.items()
     with pytest.raises(ValueError, match=f"{name} must be .*{value}"):
         Access(**options)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/a.tar?sig=secret",
+        "http://127.0.0.1:99999/a.tar?sig=secret",
+        "http:///a.tar?sig=secret",
+        "http://127.0.0.1:1/a.tar?sig=secret",
+        "nothing://host/a.tar?sig=secret",
+        "http://user:secret@[::1/a.tar",
+    ],
+)
+def test_a_url_that_leads_nowhere_is_an_error_without_its_query_or_password(url):
+    with pytest.raises(ShardError, match=r"a\.tar") as caught:
+        index_shards(url, access=Access(retries=0), progress=False)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 # File systems

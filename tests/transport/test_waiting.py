@@ -22,6 +22,7 @@ CONTENT = bytes(range(256)) * 100
 def waits(monkeypatch):
     """What is slept, instead of sleeping."""
     slept = []
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(time, "sleep", slept.append)
     return slept
 
@@ -37,6 +38,12 @@ def read(manner, access):
 def test_a_server_is_given_the_time_that_it_asks_for(waits, status, text, seconds):
     assert read(asking_to_wait(text, 2, status), Access()) == CONTENT
     assert waits == [seconds] * 2
+
+
+def test_a_server_that_asks_for_little_time_again_and_again_is_given_more(waits, monkeypatch):
+    monkeypatch.setattr(retrying, "FIRST_WAIT", 0.2)
+    assert read(asking_to_wait("1", 5), Access()) == CONTENT
+    assert waits == pytest.approx([1.2, 1.4, 1.8, 2.6, 4.2])
 
 
 def test_a_date_is_counted_from_the_clock_of_the_server(waits):

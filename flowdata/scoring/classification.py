@@ -289,7 +289,8 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             output, target = _run(model, **inputs), batch["labels"]
         case _:
             raise TypeError(
-                f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}; "
+                f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}"
+                f"{f' with {[*map(str, batch)]}' if isinstance(batch, Mapping) else ''}; "
                 "pass loss=function(model, batch) for any other kind"
             )
     # Models of transformers give an output object (ModelOutput), others the tensor itself.
@@ -312,10 +313,13 @@ def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
         return model(*inputs, **named)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
+        # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
+        lists = any(isinstance(value, list) for value in (*inputs, *named.values()))
+        advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
         raise ValueError(
-            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}"
+            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"
         ) from error
 
 

@@ -108,7 +108,11 @@ def _rounding(loss: Tensor) -> float:
 
 
 def _batch_size(batch: Any) -> int:
-    target = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    """Samples of a batch; 0 for one of a kind that is not known here."""
+    if isinstance(batch, Mapping):
+        target = batch.get("labels")
+    else:
+        target = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
     return len(target) if isinstance(target, Tensor) and target.ndim else 0
 
 

@@ -316,6 +316,9 @@ def test_the_arguments_of_a_model_are_found_inside_what_is_around_it():
         ([(torch.ones(7), 0)] * 2, "Linear does not take the batch (float32 (2, 7) on cpu)"),
         ([(torch.ones(3).double(), 0)] * 2, "Linear does not take the batch (float64"),
         ([{"pixels": torch.ones(3), "labels": 0}] * 2, "pixels=float32 (2, 3)"),
+        ([{"input": [1.0, 2, 3], "labels": 0}] * 2, "give tensors instead of lists"),
+        ([{"input": torch.ones(3), "label": 0}] * 2, "with ['input', 'label']"),
+        ([(torch.ones(3), 0, 1)] * 2, "a batch must be (input, target)"),
     ],
 )
 def test_errors_of_torch_are_told_with_what_was_given(rows, said):

@@ -157,8 +157,8 @@ class SamplerGuard:
         # it yields one, to know which is the last.
         if begun is None or not begun.reads_ahead:
             return
-        # It takes the states of a stateful loader before that, to give them out later.
-        if is_running("accelerate.data_loader", "DataLoaderAdapter._update_state_dict"):
+        # torchdata 0.11 takes states when it asks for a batch; accelerate gives them out in time.
+        if is_running("torchdata.stateful_dataloader.stateful_dataloader", ""):
             return
         if not (begun.sampler_pass.finished and begun.sampler_pass.abandoned):
             warn(

@@ -189,7 +189,7 @@ def _why_to_set(caller: Caller) -> str:
             "and nothing around FlowDataset; or call its set_epoch(epoch) before every epoch "
             "(the Trainer: add flowdata.frameworks.trainer.FlowCallback to the callbacks)"
         )
-    if data_ranks() > 1:
+    if data_ranks(run_size()) > 1:
         return (
             "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
             "each counts its own passes: call its set_epoch(epoch) before every epoch"

@@ -25,12 +25,11 @@ def run_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def data_ranks() -> int:
-    """Ranks of this run that are given different data: those that share a model count as one.
+def data_ranks(ranks: int) -> int:
+    """Of so many ranks, those that are given different data: those that share a model are one.
 
     It may take a tenth of a second on several ranks, so it is asked for before a warning only.
     """
-    ranks = run_size()
     shared = 1
     if ranks > 1:
         # What is named in another way in another release is not found.

@@ -76,7 +76,7 @@ class SamplerGuard:
             )
         unsplit = not caller.splits_draws and replicas == 1 and can_see_splits()
         # Ranks that share a model are to have the same draws.
-        if unsplit and data_ranks() > 1:
+        if unsplit and data_ranks(group_size()) > 1:
             warn(
                 f"FlowSampler gives each of the {group_size()} ranks all draws, and nothing "
                 "splits them here: use DistributedFlowSampler(weights), which gives each rank its "

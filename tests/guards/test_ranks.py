@@ -56,23 +56,23 @@ APART = {
 @pytest.mark.parametrize("name", SHARED)
 def test_ranks_along_a_model_parallel_dimension_share_their_data(four_ranks, name):
     mesh(*SHARED[name])
-    assert (group_size(), run_size(), data_ranks()) == (4, 4, EXPECTED[name])
+    assert (group_size(), run_size(), data_ranks(4)) == (4, 4, EXPECTED[name])
 
 
 @pytest.mark.parametrize("dims", APART.values(), ids=APART)
 def test_ranks_along_other_dimensions_have_data_of_their_own(four_ranks, dims):
     mesh(*dims)
-    assert data_ranks() == 4
+    assert data_ranks(4) == 4
 
 
 def test_without_a_mesh_every_rank_has_data_of_its_own(four_ranks):
-    assert data_ranks() == 4
+    assert data_ranks(4) == 4
 
 
 def test_a_model_that_was_loaded_in_parallel_tells_its_ranks(four_ranks):
     model = torch.nn.Linear(1, 1)
     vars(model)["_tp_size"] = 2
-    assert data_ranks() == 2
+    assert data_ranks(4) == 2
 
 
 def test_what_accelerate_was_told_counts(four_ranks, monkeypatch):
@@ -83,9 +83,9 @@ def test_what_accelerate_was_told_counts(four_ranks, monkeypatch):
         AcceleratorState=lambda: types.SimpleNamespace(parallelism_config=config),
     )
     monkeypatch.setitem(sys.modules, "accelerate.state", state)
-    assert data_ranks() == 2
+    assert data_ranks(4) == 2
     monkeypatch.setitem(sys.modules, "accelerate.state", types.SimpleNamespace())
-    assert data_ranks() == 4
+    assert data_ranks(4) == 4
 
 
 @pytest.mark.parametrize("dims", [SHARED["tp"], SHARED["pipeline and tensor"]])

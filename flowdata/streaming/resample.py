@@ -1,6 +1,9 @@
 """resample: a stage that drops and repeats raw samples in a WebDataset pipeline."""
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any
 
@@ -9,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.errors import MismatchError
+from flowdata.errors import MismatchError, warn
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.table.shard_index import plain_keys
@@ -31,8 +34,8 @@ class resample:
     How often a sample comes is a pure function of (seed, epoch, weights): it does not depend on
     the worker or rank that reads its shard. But ranks get different numbers of samples;
     `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
-    is the next epoch, unless `set_epoch` names one. Memory is 8 bytes a row, and the keys of
-    the 8 shards that came last.
+    is the next epoch, unless `set_epoch` names one: pipelines that share a stage take turns.
+    Memory is 8 bytes a row, and the keys of the 8 shards that came last.
 
     Args:
         table: a loss table of the shards, or their index, or the path of a loss table.
@@ -63,6 +66,8 @@ class resample:
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
         self._epochs = SharedEpochs(self._plan.seed)
+        # By process, as a worker that is forked is told of passes that it does not make.
+        self._passes: Counter[int] = Counter()
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` that of the next pass, in worker processes too."""
@@ -70,6 +75,25 @@ class resample:
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The samples that are drawn, each copy a dict of its own."""
+        with self._alone():
+            yield from self._drawn(samples)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Warn of a pass that begins while another one is under way in this process."""
+        process = os.getpid()
+        self._passes[process] += 1
+        if self._passes[process] > 1:
+            warn(
+                "two pipelines, or two passes of one, use a resample stage at once, and so draw "
+                "different epochs: give each pipeline a stage of its own, flowdata.resample(...)"
+            )
+        try:
+            yield
+        finally:
+            self._passes[process] -= 1
+
+    def _drawn(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         epoch = self._epochs.begin()
         self._plan = self._plan.at_epoch(epoch)
         counts = self._plan.counts().astype(np.int32)

@@ -12,7 +12,7 @@ from shard_files import name_of, names, planned, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
-from flowdata import LossTable, MismatchError, resample
+from flowdata import FlowDataWarning, LossTable, MismatchError, resample
 from flowdata.streaming import resample as resample_module
 from flowdata.tar.indexing import index_shards
 
@@ -175,3 +175,18 @@ def test_the_file_of_an_index_does_with_weights(urls, table, tmp_path):
     table.index.save(tmp_path / "index.parquet")
     stage = resample(tmp_path / "index.parquet", table.weights(), **OPTIONS)
     assert names_of(pipeline(urls, stage)) == planned(table, **OPTIONS)
+
+
+def test_pipelines_that_use_one_stage_at_once_are_warned_and_with_their_own_draw_the_same(
+    urls, table
+):
+    dataset = pipeline(urls, resample(table, **OPTIONS))
+    one, other = dataset.map(name_of), dataset.map(name_of)
+    with pytest.warns(FlowDataWarning, match="two pipelines, .* a stage of its own"):
+        pairs = list(zip(one, other, strict=False))
+    assert any(first != second for first, second in pairs)
+    # One after the other they take turns, also where one is left early.
+    next(iter(one))
+    assert names_of(pipeline(urls, dataset.pipeline[-1])) == planned(table, epoch=3, **OPTIONS)
+    own = [pipeline(urls, resample(table, **OPTIONS)).map(name_of) for _ in range(2)]
+    assert all(first == second for first, second in zip(*own, strict=True))

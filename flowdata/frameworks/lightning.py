@@ -171,18 +171,18 @@ class FlowCallback(Callback):
             for loader in self._loaders
             for source in sources_of(loader)
         }
-        found = {id(source): (source, None) for source in self._given} | found
-        if not found and not overfits(trainer):
+        if not found and overfits(trainer):
+            warn(
+                f"Trainer(overfit_batches={overfits(trainer)}) has replaced the sampler by one "
+                "that reads rows in order: no weights count in this run"
+            )
+        elif not (found or self._given):
             raise ValueError(
                 "the Trainer draws from no FlowSampler, FlowDataset or FlowShards that can be "
                 "found: give its DataLoader sampler=DistributedFlowSampler(weights), or, where "
                 "something of your own stands around what is drawn from, FlowCallback(sampler)"
             )
-        if not found:
-            warn(
-                f"Trainer(overfit_batches={overfits(trainer)}) has replaced the sampler by one "
-                "that reads rows in order: no weights count in this run"
-            )
+        found = {id(source): (source, None) for source in self._given} | found
         feeds = [_feed(trainer, source, loader) for source, loader in found.values()]
         self._datasets = [feed for feed in feeds if isinstance(feed.source, FlowDataset)]
         self._feeds = [feed for feed in feeds if not isinstance(feed.source, FlowDataset)]

@@ -168,8 +168,9 @@ def _skips_batches(loader: Any) -> bool:
     """
     batches = getattr(loader, "batch_sampler", None)
     state = getattr(getattr(loader, "base_dataloader", None), "next_iter_state", None)
-    # A batch sampler that has a state of its own leads to the epoch that was saved.
-    skips = state is not None and not _has_state(batches)
+    # torchdata's own batch sampler, whose iterator has a state, leads to the epoch that was saved.
+    has_state = _has_state(batches) or type(batches).__module__.startswith(_STATEFUL)
+    skips = state is not None and not has_state
     return skips or any(getattr(part, "skip_batches", 0) for part in (loader, batches))
 
 

@@ -2,7 +2,17 @@
 
 import pytest
 from lightning.pytorch import Callback
-from lightning_runs import BATCH, BATCHES, DATA, ROWS, Reading, fit, planned, sampler
+from lightning_runs import (
+    BATCH,
+    BATCHES,
+    DATA,
+    ROWS,
+    Reading,
+    fit,
+    make_trainer,
+    planned,
+    sampler,
+)
 from torch.utils.data import BatchSampler, DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import BatchSampler as StatefulBatchSampler
@@ -85,7 +95,22 @@ def test_a_checkpoint_of_any_hook_leads_to_the_batches_that_were_not_trained_on(
     assert drawn == ({EPOCH: left} if left else {}) | {2: planned(2)}
 
 
-def bulk(**options):
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_end"])
+def test_a_checkpoint_of_a_validation_between_batches_leads_to_those_after_it(tmp_path, hook):
+    save = Save(hook, tmp_path / "a.ckpt")
+    fit(save, FlowCallback(), module=Validated(), val_check_interval=2)
+    drawn = fit(module=Validated(), ckpt_path=save.path, val_check_interval=2).epochs()
+    assert drawn == {EPOCH: planned(EPOCH)[2 * BATCH :]}
+
+
+def test_a_checkpoint_that_is_saved_after_training_leads_to_the_next_epoch(tmp_path):
+    trainer, module = make_trainer(FlowCallback()), Reading()
+    trainer.fit(module)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert fit(ckpt_path=tmp_path / "a.ckpt", max_epochs=3).epochs() == {2: planned(2)}
+
+
+def bulk():
     return DataLoader(DATA, sampler=BatchSampler(sampler(), BATCH, False), batch_size=None)
 
 

@@ -174,6 +174,13 @@ def test_overfitting_goes_over_the_same_batches_and_says_where_weights_do_not_co
     assert drawn == dict.fromkeys(range(3), drawn[0])
 
 
+def test_overfitting_says_so_too_where_the_callback_was_given_what_is_drawn_from():
+    draws = sampler()
+    loader = DataLoader(DATA, BATCH, sampler=draws)
+    with pytest.warns(FlowDataWarning, match="no weights count"):
+        fit(FlowCallback(draws), loader=loader, overfit_batches=1)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

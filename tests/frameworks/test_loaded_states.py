@@ -7,7 +7,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchdata.nodes import Batcher, Loader
@@ -153,6 +153,20 @@ def test_the_state_of_a_stateful_loader_inside_fabric_is_followed_by_the_next_ep
     inner.load_state_dict(first.state_dict())
     outer = fabric.setup_dataloaders(inner)
     assert [rows(outer), rows(outer)] == [planned(1)[8:], planned(2)]
+
+
+def test_a_stateful_loader_that_accelerate_prepared_goes_on_in_the_same_process():
+    config = DataLoaderConfiguration(use_stateful_dataloader=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=config)
+    loader = accelerator.prepare(StatefulDataLoader(range(ROWS), BATCH, sampler=make()))
+    drawn, state = [], {}
+    for step, batch in enumerate(loader):
+        drawn += batch.tolist()
+        if step == 2:
+            state = loader.state_dict()
+    assert drawn == planned(0)
+    loader.load_state_dict(state)
+    assert [rows(loader), rows(loader)] == [planned(0)[3 * BATCH :], planned(1)]
 
 
 def test_a_data_set_of_draws_goes_on_in_the_epoch_of_its_state_under_accelerate():

@@ -26,6 +26,7 @@ SILENCE = 60.0
 _STAY = 5.0
 _IDLE, _BUSY = 0.5, 0.02
 _MOST_TEXT = 500
+_TAKES_PLACE, _GIVEN_UP = "takes place", "given up"
 
 
 class Store(Protocol):
@@ -41,6 +42,10 @@ class Store(Protocol):
 
     def add(self, key: str, amount: int) -> int:
         """Count, and read the count."""
+        ...
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        """Write a value if the one that is there is expected, none is ""; read what is there."""
         ...
 
     def check(self, keys: list[str]) -> bool:
@@ -86,7 +91,8 @@ class RankWatch:
         self._wake = threading.Event()
         self._stopped = False
         self._rounds = 0
-        self._arrived = self._announced = self._met = 0
+        # Numbers of meetings: this rank came to, has said so, were decided, and took place.
+        self._arrived = self._announced = self._decided = self._met = 0
         self._own_error: str | None = None
         self._failure: str | None = None
         self._noticed_by_all = False
@@ -124,7 +130,7 @@ class RankWatch:
         """
         self._arrived += 1
         self._wake.set()
-        if not self._wait(lambda: self._met == self._arrived or self._failure is not None):
+        if not self._wait(lambda: self._decided == self._arrived):
             raise FlowDataError(
                 "the store of torch.distributed does not answer: the process that holds it, rank "
                 f"0 or the launcher, has hung. {_GOES_ON}"
@@ -176,40 +182,53 @@ class RankWatch:
                 )
                 return
             self._rounds += 1
-            waits = self._arrived > self._met or self._own_error or self._failure
+            waits = self._arrived > self._decided or self._own_error or self._failure
             short = waits and time.monotonic() - started < 60
             self._wake.wait(_BUSY if short else _IDLE)
             self._wake.clear()
 
     def _look(self) -> None:
-        self._announce()
-        if self._failure is None:
-            if self._store.check([self._key("error")]):
-                self._failure = json.loads(self._store.get(self._key("error")))
-                self._store.add(self._key("noticed"), 1)
-            elif self._own_error is not None:
-                self._tell(self._own_error)
-            elif time.monotonic() - self._beat_at >= min(_BEAT, self._timeout / 4):
-                self._beat()
-        elif not self._noticed_by_all:
+        if self._failure is None and self._store.check([self._key("error")]):
+            self._failure = json.loads(self._store.get(self._key("error")))
+            self._store.add(self._key("noticed"), 1)
+        elif self._failure is None and self._own_error is not None:
+            self._tell(self._own_error)
+        if self._decided < self._arrived:
+            self._decide()
+        if self._failure is None and time.monotonic() - self._beat_at >= min(
+            _BEAT, self._timeout / 4
+        ):
+            self._beat()
+        elif self._failure is not None and not self._noticed_by_all:
             self._noticed_by_all = self._store.add(self._key("noticed"), 0) >= self._size
+
+    def _decide(self) -> None:
+        """Say that this rank has arrived, and see whether the meeting takes place.
+
+        That is decided once for all, by who sets the key: no rank goes on to an exchange with
+        one that has given up waiting.
+        """
+        decision = self._key(f"meeting/{self._arrived}")
+        if self._announced < self._arrived and self._failure is None:
+            self._announced = self._arrived
+            if self._store.add(self._key(f"arrived/{self._arrived}"), 1) == self._size:
+                self._store.compare_set(decision, "", _TAKES_PLACE)
+        if self._failure is not None:
+            found = self._store.compare_set(decision, "", _GIVEN_UP).decode()
+        elif self._store.check([decision]):
+            found = self._store.get(decision).decode()
+        else:
+            return
+        if found == _TAKES_PLACE:
+            self._met = self._arrived
+        if found == _TAKES_PLACE or self._failure is not None:
+            self._decided = self._arrived
 
     def _key(self, what: str) -> str:
         return f"flowdata/{self._name}/{what}"
 
     def _tell(self, error: str) -> None:
         self._store.set(self._key("error"), json.dumps(error))
-
-    def _announce(self) -> None:
-        """Say that this rank has arrived, and see whether all have."""
-        if self._announced < self._arrived:
-            self._announced = self._arrived
-            if self._store.add(self._key(f"arrived/{self._announced}"), 1) == self._size:
-                self._store.set(self._key(f"all arrived/{self._announced}"), "")
-        if self._met < self._announced and self._store.check(
-            [self._key(f"all arrived/{self._announced}")]
-        ):
-            self._met = self._announced
 
     def _beat(self) -> None:
         """Give a sign of life, and look for that of the next rank."""

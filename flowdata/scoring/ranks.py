@@ -18,7 +18,7 @@ RANK_TIMEOUT = 600.0
 """Seconds after which a rank that does not come or does not get on is given up."""
 
 # All ranks are there when they exchange values, but these may be many.
-_EXCHANGE_TIMEOUT = timedelta(hours=1)
+_EXCHANGE_TIMEOUT = timedelta(minutes=30)
 _PASS_TIMEOUT = timedelta(days=30)
 
 # All ranks make the same calls in the same order, so that each knows the number of a pass.

@@ -29,7 +29,7 @@ RETRY_WAITS = (0.1, 0.4)
 # "PAR1", an empty footer, its length, "PAR1".
 _SMALLEST = 12
 # Values are decoded so many rows at a time: a row count that is not true is found out early.
-_BATCH_ROWS = 1 << 20
+_BATCH_ROWS = 1 << 18
 _MOST_METADATA = 1 << 20
 _MOST_METADATA_OF_ROW = 1 << 12
 _MOST_FOOTER = 1 << 21
@@ -205,7 +205,9 @@ def open_parquet(path: str | PathLike[str], *, what: str, remedy: str) -> Iterat
         with (
             _open_source(local_path(path, what), what) as source,
             # Neither mapped, since a disk that fails would end the process, nor read ahead.
-            pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file,
+            pq.ParquetFile(
+                source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20
+            ) as file,
         ):
             yield ParquetColumns(file, path, remedy)
     except FlowDataError:

@@ -247,3 +247,36 @@ def test_rows_are_numbered_once():
 def test_rows_that_are_packed_or_moved_without_numbers_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting}=True"):
         draw_from(given(rows_of_numbers(), **{setting: True}), WEIGHTS)
+
+
+@pytest.mark.slow
+def test_prompts_that_are_generated_from_are_drawn_by_weight(tmp_path):
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = frameworks_language.make_tokenizer()
+    tokenizer.padding_side = "left"
+    seen = []
+    trainer = GRPOTrainer(
+        frameworks_language.make_model(len(tokenizer)).float(),
+        reward_funcs=lambda prompts, **_: seen.extend(prompts) or [0.0] * len(prompts),
+        args=GRPOConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            num_generations=2,
+            per_device_train_batch_size=4,
+            max_completion_length=2,
+            num_train_epochs=2,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_dict({"prompt": [f"row{row} and" for row in range(8)]}),
+        processing_class=tokenizer,
+    )
+    assert trainer.args.shuffle_dataset
+    drawn = draw_from(trainer, WEIGHTS[:8], seed=0)
+    trainer.train()
+    rows = [int(text.split()[0].removeprefix("row")) for text in seen]
+    for epoch in range(2):
+        generated = rows[16 * epoch : 16 * (epoch + 1)]
+        assert sorted(generated) == sorted(2 * drawn.plan.at_epoch(epoch)[:].tolist())

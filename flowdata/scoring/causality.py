@@ -12,6 +12,10 @@ _TRIALS = 3
 _LEAST_SHARE = 0.2
 
 
+class NotCausalError(TypeError):
+    """A model that reads what it shall predict."""
+
+
 def require_causal(
     model: nn.Module,
     logits_of: Callable[[Tensor], Tensor],
@@ -33,14 +37,17 @@ def require_causal(
         text_alone: whether the model takes ids alone; nothing is said of one that does not.
 
     Raises:
-        TypeError: for a model that reads the tokens it shall predict.
+        NotCausalError: for a model that reads the tokens it shall predict.
     """
     # Up to a scored token: a prompt may well be read both ways, by a model that says so.
     row = int((labels[:, 1:] >= 0).any(dim=1).int().argmax())
     scored = (labels[row, 1:] >= 0).nonzero()[:, 0] + 1
     others, ids = torch.unique(ids), ids[row]
-    if not len(scored) or len(others) < 2:
+    if not len(scored):
         return
+    if len(others) < 2:
+        # Any other token: that before it, after the first.
+        others = torch.cat([others, (others - 1).abs()])
     last = int(scored[scored < max(_MOST_TOKENS, int(scored[0]) + 1)].max())
     ids = ids[max(last + 1 - _MOST_TOKENS, 0) : last + 1]
     last = len(ids) - 1
@@ -65,7 +72,7 @@ def require_causal(
         return
     if _is_quantized(model):
         return
-    raise TypeError(
+    raise NotCausalError(
         f"{type(model).__name__} is no causal language model: the prediction of a token changes "
         "with that token, which it reads. Score with a causal one, or, if it predicts masked "
         "tokens, by its own loss: rows with masked input_ids and their labels, and "
@@ -77,10 +84,10 @@ def require_decoder_only(model: nn.Module) -> None:
     """Refuse an encoder-decoder model, whose encoder would read the response.
 
     Raises:
-        TypeError: for such a model.
+        NotCausalError: for such a model.
     """
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
-        raise TypeError(
+        raise NotCausalError(
             f"{type(model).__name__} is an encoder-decoder model, no causal one: its encoder would "
             "read the response that it shall predict. Score it by its own loss, "
             "loss=function(model, batch) -> losses, with the prompt as input_ids and the response "

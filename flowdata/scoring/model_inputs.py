@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowdata.scoring.causality import NotCausalError
 from flowdata.scoring.inference import out_of_memory
 from flowdata.scoring.token_rows import IGNORED, MEDIA, Tokens
 
@@ -83,7 +84,7 @@ class ModelInputs:
                 found = forward(self._to_device(forms[number]))
             # What a model raises for a shape, a type or a value is up to its code.
             except Exception as error:
-                if out_of_memory(error):
+                if out_of_memory(error) or isinstance(error, NotCausalError):
                     raise
                 reason = reason or error
                 continue

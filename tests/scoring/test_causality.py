@@ -92,6 +92,24 @@ def test_a_masked_model_is_refused_with_other_columns_too():
 
 
 @pytest.mark.parametrize(
+    ("ids", "labels"),
+    [
+        ([5] * 9, [5] * 9),
+        ([0] * 9, [0] * 9),
+        ([5, 6], [-100, 6]),
+        ([5, 6, 7, 8], [-100, 6, -100, -100]),
+        ([5, 6, 7, 8], [-100, -100, -100, 8]),
+    ],
+)
+def test_a_few_tokens_tell_a_masked_model_from_a_causal_one(ids, labels):
+    rows = [{"input_ids": [5, 6], "labels": [-100, -100]}, {"input_ids": ids, "labels": labels}]
+    options = {"on_invalid": "drop", "progress": False}
+    assert score(made(gpt2), rows, "causal_lm", **options).losses[1] > 0
+    with pytest.raises(TypeError, match="is no causal language model"):
+        score(made(BOTH_WAYS["BERT"]), rows, "causal_lm", **options)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: transformers.BartForConditionalGeneration(

@@ -34,6 +34,8 @@ _STREAM_SHARD = "IterableDatasetShard"
 # The same code comes as `lightning`, `pytorch_lightning` and `lightning_fabric`.
 _FABRIC = ("lightning.fabric.", "lightning_fabric.")
 _WRAPPER = "_DatasetSamplerWrapper"
+# fabric/wrappers.py: names the epoch to the sampler, by its own number of passes.
+_FABRIC_LOADER = "_FabricDataLoader.__iter__"
 _WRAPPER_MODULE = "utilities.distributed"
 _FIT_LOOP = "_FitLoop."
 # pytorch/tuner: tries learning rates and batch sizes with other callbacks than the trainer's.
@@ -67,6 +69,8 @@ class Caller:
     """A loader of accelerate is being built, whose workers may start at once."""
     accelerate_skips: bool = False
     """That loader leaves out what a run before this one has trained on."""
+    fabric_iterates: bool = False
+    """A loader that Lightning's Fabric has set up begins a pass."""
     lightning_fits: bool = False
     """A Lightning trainer is running, without FlowCallback."""
     callback_sets_epoch: bool = False
@@ -199,6 +203,7 @@ def _inspect_lightning(caller: Caller, module: str, function: str, frame: FrameT
     if module.startswith(_FABRIC):
         if function.startswith(f"{_WRAPPER}."):
             caller.splits_draws = "Lightning"
+        caller.fabric_iterates |= function == _FABRIC_LOADER
     elif function.startswith(_FIT_LOOP):
         loop: Any = frame.f_locals["self"]
         trainer = loop.trainer

@@ -34,6 +34,12 @@ class SetEpochs:
         """
         caller = find_caller()
         named = epoch if named is None else named
+        if caller.fabric_iterates and drawn == epoch:
+            warn(
+                f"Fabric's loader draws epoch {epoch} a second time, because each loader that "
+                "Fabric sets up counts its passes from 0: set one up for all epochs, or call "
+                "sampler.set_epoch(epoch) before each"
+            )
         if not caller.accelerate_iterates:
             self.last, self.was_loaded = epoch, False
         elif drawn is None and self.last not in (None, named):

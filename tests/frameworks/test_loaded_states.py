@@ -126,6 +126,17 @@ def test_a_loader_that_nobody_told_of_an_epoch_counts_from_the_first(prepare):
     assert [rows(loader) for _ in range(2)] == [planned(0), planned(1)]
 
 
+@pytest.mark.guard
+@pytest.mark.parametrize("prepare", [fabric_loader, accelerate_loader])
+def test_a_loader_that_is_made_anew_for_each_epoch_warns_unless_the_loop_names_it(prepare):
+    sampler = make()
+    rows(prepare(sampler))
+    with pytest.warns(FlowDataWarning, match="draws epoch 0 a second time"):
+        assert rows(prepare(sampler)) == planned(0)
+    sampler.set_epoch(1)
+    assert rows(prepare(sampler)) == planned(1)
+
+
 @pytest.mark.usefixtures("advice_is_allowed")
 def test_what_is_drawn_does_not_depend_on_the_switch_of_guards():
     guards.off()

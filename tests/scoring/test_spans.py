@@ -100,3 +100,16 @@ def test_trimmed_offsets_make_no_difference(name, contents):
     for columns in ({"messages": "m"}, {"prompt": "q", "response": "a"}, {"text": "a"}):
         trimmed = read(family(name), row, **columns)
         assert trimmed == read(family(name.replace(", trimmed", "")), row, **columns)
+
+
+@pytest.mark.parametrize("name", ["words", "word piece"])
+def test_an_unknown_word_that_begins_in_the_prompt_is_scored(name):
+    # The prompt alone is an unknown word too, of the same token.
+    tokenizer = family(name)
+    ids, scored = read(
+        tokenizer, {"q": "dog \u4e00\u4e01x", "a": "\u4e02y"}, prompt="q", response="a"
+    )
+    unknown = np.array(ids) == tokenizer.unk_token_id
+    assert unknown.any()
+    last = len(ids) - 1 - int(unknown[::-1].argmax())
+    assert all(scored[last:])

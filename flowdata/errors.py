@@ -1,11 +1,12 @@
 """What flowdata raises and warns, so that callers can catch it by kind."""
 
+import contextlib
 import os
 import sys
 import warnings
 from pathlib import Path
 
-_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+_OWN = (f"{Path(__file__).parent}{os.sep}", contextlib.__file__)
 
 
 class FlowDataError(Exception):
@@ -35,6 +36,7 @@ class FlowDataWarning(UserWarning):
 def warn(message: str) -> None:
     """Warn at the line outside this package from which it was called."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    # contextlib calls what follows a ``with`` of ours.
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, FlowDataWarning, stacklevel=level)

@@ -308,6 +308,10 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return logits.float(), target.to(logits.device)
 
 
+class _BatchError(ValueError, RuntimeError):
+    """A batch that a model does not take. What torch raises of it is a RuntimeError."""
+
+
 def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     try:
         return model(*inputs, **named)
@@ -318,7 +322,7 @@ def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
         # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
         lists = any(isinstance(value, list) for value in (*inputs, *named.values()))
         advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
-        raise ValueError(
+        raise _BatchError(
             f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"
         ) from error
 

@@ -149,12 +149,15 @@ class StreamOrder:
             done: draws of each worker, the same on all ranks.
             segment: number of the segment of the epoch that was run so.
         """
+        own = layout.per_rank(len(slots))
+        if sum(done) >= own:
+            return _as_array(slots[own * layout.ranks :])
         # Each worker's draws come out mixed within windows, so what is left is no run of slots.
         open_ = np.ones(len(slots), dtype=np.bool_)
         for rank in range(layout.ranks):
-            for worker, count in enumerate(done):
+            for worker in np.flatnonzero(done).tolist():
                 share = share_of(slots, layout, rank, worker)
-                drawn = self._first_drawn(share, (segment, rank, worker), count)
+                drawn = self._first_drawn(share, (segment, rank, worker), done[worker])
                 open_[_indices_of(slots, drawn)] = False
         return _as_array(slots)[open_]
 

@@ -278,3 +278,20 @@ def test_a_position_beyond_the_epoch_is_refused(make):
     assert unknown.state_dict(position=100)["epoch"] == 1
     with pytest.raises(ValueError, match="is beyond epoch 0, which has 60 draws"):
         unknown.state_dict(position=121)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"ranks": 2**20, "done": 1},
+        {"ranks": 30, "workers": 256, "done": 1},
+        {"ranks": 1, "workers": 256, "batch": 2**62, "done": 59},
+        {"ranks": 59, "workers": 256, "batch": 1, "done": 1},
+    ],
+    ids=str,
+)
+def test_a_division_that_no_run_has_takes_no_longer_than_its_draws(make, states, layout):
+    older = without(states["begun"][0], ("check",))
+    older["stretches"][0] |= layout
+    with hanging_is_a_failure():
+        assert len(list(make(older))) <= 60

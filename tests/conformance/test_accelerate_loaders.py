@@ -30,6 +30,7 @@ from flowdata import EpochPlan, FlowDataset, FlowSampler
 
 ROWS, SEED = 16, 3
 DOORS = ["sampler", "data set"]
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 KINDS = [DataLoaderShard, DataLoaderDispatcher]
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
@@ -206,7 +207,7 @@ def test_loaders_stay_of_the_classes_that_they_are_of(kind):
         assert kind is SkipDataLoader or isinstance(made, DataLoaderStateMixin)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("door", DOORS)
 def test_a_state_in_the_middle_of_a_pass_leads_to_the_rest_of_it(door, kind, workers):
@@ -225,7 +226,7 @@ def test_a_state_in_the_middle_of_a_pass_leads_to_the_rest_of_it(door, kind, wor
     assert lists(resumed) == seen[2:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_states_are_those_of_torchdata_whichever_loader_takes_them(workers):
     def begin(kind, **options):
         made = loader(

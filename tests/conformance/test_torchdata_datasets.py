@@ -4,7 +4,6 @@ The assertions are those of torchdata's test/stateful_dataloader/test_state_dict
 data sets, in our words; README.md lists what does not apply.
 """
 
-import itertools
 import json
 
 import numpy as np
@@ -17,7 +16,7 @@ from flowdata import FlowDataset
 
 ROWS, SEED = 30, 1
 WEIGHTS = np.random.default_rng(2).random(ROWS)
-WORKERS = [0, 2]
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
 
 
@@ -116,6 +115,7 @@ def test_a_new_loader_goes_on_where_the_state_of_another_was_taken(
     assert list(resumed) == left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, 5])
 @pytest.mark.parametrize("taken", [0, 1, 4])
 def test_states_that_are_taken_every_few_steps_lead_to_the_same(taken, every):
@@ -166,9 +166,9 @@ def test_a_state_before_the_first_batch_leads_to_all_of_them_again(workers, pers
     assert list(loader) == expected
 
 
-@pytest.mark.parametrize(
-    ("persistent", "workers", "every"), list(itertools.product([False, True], WORKERS, [1, 15]))
-)
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("every", [1, 15])
 def test_an_interrupted_pass_is_the_same_again_from_its_first_state(persistent, workers, every):
     loader = StatefulDataLoader(
         drawn_from(shuffle=True),
@@ -188,6 +188,7 @@ def test_an_interrupted_pass_is_the_same_again_from_its_first_state(persistent, 
     assert list(loader) == seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch_size", [None, 4])
 @pytest.mark.parametrize("persistent", [True, False])

@@ -20,10 +20,12 @@ LOADERS = [
     pytest.param(DataLoader, SINGLE, id="one process"),
     pytest.param(DataLoader, FORKED, id="workers"),
     pytest.param(DataLoader, FORKED | {"persistent_workers": True}, id="persistent workers"),
-    pytest.param(DataLoader, FORKED | {"prefetch_factor": 1}, id="little prefetching"),
+    pytest.param(
+        DataLoader, FORKED | {"prefetch_factor": 1}, id="little prefetching", marks=pytest.mark.slow
+    ),
     pytest.param(DataLoader, SPAWNED, id="spawned workers", marks=pytest.mark.slow),
     pytest.param(StatefulDataLoader, SINGLE, id="torchdata"),
-    pytest.param(StatefulDataLoader, FORKED, id="torchdata, workers"),
+    pytest.param(StatefulDataLoader, FORKED, id="torchdata, workers", marks=pytest.mark.slow),
 ]
 QUICK = [*LOADERS[:3], LOADERS[5]]
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")

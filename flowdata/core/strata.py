@@ -7,6 +7,7 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.arrays import as_array
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import MismatchError
 
@@ -41,7 +42,9 @@ class Strata:
     levels: int = 5
 
     def __post_init__(self) -> None:
-        groups = np.asarray(self.groups)
+        # A copy, as of losses: what is drawn and its fingerprint are made of it at other times.
+        groups = np.array(as_array(self.groups))
+        groups.flags.writeable = False
         if groups.ndim != 1 or groups.dtype.kind not in "iub":
             raise ValueError(
                 f"groups must be n integers, one for each row, got {groups.dtype} of shape "

@@ -29,6 +29,7 @@ _FIRST_BATCHES, _EVERY = 4, 64
 _MOST_KNOWN = 4096
 """Labels of which it is kept what they become; for more, some rows of each batch are checked."""
 _TOLERANCE = 1e-5
+_SHOWN = 8
 
 _MOVES = (
     "moves, leaves out or repeats some, so that the weights of the items are not those of the "
@@ -69,6 +70,8 @@ class CollatedRows:
         """
         self._batches += 1
         for number, target in enumerate(targets):
+            if target.layout != torch.strided:
+                target = target.to_dense()
             given = own if number == 0 else None
             agrees = [False] * len(items) if given is None else _agreeing(given, target)
             unknown = [row for row, known in enumerate(agrees) if not known]
@@ -117,15 +120,17 @@ class CollatedRows:
                 if batch is None:
                     return None
                 alone = self._find_targets(batch)[number][0]
+                alone = alone if alone.layout == torch.strided else alone.to_dense()
                 if _same(alone, found):
                     return alone
                 if trials and not _same(alone, trials[0]):
                     return None
                 trials.append(alone)
         raise UnweightedLossError(
-            f"row {row} of the batch that your collate_fn made has the target {_shown(found)}, but "
-            f"its item alone becomes {_shown(trials[0])}: the collate_fn mixes rows (mixup, "
-            f"cutmix), or {_MOVES}, and mix inputs and targets in the loop"
+            f"row {row} of the batch that your collate_fn made has the target "
+            f"{_shown(found, trials[0])}, but its item alone becomes {_shown(trials[0], found)}: "
+            "the collate_fn mixes rows (mixup, cutmix, a mean of the batch), or "
+            f"{_MOVES}, and mix inputs and targets in the loop"
         )
 
     def _collated_alone(self, item: Any, rows: int) -> Any:
@@ -296,10 +301,14 @@ def _numbers_rows(target: Tensor) -> bool:
     return target.shape == (n, n) and torch.equal(target, torch.eye(n, dtype=target.dtype))
 
 
-def _shown(row: Tensor) -> str:
-    values = row.flatten()
-    more = ", ..." if values.numel() > 8 else ""
-    return str([round(value, 4) for value in values[:8].tolist()])[:-1] + more + "]"
+def _shown(row: Tensor, other: Tensor) -> str:
+    """Some values of a row, from the first on that another has not."""
+    values, start = row.cpu().flatten(), 0
+    if row.shape == other.shape:
+        start = int((values != other.cpu().flatten()).int().argmax())
+    some = [round(value, 4) for value in values[start : start + _SHOWN].tolist()]
+    before, after = "..., " * (start > 0), ", ..." * (start + _SHOWN < values.numel())
+    return f"[{before}{str(some)[1:-1]}{after}]"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from flowdata import (
     FlowWeights,
     InvalidLossError,
     LossTable,
+    Strata,
 )
 from flowdata.core.weights import as_weights
 
@@ -90,6 +91,25 @@ def test_weights_of_a_table_stay_as_they_are_when_the_losses_it_was_made_from_ch
             made.power(0.5).values.tolist()
             == FlowWeights.from_losses(np.array(VALUES, np.float32)).power(0.5).values.tolist()
         )
+
+
+def test_strata_stay_as_they_are_when_the_memory_of_their_groups_changes():
+    groups = np.array([0, 1, 0, 1])
+    made = {
+        "array": groups,
+        "series": pd.Series([0, 1, 0, 1]),
+        "tensor": torch.tensor([0, 1, 0, 1]),
+        "column": datasets.Dataset.from_dict({"label": [0, 1, 0, 1]})["label"],
+    }
+    strata = {name: Strata(values, batch_size=2) for name, values in made.items()}
+    groups[:] = 0
+    made["tensor"][:] = 0
+    made["series"].iloc[:] = 0
+    expected = Strata([0, 1, 0, 1], batch_size=2)
+    for found in strata.values():
+        assert found.fingerprint == expected.fingerprint
+        weights = FlowWeights.from_weights(VALUES)
+        assert found.codes(weights).tolist() == expected.codes(weights).tolist()
 
 
 MASK = [True, False, True, True]

@@ -34,7 +34,7 @@ class SharedArray:
 
     def __setstate__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
-        if not tensor.is_shared():
+        if not tensor.is_shared():  # type: ignore[no-untyped-call]
             self._tensor = _shared_zeros(len(tensor), tensor.dtype)
             self._tensor.numpy()[:] = tensor.numpy()
         self.values = self._tensor.numpy()
@@ -46,5 +46,7 @@ def _shared_zeros(length: int, dtype: torch.dtype) -> torch.Tensor:
     if allocate is None:
         zeros = torch.zeros(length, dtype=dtype)
         return zeros.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
-    storage = allocate(length * dtype.itemsize)
-    return torch.tensor([], dtype=dtype).set_(storage, 0, (length,))
+    # `set_` has no type for a storage that is untyped.
+    empty: Any = torch.tensor([], dtype=dtype)
+    shared: torch.Tensor = empty.set_(allocate(length * dtype.itemsize), 0, (length,))
+    return shared

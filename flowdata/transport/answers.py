@@ -17,7 +17,7 @@ _RANGE = re.compile(r"bytes +(?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.IGN
 _PART_RANGE = re.compile(rb"\r\ncontent-range: *([^\r\n]+)", re.IGNORECASE)
 _BOUNDARY = re.compile(r'boundary="?([^";]+)', re.IGNORECASE)
 _DIGITS = re.compile(r"\d{1,18}")
-_ENCODINGS = ("", "identity", "gzip", "x-gzip")
+_PACKED = frozenset({"br", "compress", "dcb", "dcz", "deflate", "x-compress", "zstd"})
 
 
 def content_range(text: str) -> tuple[int, int, int]:
@@ -56,11 +56,12 @@ def content_length(headers: Mapping[str, str]) -> int:
 def require_plain(headers: Mapping[str, str]) -> None:
     """Raise for content that was compressed on the way so that nobody here can read it.
 
-    Gzip is passed on as it is: servers call shards that are stored so encoded by it.
+    Gzip is passed on as it is: servers call shards that are stored so encoded by it. So are words
+    that name no compression: object stores keep what an upload said ("aws-chunked", "utf-8").
     """
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding not in _ENCODINGS:
-        raise BadAnswerError(f"an answer has Content-Encoding: {encoding!r}, which nobody asked")
+    text = headers.get("Content-Encoding", "")
+    if _PACKED & {word.strip() for word in text.lower().split(",")}:
+        raise BadAnswerError(f"an answer has Content-Encoding: {text!r}, which nobody asked for")
 
 
 def identity_of(headers: Mapping[str, str], place: str, length: int) -> Identity:
@@ -76,6 +77,8 @@ def refusal(status: int, headers: Mapping[str, str]) -> RefusedError:
     wait = _seconds_to_wait(headers)
     if status == 401:
         hint = '; sign in by Access(headers={"Authorization": ...}), or user:password@ in the URL'
+    elif status == 403:
+        hint = ": permission was denied, or the time is over for which the URL was signed"
     elif status == 416:
         hint = ": it has not the bytes that it should have"
         with contextlib.suppress(BadAnswerError):

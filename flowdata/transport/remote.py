@@ -15,10 +15,14 @@ def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Trans
         ShardError: for one that is not, if asking for that is needed, or for a URL that is none.
     """
     if url.startswith(_HTTP):
+        from urllib3.util import parse_url
+
         from flowdata.transport.http import HttpTransport
 
-        # Each of its answers says what it is of.
         try:
+            if not parse_url(redact(url)).host:
+                raise ValueError("it has no host")
+            # Each of its answers says what it is of.
             return HttpTransport(url, access, expected)
         except ValueError as error:
             raise ShardError(f"{redact(url)} is no URL: {error}") from None

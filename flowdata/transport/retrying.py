@@ -16,7 +16,7 @@ FIRST_WAIT = 0.2
 """Seconds before the first repetition; each of the next waits twice as long."""
 _LONGEST_WAIT = 10.0
 # Texts of libraries have whole URLs in them, which may hold signatures and passwords.
-_SECRETS = re.compile(r"(?<=[\w/])\?[^\s'\"]+|(?<=://)[^/@\s'\"]+(?=@)")
+_SECRETS = re.compile(r"(?<=[\w/])\?[^\s'\"]+|(?<=://)[^/\s'\"]+(?=@)")
 
 
 _of_thread = threading.local()

@@ -67,7 +67,7 @@ def redact(url: str) -> str:
     if url.startswith(PIPE) or not _SCHEME.match(url):
         return url
     bare = url.split("?", 1)[0].split("#", 1)[0]
-    return re.sub(r"://[^/@]*@", "://", bare)
+    return re.sub(r"://[^/]*@", "://", bare)
 
 
 def is_remote(url: str) -> bool:

@@ -258,6 +258,9 @@ MANNERS_THAT_SERVE = {
     "stored as gzip, it says, and is not": lambda request: request.ranged(
         {"Content-Encoding": "gzip"}
     ),
+    "stored as what is no compression": lambda request: request.ranged(
+        {"Content-Encoding": "aws-chunked, utf-8"}
+    ),
     "busy twice": times(lambda request: request.answer(503, {}), 2),
     "busy, wait 0.1 s": asking_to_wait("0.1", 2),
     "busy, wait a nonsense": asking_to_wait("soon", 2),
@@ -328,6 +331,7 @@ MANNERS_THAT_FAIL = {
     "not modified": by_head(status=304, body=lambda content: b""),
     "never satisfiable": by_head(status=416, body=lambda content: b""),
     "an answer in brotli": by_head({"Content-Encoding": "br"}),
+    "an answer in two compressions": by_head({"Content-Encoding": "gzip, ZSTD"}),
     "a loop": lambda request: request.answer(302, {"Location": "/a.tar"}),
     "a redirect to nowhere": lambda request: request.answer(302, {}),
     "a redirect to no URL": lambda request: request.answer(302, {"Location": "http://[::1/a"}),

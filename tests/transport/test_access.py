@@ -104,12 +104,20 @@ def test_access_that_makes_no_sense_is_refused(options):
         "http://127.0.0.1:1/a.tar?sig=secret",
         "nothing://host/a.tar?sig=secret",
         "http://user:secret@[::1/a.tar",
+        "http://user:p@secret@127.0.0.1:1/a.tar",
     ],
 )
 def test_a_url_that_leads_nowhere_is_an_error_without_its_query_or_password(url):
     with pytest.raises(ShardError, match=r"a\.tar") as caught:
         index_shards(url, access=Access(retries=0), progress=False)
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("host", ["[::1", "127.0.0.1:99999", "", "a b", "user:secret@"])
+def test_what_can_never_be_a_host_is_refused_before_it_is_asked(host):
+    with pytest.raises(ShardError, match=r"^http://.*/a\.tar is no URL") as caught:
+        connect(f"http://{host}/a.tar?secret", Access())
+    assert "secret" not in str(caught.value)
 
 
 # File systems

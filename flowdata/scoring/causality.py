@@ -27,7 +27,7 @@ def require_causal(
     """Make sure that the logits before a scored token do not depend on it.
 
     Found out by changing a token, on a few tokens of the first sample that has a label. Nothing is
-    said of models whose quantised activations depend on all tokens of a batch.
+    said of models whose quantised activations depend on all tokens of a batch, or that are random.
 
     Args:
         model: what shall be causal.
@@ -59,18 +59,19 @@ def require_causal(
             raise
         return
     rounding = 16 * torch.finfo(torch.float32).eps * float(as_it_is.abs().max())
-    passed = 0
+    passed, before = 0, 0.0
     for trial in range(_TRIALS):
         # Both are next to each other, so that either is as near to what it moves.
-        before = _moved(as_it_is, logits_of, ids, others, changed=last, seen=last - 1, trial=trial)
+        before = _moved(as_it_is, logits_of, _changed(ids, last, others, trial), last - 1)
         if before <= rounding:
             return
-        after = _moved(as_it_is, logits_of, ids, others, changed=last - 1, seen=last, trial=trial)
+        after = _moved(as_it_is, logits_of, _changed(ids, last - 1, others, trial), last)
         passed += before <= _LEAST_SHARE * after
     # Most of them: one may have met a token with which a model counts positions, as padding.
-    if passed > _TRIALS // 2:
+    if passed > _TRIALS // 2 or _is_quantized(model):
         return
-    if _is_quantized(model):
+    if _moved(as_it_is, logits_of, ids, last - 1) > _LEAST_SHARE * before:
+        # It draws random numbers, and moves without any change.
         return
     raise NotCausalError(
         f"{type(model).__name__} is no causal language model: the prediction of a token changes "
@@ -95,22 +96,20 @@ def require_decoder_only(model: nn.Module) -> None:
         )
 
 
-def _moved(
-    as_it_is: Tensor,
-    logits_of: Callable[[Tensor], Tensor],
-    ids: Tensor,
-    others: Tensor,
-    *,
-    changed: int,
-    seen: int,
-    trial: int,
-) -> float:
-    """How far the logits at one place move when the token at another one is changed."""
-    other = ids.clone()
-    candidates = others[others != ids[changed]]
+def _changed(ids: Tensor, place: int, others: Tensor, trial: int) -> Tensor:
+    """The ids with another token at one place."""
+    changed = ids.clone()
+    candidates = others[others != ids[place]]
     # From the middle: the first are often special.
-    other[changed] = candidates[(trial + 1) * len(candidates) // (_TRIALS + 1)]
-    moved = logits_of(other[None])[0, seen].float() - as_it_is[seen]
+    changed[place] = candidates[(trial + 1) * len(candidates) // (_TRIALS + 1)]
+    return changed
+
+
+def _moved(
+    as_it_is: Tensor, logits_of: Callable[[Tensor], Tensor], ids: Tensor, place: int
+) -> float:
+    """How far the logits of these ids are from what they were at one place."""
+    moved = logits_of(ids[None])[0, place].float() - as_it_is[place]
     # Softmax does not see what is added to all logits alike.
     return float((moved - moved.mean()).square().mean().sqrt())
 

@@ -182,6 +182,17 @@ def test_weights_of_8_bits_raise_no_false_alarm():
     assert (score(model, ROWS, "causal_lm", progress=False).losses > 0).all()
 
 
+@pytest.mark.parametrize("size", [0.1, 10.0])
+def test_a_model_that_draws_random_numbers_raises_no_false_alarm(size):
+    class Random(Plain):
+        def forward(self, ids):
+            logits = super().forward(ids)
+            return logits + size * torch.randn(logits.shape)
+
+    torch.manual_seed(0)
+    assert (score(Random(), ROWS, "causal_lm", progress=False).losses > 0).all()
+
+
 def test_the_loss_of_a_masked_model_is_its_own_by_default():
     model, rows = made(BOTH_WAYS["BERT"]).eval(), []
     for ids in torch.randint(5, VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(1)):

@@ -45,8 +45,7 @@ def _read_turn(number: int, turn: Any, column: str) -> dict[str, Any]:
     where = f"turn {number} in column {column!r}"
     if not isinstance(turn, Mapping):
         raise TypeError(f"a turn of a chat is a dict, got {type(turn).__name__}: {where}")
-    # A column of a table has each key in each turn.
-    read: dict[str, Any] = {key: _plain(item) for key, item in turn.items() if item is not None}
+    read: dict[str, Any] = _plain(turn)
     needed = ("role",) if read.get("tool_calls") else ("role", "content")
     if missing := [key for key in needed if key not in read]:
         raise ValueError(
@@ -74,11 +73,15 @@ def _read_turn(number: int, turn: Any, column: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists in place of arrays, which a template would print."""
+    """A value without arrays, which a template would print, and without keys that have None.
+
+    A column of a table has each key in each turn, part, call and tool; what a template makes of
+    None, such as null or an image, nobody has said. So does trl 1.16, remove_none_values.
+    """
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
@@ -152,8 +155,11 @@ class ChatTemplate:
                 return MarkedText(whole, [span for span, keep in kept if keep], rendered=True)
             if all(speaks):
                 return MarkedText(whole, tagged, rendered=True)
-        if turns[0]["role"] == "assistant":
-            raise ValueError("the chat begins with the assistant: put what it answers before it")
+        if scored[0]:
+            raise ValueError(
+                "the chat begins with the assistant: put what it answers before it, or the weight "
+                "0 into this turn"
+            )
         spans = []
         for number in np.flatnonzero(scored).tolist():
             before = self._render(turns[:number], prompt=True)
@@ -236,7 +242,8 @@ class ChatTemplate:
                 content = mark(number)
             marked.append(turn | {"content": content})
         try:
-            shown = self._render(marked)
+            # A template may change the case of what is said.
+            shown = self._render(marked).lower()
         except ValueError:
             # What is said may have to be of a form, as JSON is.
             return

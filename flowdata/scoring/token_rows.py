@@ -95,9 +95,10 @@ def refuse_weights(row: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the column.
     """
-    for name in _WEIGHTS:
-        value = row.get(name)
-        if _is_number(value) and value != 1:
+    for name in filter(row.__contains__, _WEIGHTS):
+        value = row[name]
+        # NaN is what pandas writes where a row has none.
+        if _is_number(value) and value != 1 and not np.isnan(value):
             raise ValueError(
                 f"the row has {name}={value}, and a loss is that of the model alone: take the "
                 "column out, and multiply the weights by it"
@@ -190,7 +191,8 @@ def _read_inputs(
             )
         if name in accepted:
             inputs[name] = _as_tensor(name, value)
-        elif isinstance(name, str) and name.startswith(MEDIA) and not isinstance(value, str):
+        # A text or a number says something about an image, as a path or an id does.
+        elif isinstance(name, str) and name.startswith(MEDIA) and not _is_scalar(value):
             raise ValueError(
                 f"the row has {name}, which the forward of the model does not take: it would be "
                 "scored without; score with the whole model, or take the column out"
@@ -241,8 +243,12 @@ def _is_per_token(name: str, value: Tensor, length: int) -> bool:
     return value.ndim > 0 and value.shape[-1] == length and not name.startswith(MEDIA)
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float) or getattr(value, "ndim", None) == 0
+
+
 def _is_number(value: Any) -> bool:
-    return value is not None and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "buif"
+    return _is_scalar(value) and np.asarray(value).dtype.kind in "buif"
 
 
 def _is_there(value: Any) -> bool:

@@ -182,6 +182,38 @@ def test_of_a_pair_of_texts_what_both_begin_with_is_the_prompt(tokenizer):
     assert sample.labels.tolist() == given.labels.tolist()
 
 
+def test_keys_that_a_table_fills_with_none_are_not_there(tokenizer):
+    parts = PARTS.replace("{{ part['text']", "{{ '!' if 'image' in part }}{{ part['text']")
+    calls = "{{ m['tool_calls'] | tojson if m['tool_calls'] }}<|im_end|>"
+    template = "{{ tools | tojson }}" + parts.replace("<|im_end|>", calls)
+    changed = with_template(tokenizer, template)
+
+    def row(**empty):
+        call = {"name": "f", "arguments": {"city": "Rome"} | empty}
+        part = {"type": "text", "text": "So"} | empty
+        answer = {"role": "assistant", "content": [part], "tool_calls": [call]} | empty
+        return {"m": [*turns("Hi"), answer], "tools": [{"name": "f"} | empty]}
+
+    found, wanted = (read(changed, each, messages="m") for each in (row(image=None), row()))
+    assert found.ids.tolist() == wanted.ids.tolist()
+
+
+@pytest.mark.parametrize("changes", ["upper", "lower", "title", "capitalize", "trim"])
+def test_a_template_may_change_the_case_of_what_is_said(tokenizer, changes):
+    changed = with_template(tokenizer, CHATML.replace("m['content']", f"m['content'] | {changes}"))
+    sample = read(changed, {"m": turns("Hi You", "so It is")}, messages="m")
+    assert scored_text(changed, sample).lower() == "so it is<|im_end|>\n"
+
+
+def test_a_chat_may_begin_with_the_assistant_where_that_is_not_scored(tokenizer):
+    chat = turns("Welcome", "Hi", "Hello", roles=("assistant", "user"))
+    with pytest.raises(ValueError, match="begins with the assistant"):
+        read(tokenizer, {"m": chat}, messages="m")
+    chat[0]["weight"] = 0
+    sample = read(tokenizer, {"m": chat}, messages="m")
+    assert scored_text(tokenizer, sample) == "Hello<|im_end|>\n"
+
+
 def test_what_the_template_tags_is_scored(tokenizer):
     tagged = with_template(tokenizer, TAGGED)
     chat = turns("Hi", "Hello", "And?", "Nothing.")

@@ -165,6 +165,12 @@ def _add_score(commands: Commands) -> None:
         "--num-workers", type=non_negative, default=0, help="processes that read and tokenize"
     )
     score.add_argument(
+        "--rank-timeout",
+        type=seconds,
+        default=600.0,
+        help="seconds after which torchrun's ranks give up one that does not get on (default 600)",
+    )
+    score.add_argument(
         "--on-invalid",
         choices=("raise", "drop"),
         default="raise",
@@ -210,6 +216,7 @@ def _run_score(options: argparse.Namespace) -> None:
             on_invalid=options.on_invalid,
             adapters=options.adapters,
             model_name=str(options.model),
+            rank_timeout=options.rank_timeout,
         )
         if process.rank == 0:
             _print_result(losses, options.output)

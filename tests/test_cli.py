@@ -311,7 +311,7 @@ def interrupted_after_one(language_pass, rows, read):
     raise KeyboardInterrupt
 
 
-def test_adapters_and_workers_reach_the_scoring_pass(tiny, tmp_path, monkeypatch, capsys):
+def test_adapters_workers_and_patience_reach_the_scoring_pass(tiny, tmp_path, monkeypatch, capsys):
     seen = {}
 
     def scored(*arguments, **options):
@@ -320,8 +320,9 @@ def test_adapters_and_workers_reach_the_scoring_pass(tiny, tmp_path, monkeypatch
 
     monkeypatch.setattr("flowdata.scoring.score", scored)
     data, output = as_jsonl(ROWS, tmp_path), tmp_path / "losses.parquet"
-    assert main(command(tiny, data, output, *TEXT, "--adapters", "--num-workers", "2")) == 0
-    assert (seen["adapters"], seen["num_workers"]) == (True, 2)
+    options = ["--adapters", "--num-workers", "2", "--rank-timeout", "90"]
+    assert main(command(tiny, data, output, *TEXT, *options)) == 0
+    assert (seen["adapters"], seen["num_workers"], seen["rank_timeout"]) == (True, 2, 90.0)
     # A median of 0 gives no weights, but the table is there.
     shown = capsys.readouterr().out
     assert shown.index(f"{output} is written") < shown.index("note: --temperature median is 0")

@@ -295,6 +295,8 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             )
     # Models of transformers give an output object (ModelOutput), others the tensor itself.
     logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping) and "logits" in logits:
+        logits = logits["logits"]
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise TypeError(
             f"model output and target must be tensors, got {type(logits)} and {type(target)}; "

@@ -42,7 +42,7 @@ def of_classes(output: Tensor, target: Tensor, ignored: int = IGNORED) -> Tensor
     # F.cross_entropy (torch 2.13) takes int64 and uint8 only, and data sets have any integers.
     target, classes = target.long(), output.shape[1]
     counted = target != ignored
-    for place in _places(counted & ((target < 0) | (target >= classes))):
+    for place in _places((target.clamp(0, classes - 1) != target) & counted):
         values = target[place][counted[place]]
         bad = values[(values < 0) | (values >= classes)][0].item()
         # Numbers that are usual where there is no class.
@@ -149,6 +149,8 @@ def _are_probabilities(target: Tensor) -> Tensor:
 
 def _places(bad: Tensor) -> list[int]:
     """The samples of a batch in which anything is bad."""
+    if not bad.any():
+        return []
     places: list[int] = bad.reshape(len(bad), -1).any(dim=1).nonzero()[:, 0].tolist()
     return places
 

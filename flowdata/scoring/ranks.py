@@ -10,15 +10,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch.distributed as dist
 
 from flowdata.errors import FlowDataError
-from flowdata.scoring.rank_watch import RankWatch
+from flowdata.scoring.rank_watch import SILENCE, RankWatch
 
 T = TypeVar("T")
 
 RANK_TIMEOUT = 600.0
 """Seconds after which a rank that does not come or does not get on is given up."""
 
-# All ranks are there when they exchange values, but these may be many.
-_EXCHANGE_TIMEOUT = timedelta(minutes=30)
 _PASS_TIMEOUT = timedelta(days=30)
 
 # All ranks make the same calls in the same order, so that each knows the number of a pass.
@@ -41,6 +39,7 @@ class Ranks:
         together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0
+        self._timeout = timeout
         self._watch: RankWatch | None = None
         if together and (store := _default_store()) is not None:
             name = str(next(_PASSES))
@@ -114,8 +113,10 @@ class Ranks:
         gloo that is the CPU, whatever the training uses: token losses need no GPU memory.
         """
         if self._made_group is None:
-            # Without a watch this is where ranks wait for each other, for as long as a pass takes.
-            timeout = _PASS_TIMEOUT if self._watch is None else _EXCHANGE_TIMEOUT
+            # All ranks are there, but one may be stopped now, and values may be many. Without a
+            # watch this is where ranks wait for each other, for as long as a pass takes.
+            patience = timedelta(seconds=max(self._timeout, SILENCE))
+            timeout = _PASS_TIMEOUT if self._watch is None else patience
             self._made_group = dist.new_group(backend="gloo", timeout=timeout)
         return self._made_group
 

@@ -227,9 +227,9 @@ def _refuse_or_drop_invalid(
 ) -> Iterator[ScoredRows]:
     """Pass valid losses on; stop at invalid ones, or replace them with NaN."""
     for some in scores:
-        losses = some.losses
         _refuse_invalid(some, on_invalid=on_invalid)
-        losses[_find_invalid(losses)] = np.nan
+        if on_invalid == "drop":
+            some.losses[_find_invalid(some.losses)] = np.nan
         yield some
 
 

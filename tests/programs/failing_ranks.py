@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 import flowdata
-from flowdata.scoring import rank_watch
+from flowdata.scoring import parts, rank_watch, ranks
 
 ROWS = 60
 
@@ -39,7 +39,7 @@ class Numbers:
 class Model(nn.Module):
     """Raises an error at a row, waits where it is told to."""
 
-    def __init__(self, error=None, fails_at=0, pause=0.05):
+    def __init__(self, error=None, fails_at=0, pause=0.02):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.error = error
@@ -86,11 +86,16 @@ def scenario(name, rank):
             broken = "write_part"
         case "getting stuck":
             options = {"rank_timeout": 3.0}
-            model = Model(pause=6.0 if here else 0.05)
+            model = Model(pause=6.0 if here else 0.02)
         case "not coming":
             options = {"rank_timeout": 3.0}
             if here:
                 time.sleep(5)
+        case "interrupted before an exchange":
+            options = {"rank_timeout": 4.0}
+            ranks.SILENCE = 4.0
+            if here:
+                broken = "exchange"
         case "killed":
             rank_watch.SILENCE = 4.0
             if here:
@@ -109,13 +114,17 @@ def no_space(*arguments):
     raise OSError(28, "No space left on device")
 
 
+def interrupt(self):
+    raise KeyboardInterrupt
+
+
 def score(name, rank, output):
     model, data, options, broken = scenario(name, rank)
-    from flowdata.scoring import parts
-
-    kept = parts.write_part
-    if broken:
+    kept = parts.write_part, ranks.Ranks._group  # noqa: SLF001
+    if broken == "write_part":
         parts.write_part = no_space
+    elif broken == "exchange":
+        ranks.Ranks._group = interrupt  # noqa: SLF001
     try:
         return flowdata.score(
             model,
@@ -128,7 +137,7 @@ def score(name, rank, output):
             **options,
         )
     finally:
-        parts.write_part = kept
+        parts.write_part, ranks.Ranks._group = kept  # noqa: SLF001
 
 
 def main():

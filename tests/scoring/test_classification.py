@@ -143,6 +143,16 @@ def test_batches_may_be_lists_tuples_or_dicts_with_labels():
     assert set(batch) == {"pixels", "labels", "scale"}
 
 
+def test_outputs_may_be_objects_or_dicts_with_logits():
+    for kind in (dict, SimpleNamespace):
+
+        class Several(nn.Module):
+            def forward(self, pixels):
+                return kind(logits=pixels, features=pixels[:, :1])  # noqa: B023
+
+        check(classification(Several(), (LOGITS, CLASSES)), softmax_losses(LOGITS, CLASSES))
+
+
 @pytest.mark.parametrize("batch", [LOGITS, (LOGITS, CLASSES, CLASSES), {"pixels": LOGITS}, 3])
 def test_a_batch_of_another_kind_is_refused_with_a_way_out(batch):
     with pytest.raises(TypeError, match=r"a batch must be \(input, target\) or a dict") as error:

@@ -1,10 +1,12 @@
 """Rows and models that cannot be scored as a language model: named, cut or dropped."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 from language_models import VOCABULARY, Plain, llama, one_by_one, samples
+from tokenizer_families import family
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -88,6 +90,17 @@ def test_samples_that_were_cut_before_their_response_are_counted_in_the_error():
         InvalidLossError, match=r"rows \[0, 1, 2, 3\] \(3 of them were cut by max_l"
     ):
         score(llama(), rows, CausalLM(max_length=5), progress=False)
+
+
+def test_a_token_that_was_added_to_the_tokenizer_is_refused_where_a_row_has_it():
+    tokenizer = copy.deepcopy(family("byte-level"))
+    model = llama()
+    model.resize_token_embeddings(len(tokenizer))
+    tokenizer.add_tokens("<image>", special_tokens=True)
+    loss, rows = CausalLM(tokenizer=tokenizer, text="t"), [{"t": "The fox"}, {"t": "an <image>"}]
+    assert score(model, rows[:1], loss, progress=False).losses[0] > 0
+    with pytest.raises(ValueError, match=r"row 1 has token \d+, .*resize_token_embeddings"):
+        score(model, rows, loss, progress=False)
 
 
 def test_a_tokenizer_of_another_model_is_refused_before_a_row_is_read(smollm2):

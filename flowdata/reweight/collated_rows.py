@@ -8,26 +8,27 @@ not what it would be alone.
 
 import copy
 import numbers
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowdata.reweight.kept_state import kept_state
 from flowdata.reweight.refusals import UnweightedLossError
 
 _IGNORED = -100
 _FIRST_ROWS, _ROWS = 8, 2
 """Rows of the first batch, and of those after it, that are collated alone."""
+_FIRST_BATCHES, _EVERY = 4, 64
+"""Batches of which that is done, and the inputs are looked at: the first, one in so many."""
+_MOST_TRIED = 64
+"""Rows that are collated alone because they are not as those before."""
 _TRIALS = 64
 """Of a row that is not as it should be: what is made at random differs between them."""
-_FIRST_BATCHES, _EVERY = 4, 64
-"""Batches of which the inputs are looked at, too: the first, and then one in so many."""
-_MOST_KNOWN = 4096
-"""Labels of which it is kept what they become; for more, some rows of each batch are checked."""
+_MOST_KNOWN = 1 << 20
+"""Elements of the rows of labels that are kept."""
 _TOLERANCE = 1e-5
 _SHOWN = 8
 
@@ -43,6 +44,9 @@ FindTargets = Callable[[Any], list[Tensor]]
 class CollatedRows:
     """Checks the batches of one collate function, in one process.
 
+    It is called again for single items seldom, whatever it costs: for some of the first batches,
+    of every 64th, and where a row is not as those before it, up to a number.
+
     Args:
         collate_fn: makes a batch of a list of items.
         find_targets: gives the targets of a batch.
@@ -51,8 +55,12 @@ class CollatedRows:
     def __init__(self, collate_fn: Callable[[list[Any]], Any], find_targets: FindTargets) -> None:
         self._collate, self._find_targets = collate_fn, find_targets
         self._batches = 0
-        self._alone: dict[tuple[int, int], Tensor] = {}
-        """By target and label: the row that an item of this label becomes alone."""
+        self._left = _MOST_TRIED
+        self._known: dict[tuple[int, int], Tensor] = {}
+        """By target and label: the row that an item of this label has become."""
+        self._room = _MOST_KNOWN
+        self._agreed: set[int] = set()
+        """Targets of which rows were what their items say."""
 
     def check(
         self, batch: Any, items: Sequence[Any], own: Sequence[Any] | None, targets: list[Tensor]
@@ -69,16 +77,19 @@ class CollatedRows:
             UnweightedLossError: naming a row that is not.
         """
         self._batches += 1
+        due = self._batches <= _FIRST_BATCHES or self._batches % _EVERY == 0
         for number, target in enumerate(targets):
             if target.layout != torch.strided:
                 target = target.to_dense()
             given = own if number == 0 else None
             agrees = [False] * len(items) if given is None else _agreeing(given, target)
-            unknown = [row for row, known in enumerate(agrees) if not known]
-            if unknown and (_are_numbers(given) or not _numbers_rows(target)):
-                self._check_rows(items, given, unknown, target, number)
+            if any(agrees):
+                self._agreed.add(number)
+            others = [row for row, known in enumerate(agrees) if not known]
+            if others:
+                self._check_rows(items, given, others, target, number, due)
         self._refuse_moved_targets(batch, items, targets[0])
-        if self._batches <= _FIRST_BATCHES or self._batches % _EVERY == 0:
+        if due:
             self._refuse_moved_rows(batch, items, targets[0])
 
     def _check_rows(
@@ -88,56 +99,77 @@ class CollatedRows:
         rows: list[int],
         target: Tensor,
         number: int,
+        due: bool,
     ) -> None:
-        """Compare rows with what their items become alone: all of one label each, or some."""
-        labels = {} if own is None else {row: _label(own[row]) for row in rows}
-        alone_rows = [self._alone.get((number, label)) for label in labels.values()]  # type: ignore[arg-type]
-        if _are_known(alone_rows, target[rows]):
-            return
-        if not labels or None in labels.values():
-            few = _FIRST_ROWS if self._batches == 1 else _ROWS
-            start = self._batches * few
-            rows = [rows[(start + k) % len(rows)] for k in range(min(few, len(rows)))]
-        for row in rows:
-            place = number, labels.get(row)
-            known = self._alone.get(place)  # type: ignore[arg-type]
-            if known is not None and _same(known, target[row]):
-                continue
-            alone = self._require_row(items, target, row, number)
-            if alone is None:
+        """Compare some rows, which are not what their items say, with what is made alone."""
+        few = _FIRST_ROWS if self._batches == 1 else _ROWS
+        unlike = self._unlike(own, rows, target, number)[: min(few, self._left)]
+        self._left -= len(unlike)
+        start = self._batches * few
+        turn = [rows[(start + k) % len(rows)] for k in range(min(few, len(rows)))] if due else []
+        for row in dict.fromkeys([*unlike, *turn]):
+            if not self._is_own_row(items, target, row, number):
                 return
-            if place[1] is not None and len(self._alone) < _MOST_KNOWN:
-                self._alone[number, place[1]] = alone.cpu()
 
-    def _require_row(
-        self, items: Sequence[Any], target: Tensor, row: int, number: int
-    ) -> Tensor | None:
-        """What an item becomes alone, or None where that is made at random, or cannot be told."""
-        found, trials = target[row], list[Tensor]()
-        with _random_state_kept():
-            for _ in range(_TRIALS):
-                batch = self._collated_alone(items[row], len(items))
+    def _unlike(
+        self, own: Sequence[Any] | None, rows: list[int], target: Tensor, number: int
+    ) -> list[int]:
+        """Rows that are not as those before them: of the same label, or what their item says."""
+        if own is None:
+            return []
+        labels = [_label(own[row]) for row in rows]
+        known = [None if label is None else self._known.get((number, label)) for label in labels]
+        if _are_known(known, target[rows]):
+            return []
+        unlike = []
+        for row, label in zip(rows, labels, strict=True):
+            if label is None:
+                unlike += [row] if number in self._agreed else []
+                continue
+            before = self._known.get((number, label))
+            if before is not None and not _same(before, target[row]):
+                unlike.append(row)
+            elif before is None and self._room > 0:
+                self._room -= target[row].numel()
+                self._known[number, label] = target[row].to("cpu", copy=True)
+        return unlike
+
+    def _is_own_row(self, items: Sequence[Any], target: Tensor, row: int, number: int) -> bool:
+        """Whether a row is what its item becomes alone; False also where nobody can tell.
+
+        Raises:
+            UnweightedLossError: if it is not.
+        """
+        found, first = target[row].cpu().clone(), None
+        with kept_state(self._collate) as repeatable:
+            if not repeatable:
+                return False
+            # A row that says where it stands is as it is alone only among as many.
+            for copies in [2] * _TRIALS + [len(items)]:
+                batch = self._collated_alone(items[row], copies, len(items))
                 if batch is None:
-                    return None
-                alone = self._find_targets(batch)[number][0]
-                alone = alone if alone.layout == torch.strided else alone.to_dense()
-                if _same(alone, found):
-                    return alone
-                if trials and not _same(alone, trials[0]):
-                    return None
-                trials.append(alone)
+                    return False
+                alone = self._find_targets(batch)[number]
+                alone = (alone if alone.layout == torch.strided else alone.to_dense()).cpu()
+                if any(_same(each, found) for each in alone):
+                    return True
+                first = alone[0].clone() if first is None else first
+                drawn = copies == 2 and not _same(alone[0], first)
+                if drawn or _is_of_pairs(alone, target) or _is_resized(alone[0], found):
+                    return False
+        assert first is not None
         raise UnweightedLossError(
             f"row {row} of the batch that your collate_fn made has the target "
-            f"{_shown(found, trials[0])}, but its item alone becomes {_shown(trials[0], found)}: "
+            f"{_shown(found, first)}, but its item alone becomes {_shown(first, found)}: "
             "the collate_fn mixes rows (mixup, cutmix, a mean of the batch), or "
             f"{_MOVES}, and mix inputs and targets in the loop"
         )
 
-    def _collated_alone(self, item: Any, rows: int) -> Any:
-        """The batch of two copies, or of as many as there were rows; None where it cannot be."""
-        for copies in (2, rows):
+    def _collated_alone(self, item: Any, copies: int, rows: int) -> Any:
+        """The batch of so many copies, or of as many as there were rows; None where none can be."""
+        for count in dict.fromkeys((copies, rows)):
             try:
-                batch = self._collate([copied(item) for _ in range(copies)])
+                batch = self._collate([copied(item) for _ in range(count)])
                 self._find_targets(batch)[0][0]
             except Exception:
                 # It may need a whole batch, or an item that it has not changed.
@@ -152,14 +184,21 @@ class CollatedRows:
         """
         for name, part in _new_parts(batch, items[0]):
             alike = isinstance(part, Tensor) and part.shape == target.shape
-            if not alike or part.dtype != target.dtype or not _is_reordered(part, target):
+            if not alike or part.dtype != target.dtype or self._left <= 0:
+                continue
+            if not _is_reordered(part, target):
                 continue
             elsewhere = (part != target).reshape(len(target), -1).any(1)
-            alone = self._collated_alone(items[int(elsewhere.nonzero()[0, 0])], len(items))
-            if alone is None:
-                continue
-            # A part that only happens to have the same values is another one alone, too.
-            if _same(dict(_new_parts(alone, items[0]))[name][0], self._find_targets(alone)[0][0]):
+            self._left -= 1
+            with kept_state(self._collate) as repeatable:
+                item = items[int(elsewhere.nonzero()[0, 0])]
+                alone = self._collated_alone(item, 2, len(items)) if repeatable else None
+                if alone is None:
+                    continue
+                other, own = dict(_new_parts(alone, items[0]))[name], self._find_targets(alone)[0]
+                # A part that only happens to have the same values is another one alone, too.
+                alike = _same(other[0], own[0])
+            if alike:
                 raise UnweightedLossError(
                     f"the part {name!r} of the batch that your collate_fn made is its target in "
                     "another order, as for mixup, and would come into the loss without weights: "
@@ -179,8 +218,12 @@ class CollatedRows:
             row = agrees.index(False)
             # One that the collate function only passes on, as it does for the item alone.
             source = [item for item, value in enumerate(own) if _is_own(value, part[row])]
-            alone = self._collated_alone(items[row], len(items)) if len(source) == 1 else None
-            if alone is not None and _is_own(own[row], dict(_parts(alone))[name][0]):
+            if len(source) != 1:
+                continue
+            with kept_state(self._collate) as repeatable:
+                alone = self._collated_alone(items[row], 2, len(items)) if repeatable else None
+                passed = alone is not None and _is_own(own[row], dict(_parts(alone))[name][0])
+            if passed:
                 raise UnweightedLossError(
                     f"row {row} of the batch that your collate_fn made is item {source[0]}, by its "
                     f"part {name!r}: the collate_fn {_MOVES}"
@@ -218,7 +261,8 @@ def _new_parts(batch: Any, item: Any) -> list[tuple[Any, Any]]:
 
 
 def _is_reordered(part: Tensor, target: Tensor) -> bool:
-    if torch.equal(part, target):
+    # The sum, which is quick, tells most.
+    if torch.equal(part, target) or not _equal(part.sum(), target.sum()):
         return False
     rows, others = (each.reshape(len(each), -1).tolist() for each in (part, target))
     return sorted(rows) == sorted(others)
@@ -247,19 +291,19 @@ def _is_own(value: Any, row: Tensor) -> bool:
     return _same(given.to(row.dtype), row)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two rows are alike, but for padding at the end or the start of one of them."""
-    one, other = one.cpu(), other.cpu()
-    if one.shape == other.shape:
-        return bool(_equal(one, other).all())
-    if one.ndim != other.ndim or one.ndim == 0 or one.shape[1:] != other.shape[1:]:
+def _same(own: Tensor, found: Tensor) -> bool:
+    """Whether a row is what is its own, but for padding, or a cut, at the end or the start."""
+    own, found = own.cpu(), found.cpu()
+    if own.shape == found.shape:
+        return bool(_equal(own, found).all())
+    if own.ndim != found.ndim:
         return False
-    short, long = sorted((one, other), key=len)
-    n = len(short)
-    for part, rest in ((long[:n], long[n:]), (long[len(long) - n :], long[: len(long) - n])):
-        if bool(_equal(short, part).all()) and bool((rest == rest[:1]).all()):
+    sizes = [min(pair) for pair in zip(own.shape, found.shape, strict=True)]
+    for part in (tuple(slice(n) for n in sizes), tuple(slice(-n, None) for n in sizes if n)):
+        rest = found[sizes[0] :] if part[0].start is None else found[: len(found) - sizes[0]]
+        if bool(_equal(own[part], found[part]).all()) and bool((rest == rest[:1]).all()):
             return True
-    return False
+    return 0 in sizes
 
 
 def _equal(one: Tensor, other: Tensor) -> Tensor:
@@ -276,7 +320,8 @@ def _are_known(alone: list[Tensor | None], rows: Tensor) -> bool:
     known = [row for row in alone if row is not None]
     if len(known) < len(rows) or any(row.shape != rows.shape[1:] for row in known):
         return False
-    return bool(_equal(torch.stack(known), rows.cpu()).all())
+    stacked, rows = torch.stack(known), rows.cpu()
+    return torch.equal(stacked, rows) or bool(_equal(stacked, rows).all())
 
 
 def _are_numbers(own: Sequence[Any] | None) -> bool:
@@ -292,13 +337,16 @@ def _label(value: Any) -> int | None:
     return int(value) if isinstance(value, int) else None
 
 
-def _numbers_rows(target: Tensor) -> bool:
-    """Whether the target says which input of the batch is meant, as in contrastive learning."""
-    target = target.cpu()
-    if target.ndim == 1:
-        return torch.equal(target, torch.arange(len(target), dtype=target.dtype))
-    n = len(target)
-    return target.shape == (n, n) and torch.equal(target, torch.eye(n, dtype=target.dtype))
+def _is_of_pairs(alone: Tensor, target: Tensor) -> bool:
+    """Whether a row is of relations to all rows of the batch, as in contrastive learning."""
+    return alone.shape[1:2] == (len(alone),) and target.shape[1:2] == (len(target),) != (
+        len(alone),
+    )
+
+
+def _is_resized(alone: Tensor, found: Tensor) -> bool:
+    """Whether an image has another size alone than in its batch, so that they do not compare."""
+    return alone.ndim > 1 and alone.shape != found.shape
 
 
 def _shown(row: Tensor, other: Tensor) -> str:
@@ -309,15 +357,3 @@ def _shown(row: Tensor, other: Tensor) -> str:
     some = [round(value, 4) for value in values[start : start + _SHOWN].tolist()]
     before, after = "..., " * (start > 0), ", ..." * (start + _SHOWN < values.numel())
     return f"[{before}{str(some)[1:-1]}{after}]"
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Inside it random numbers may be drawn that nobody outside misses."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)

@@ -9,18 +9,8 @@ import torch
 from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, IterableDataset, default_collate
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorForSeq2Seq,
-    DataCollatorForTokenClassification,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerFast,
-    default_data_collator,
-)
 
 from flowdata import UnweightedLossError
 from flowdata.reweight import WeightedTarget, plain, reweight
@@ -224,14 +214,54 @@ def test_a_collate_function_that_keeps_rows_apart_is_taken(kind, keep):
     assert len(run(DATA[kind], keep)) == 3 * ROWS / 8
 
 
-def test_the_targets_of_contrastive_learning_number_the_rows():
+def alike(labels):
+    return (labels[:, None] == labels).float()
+
+
+RELATIONS = {
+    "numbers": lambda labels: torch.arange(len(labels)),
+    "numbers of the second rank": lambda labels: torch.arange(len(labels)) + 3 * len(labels),
+    "one-hot": lambda labels: torch.eye(len(labels)),
+    "one-hot, of two signs": lambda labels: 2 * torch.eye(len(labels)) - 1,
+    "same label": alike,
+    "same label, as shares": lambda labels: alike(labels) / alike(labels).sum(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("relate", RELATIONS.values(), ids=RELATIONS)
+def test_the_targets_of_contrastive_learning_relate_the_rows_of_a_batch(relate):
     pairs = [(x, f"text {row}") for row, x in enumerate(INPUTS)]
 
-    def collate(items, make):
-        return torch.stack([x for x, _ in items]), [text for _, text in items], make(len(items))
+    def collate(items):
+        labels = torch.tensor([int(text[-1]) % 3 for _, text in items])
+        return torch.stack([x for x, _ in items]), [text for _, text in items], relate(labels)
 
-    for make in (torch.arange, torch.eye):
-        assert len(run(pairs, partial(collate, make=make), passes=1)) == ROWS / 8
+    assert len(run(pairs, collate)) == 3 * ROWS / 8
+
+
+def padded_images(images):
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    pads = [(0, width - image.shape[1], 0, height - image.shape[0]) for image in images]
+    return torch.stack([F.pad(image, pad) for image, pad in zip(images, pads, strict=True)])
+
+
+def resized_images(images):
+    height = max(len(image) for image in images)
+    return torch.cat([F.interpolate(image[None, None], (height, 8))[0] for image in images])
+
+
+def cropped_images(images):
+    height, width = (min(image.shape[axis] for image in images) for axis in (0, 1))
+    return torch.stack([image[:height, :width] for image in images])
+
+
+@pytest.mark.parametrize("make", [padded_images, resized_images, cropped_images])
+def test_masks_may_have_the_size_of_their_batch(make):
+    sizes = RANDOM.integers(4, 9, (ROWS, 2)).tolist()
+    masks = [torch.from_numpy(RANDOM.random((height, width))) for height, width in sizes]
+    data = list(zip(masks, masks, strict=True))
+    batches = run(data, lambda items: (make([x for x, _ in items]), make([y for _, y in items])))
+    assert len(batches) == 3 * ROWS / 8
 
 
 def test_rows_of_equal_weights_may_be_mixed():
@@ -279,17 +309,6 @@ def test_a_matrix_is_taken_only_if_it_mixes_no_row(rows, seed, mixes):
         assert plain(targets).argmax(1).tolist() == labels
 
 
-def test_random_numbers_are_those_that_a_collate_function_draws_without_a_check():
-    def collate_fn(items):
-        _, targets = batched(items)
-        drawn = [random.random(), np.random.rand(), torch.rand(()).item()]  # noqa: NPY002
-        return torch.tensor(drawn), targets
-
-    checked = run(DATA["labels that are numbers"], collate_fn)
-    unchecked = run(DATA["labels that are numbers"], collate_fn, np.ones(ROWS))
-    assert [a.tolist() for a, _ in checked] == [b.tolist() for b, _ in unchecked]
-
-
 def test_a_collate_function_may_take_parts_out_of_its_items_or_need_a_whole_batch():
     def taking(items):
         labels = torch.tensor([item.pop("label") for item in items])
@@ -317,88 +336,3 @@ def test_mixed_rows_of_a_stream_are_refused(workers):
     weighted, collate = reweight(Stream(), collate_fn=mix)
     with pytest.raises(UnweightedLossError, match="mixes rows"):
         list(DataLoader(weighted, 8, collate_fn=collate, num_workers=workers))
-
-
-WORDS = [f"w{number}" for number in range(50)]
-TOKENS = [RANDOM.integers(0, 50, RANDOM.integers(1, 12)).tolist() for _ in range(ROWS)]
-RAW = [{"input_ids": tokens} for tokens in TOKENS]
-ANSWERS = [
-    {"input_ids": tokens, "labels": [-100] * (len(tokens) // 2) + tokens[len(tokens) // 2 :]}
-    for tokens in TOKENS
-]
-TEXTS = [{"text": " ".join(WORDS[token] for token in tokens)} for tokens in TOKENS]
-CLASSIFIED = [{"input_ids": tokens, "label": len(tokens) % 3} for tokens in TOKENS]
-
-
-def tokenizer(side="right"):
-    vocabulary = {word: number for number, word in enumerate([*WORDS, "<pad>", "<mask>", "<unk>"])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        mask_token="<mask>",
-        unk_token="<unk>",
-        padding_side=side,
-    )
-
-
-def tokenized(items, side="right"):
-    batch = tokenizer(side)([item["text"] for item in items], padding=True, return_tensors="pt")
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    return {**batch, "labels": labels}
-
-
-def padded(items):
-    def pad(name, value):
-        rows = [torch.tensor(item[name]) for item in items]
-        return pad_sequence(rows, batch_first=True, padding_value=value)
-
-    return {"input_ids": pad("input_ids", 0), "labels": pad("labels", -100)}
-
-
-def padded_and(change):
-    def collate(items):
-        batch = padded(items)
-        return batch | {"labels": change(batch["labels"])}
-
-    return collate
-
-
-def collated_backwards(collator):
-    return lambda items: collator(items[::-1])
-
-
-def masked_prompt(labels):
-    return labels.index_fill(1, torch.tensor([0]), -100)
-
-
-LANGUAGE = {
-    "token classification": (ANSWERS, lambda: DataCollatorForTokenClassification(tokenizer())),
-    "sequence to sequence": (ANSWERS, lambda: DataCollatorForSeq2Seq(tokenizer())),
-    "padded left": (ANSWERS, lambda: DataCollatorForSeq2Seq(tokenizer("left"))),
-    "causal": (RAW, lambda: DataCollatorForLanguageModeling(tokenizer(), mlm=False)),
-    "masked": (RAW, lambda: DataCollatorForLanguageModeling(tokenizer(), mlm_probability=0.3)),
-    "padding": (CLASSIFIED, lambda: DataCollatorWithPadding(tokenizer())),
-    "default": ([{"x": [1.0], "label": k % 3} for k in range(ROWS)], lambda: default_data_collator),
-    "texts": (TEXTS, lambda: tokenized),
-    "texts, padded left": (TEXTS, lambda: partial(tokenized, side="left")),
-    "pad_sequence": (ANSWERS, lambda: padded),
-    "cut off": (ANSWERS, lambda: padded_and(lambda labels: labels[:, :5])),
-    "prompt left out": (ANSWERS, lambda: padded_and(masked_prompt)),
-    "shifted": (
-        ANSWERS,
-        lambda: padded_and(lambda labels: F.pad(labels[:, 1:], (0, 1), value=-100)),
-    ),
-}
-
-
-@pytest.mark.parametrize(("rows", "make"), LANGUAGE.values(), ids=LANGUAGE)
-def test_labels_of_texts_are_those_of_their_rows(rows, make):
-    assert len(run(rows, make(), passes=2)) == 2 * ROWS / 8
-
-
-@pytest.mark.parametrize(("rows", "make"), LANGUAGE.values(), ids=LANGUAGE)
-def test_texts_in_another_order_are_refused(rows, make):
-    with pytest.raises(UnweightedLossError, match="moves, leaves out or repeats"):
-        run(rows, collated_backwards(make()))

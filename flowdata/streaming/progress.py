@@ -23,6 +23,7 @@ from flowdata.streaming.stretches import (
     dropped_draws,
     read_process,
     read_stretches,
+    remaining_slots,
     require_fitting,
     require_possible,
     require_saved_worker,
@@ -191,7 +192,7 @@ class Progress:
     ) -> WorkerEpoch:
         """The part of a worker in a stretch, where that stretch is."""
         order, layout = self._order(self._plan_of(epoch)), current.layout
-        slots = self._remaining_slots(order, over)
+        slots = remaining_slots(order, len(self._plan), over)
         require_fitting(current, len(slots))
         worker_on_turn = layout.on_turn(worker, current.done)
         share = share_of(slots, layout, self._rank, worker_on_turn)
@@ -286,11 +287,10 @@ class Progress:
         epoch = require_storable(found)
         stretches = read_stretches(found, len(self._plan))
         saved = read_process(found, stretches)
-        require_seal(found, stretches, saved)
+        require_seal(found)
         if saved is not None:
-            *over, current = stretches
-            order = self._order(self._plan.at_epoch(epoch, seed=found[SEED]))
-            require_possible(saved, current, len(self._remaining_slots(order, over)))
+            plan = self._plan.at_epoch(epoch, seed=found[SEED])
+            require_possible(saved, stretches[-1], self._left(plan, stretches[:-1]))
         self._saved = saved
         self._epochs.set_seed(found[SEED])
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
@@ -338,10 +338,8 @@ class Progress:
         """
         before = sum(stretch.layout.ranks * stretch.done for stretch in over)
         done, rest = divmod(position - before, self._ranks)
-        left = len(self._plan)
-        if over:
-            left = len(self._remaining_slots(self._order(self._plan_of(epoch)), over))
-        if done >= (most := layout.per_rank(left)):
+        most = layout.per_rank(self._left(self._plan_of(epoch), over))
+        if done >= most:
             # The last batch may be incomplete, and counted as a whole one.
             if done >= most + (self.batch_size or most + 1):
                 raise ValueError(
@@ -371,14 +369,9 @@ class Progress:
         """The stretches of an epoch, if it is the one that was loaded or is running."""
         return self._stretches if self._stretches_epoch == epoch else ()
 
-    def _remaining_slots(self, order: StreamOrder, stretches: Sequence[Stretch]) -> Slots:
-        """The slots of an epoch that are not drawn yet after some stretches."""
-        slots: Slots = range(len(self._plan))
-        for number, stretch in enumerate(stretches):
-            require_fitting(stretch, len(slots))
-            done = stretch.layout.by_worker(len(slots), stretch.done)
-            slots = order.remaining(slots, stretch.layout, done, number)
-        return slots
+    def _left(self, plan: EpochPlan, stretches: Sequence[Stretch]) -> int:
+        """Draws of an epoch that are left after some stretches."""
+        return len(remaining_slots(self._order(plan), len(plan), stretches) if stretches else plan)
 
     def _layout(self, workers: int) -> Layout:
         return Layout(self._ranks, max(workers, 1), self.batch_size or 1, self._drop_last)

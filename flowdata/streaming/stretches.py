@@ -15,7 +15,7 @@ import numpy as np
 
 from flowdata.core.states import EPOCH, SEED, shown
 from flowdata.errors import MismatchError
-from flowdata.streaming.order import Layout
+from flowdata.streaming.order import Layout, Slots, StreamOrder
 from flowdata.streaming.shared_epochs import MOST_EPOCHS, MOST_WORKERS
 
 STRETCHES = "stretches"
@@ -77,6 +77,20 @@ def continue_stretches(
     return stretches, Stretch(layout, 0)
 
 
+def remaining_slots(order: StreamOrder, draws: int, stretches: Sequence[Stretch]) -> Slots:
+    """The slots of an epoch of so many draws that are not drawn yet after some stretches.
+
+    Raises:
+        MismatchError: for stretches that no such epoch can have had.
+    """
+    slots: Slots = range(draws)
+    for number, stretch in enumerate(stretches):
+        require_fitting(stretch, len(slots))
+        done = stretch.layout.by_worker(len(slots), stretch.done)
+        slots = order.remaining(slots, stretch.layout, done, number)
+    return slots
+
+
 def write_stretches(stretches: Sequence[Stretch]) -> list[dict[str, Any]]:
     """Stretches, JSON-able."""
     return [asdict(stretch.layout) | {_DONE: stretch.done} for stretch in stretches]
@@ -109,28 +123,17 @@ def require_storable(state: Mapping[str, Any]) -> int:
     return int(state[EPOCH])
 
 
-def require_seal(
-    state: Mapping[str, Any], stretches: Sequence[Stretch], saved: SavedProcess | None
-) -> None:
+def require_seal(state: Mapping[str, Any]) -> None:
     """Make sure that a state is as it was saved, if it has a checksum: older ones have none.
+
+    Args:
+        state: one whose stretches and process can be read.
 
     Raises:
         MismatchError: for a state in which a number has changed to another possible one.
     """
-    own = (
-        {}
-        if saved is None or saved.worker is None
-        else worker_progress(saved.worker, saved.done, ended=saved.ended)
-    )
-    dropped = {} if saved is None or saved.rank is None else dropped_draws(saved.rank, saved.drawn)
-    place = {
-        SEED: int(state[SEED]),
-        EPOCH: int(state[EPOCH]),
-        STRETCHES: write_stretches(stretches),
-    }
-    if _CHECK in state and not (
-        isinstance(state[_CHECK], str) and state[_CHECK] == _checksum(place | own | dropped)
-    ):
+    found = state.get(_CHECK)
+    if _CHECK in state and not (isinstance(found, str) and found == _checksum(state)):
         raise _damaged(f"its {_CHECK} does not fit the epoch and the progress that it states")
 
 
@@ -285,7 +288,10 @@ def _all_or_none(found: Mapping[str, Any], names: tuple[str, ...]) -> bool:
 
 def _checksum(state: Mapping[str, Any]) -> str:
     names = (SEED, EPOCH, STRETCHES, _WORKER, _DONE, _ENDED, _RANK, _DRAWN)
-    text = json.dumps([state.get(name) for name in names], sort_keys=True, separators=(",", ":"))
+    # A library may have stored the numbers as those of numpy.
+    text = json.dumps(
+        [state.get(name) for name in names], sort_keys=True, separators=(",", ":"), default=int
+    )
     return f"{crc32(text.encode()):08x}"
 
 

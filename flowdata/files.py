@@ -24,8 +24,10 @@ def local_path(path: str | PathLike[str], what: str) -> Path:
         what: what it is of, for the error.
 
     Raises:
-        TableFileError: for the URL of something else.
+        TableFileError: for the URL of something else, or what is no path.
     """
+    if "\0" in os.fspath(path) or not os.fspath(path):
+        raise TableFileError(f"{os.fspath(path)!r} is no path: give that of a {what}")
     found = _URL.match(os.fspath(path))
     if found and not os.path.isdir(f"{found[1]}:"):
         raise TableFileError(
@@ -33,6 +35,11 @@ def local_path(path: str | PathLike[str], what: str) -> Path:
             "or a local disk, and copy the file between there and the object store"
         )
     return Path(path)
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be used, as the system says it: pyarrow adds its own words to that."""
+    return str(error) if error.errno is None else os.strerror(error.errno)
 
 
 @contextlib.contextmanager

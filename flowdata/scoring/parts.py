@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError, warn
-from flowdata.files import local_path, move_into_place, replacing
+from flowdata.files import local_path, move_into_place, reason_of, replacing
 from flowdata.scoring.folder_lock import LOCK_NAME, lock_folder
 from flowdata.scoring.part_file import Part, read_part, write_part
 from flowdata.scoring.scored_rows import ScoredRows
@@ -45,6 +45,8 @@ class Parts:
 
     def __init__(self, table: str | PathLike[str]) -> None:
         self.table = local_path(table, "loss table")
+        if not self.table.name:
+            raise TableFileError(f"{self.table} is a folder: give the name of a loss table in it")
         self.folder = self.table.with_name(f"{self.table.name}.parts")
 
     @property
@@ -147,7 +149,7 @@ class Parts:
         except OSError as error:
             raise TableFileError(
                 f"cannot write the scores of {len(scores):,} rows to {self.folder}: "
-                f"{error.strerror or error}; what was saved before is kept, and the same call "
+                f"{reason_of(error)}; what was saved before is kept, and the same call "
                 "goes on from there"
             ) from error
 
@@ -198,10 +200,10 @@ class Parts:
             move_into_place(merged, self.table)
         except (OSError, TableFileError) as error:
             cause = error.__cause__ or error
+            why = reason_of(cause) if isinstance(cause, OSError) else cause
             raise TableFileError(
-                f"cannot write the loss table {self.table}: "
-                f"{getattr(cause, 'strerror', None) or cause}; all {len(table):,} rows are kept "
-                f"in {self.folder}: make room, and the same call writes it without scoring again"
+                f"cannot write the loss table {self.table}: {why}; all {len(table):,} rows are "
+                f"kept in {self.folder}: make room, and the same call writes it without scoring again"
             ) from error
 
     def remove(self, identity: Mapping[str, Any], merged: Sequence[Part] = ()) -> None:
@@ -272,7 +274,7 @@ class Parts:
 
     def _unwritable_error(self, error: OSError) -> TableFileError:
         return TableFileError(
-            f"cannot write {self.folder}: {error.strerror or error}; the parts of an unfinished "
+            f"cannot write {self.folder}: {reason_of(error)}; the parts of an unfinished "
             "pass lie beside its output, in an existing, writable directory with free space"
         )
 

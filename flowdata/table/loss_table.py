@@ -14,7 +14,7 @@ from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
-from flowdata.files import local_path, replacing
+from flowdata.files import local_path, reason_of, replacing
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.table.provenance import Provenance
 from flowdata.table.shard_index import ShardIndex
@@ -127,7 +127,7 @@ class LossTable:
                 )
         except OSError as error:
             raise TableFileError(
-                f"cannot write the loss table {path}: {error.strerror or error}; the table is "
+                f"cannot write the loss table {path}: {reason_of(error)}; the table is "
                 "still in memory, save it to an existing, writable directory with free space"
             ) from error
 

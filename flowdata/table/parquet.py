@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flowdata.errors import FlowDataError, TableFileError
-from flowdata.files import local_path
+from flowdata.files import local_path, reason_of
 
 # A network disk may fail for a moment, and open files may be many for a moment.
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
@@ -228,7 +228,7 @@ def open_parquet(path: str | PathLike[str], *, what: str, remedy: str) -> Iterat
 def unreadable(path: str | PathLike[str], what: str, error: OSError) -> TableFileError:
     """The error of a file that cannot be read now."""
     return TableFileError(
-        f"cannot read the {what} {path}: {error.strerror or error}; that does not mean that it is "
+        f"cannot read the {what} {path}: {reason_of(error)}; that does not mean that it is "
         "damaged: make it readable, and try again"
     )
 

@@ -4,12 +4,13 @@ import errno
 import fcntl
 import os
 
+import pyarrow
 import pytest
 import torch
 from long_run import LONG
 from scoring_lines import Stop, absolute, scored, values
 
-from flowdata import FlowDataError, FlowDataWarning, TableFileError
+from flowdata import FlowDataError, FlowDataWarning, LossTable, TableFileError
 from flowdata.scoring.part_file import read_part
 from flowdata.scoring.parts import Parts
 
@@ -37,6 +38,25 @@ def test_a_lock_that_cannot_be_taken_is_an_error_that_says_why(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "lockf", failing)
     with pytest.raises(TableFileError, match=f"cannot write .*{os.strerror(code)}"):
         scored(tmp_path / "losses.parquet")
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "a\0b.parquet"])
+def test_an_output_that_is_no_name_is_refused(output):
+    with pytest.raises(TableFileError, match=r"is no path|is a folder"):
+        scored(output)
+
+
+def test_what_the_system_says_is_told_without_the_words_of_a_library(tmp_path, monkeypatch):
+    path = tmp_path / "table.parquet"
+    LossTable.from_losses([1.0, 0.5]).save(path)
+
+    def refused(*arguments):
+        # As pyarrow 26 has it.
+        raise PermissionError(errno.EACCES, f"Failed to open local file '{path}'. Detail: ...")
+
+    monkeypatch.setattr(pyarrow, "OSFile", refused)
+    with pytest.raises(TableFileError, match=r"table.parquet: Permission denied; that does not"):
+        LossTable.load(path)
 
 
 def test_parts_on_another_disk_become_a_table_on_this_one(tmp_path, monkeypatch):

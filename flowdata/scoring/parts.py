@@ -203,7 +203,8 @@ class Parts:
             why = reason_of(cause) if isinstance(cause, OSError) else cause
             raise TableFileError(
                 f"cannot write the loss table {self.table}: {why}; all {len(table):,} rows are "
-                f"kept in {self.folder}: make room, and the same call writes it without scoring again"
+                f"kept in {self.folder}: make room, and the same call writes it without scoring "
+                "again"
             ) from error
 
     def remove(self, identity: Mapping[str, Any], merged: Sequence[Part] = ()) -> None:

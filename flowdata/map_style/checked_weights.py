@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from flowdata.core.weights import FlowWeights
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError, warn
 
 
@@ -27,6 +28,26 @@ def require_length(dataset: Any, weights: FlowWeights) -> None:
             f"the data set has {rows:,} rows, but there are {len(weights):,} weights; score "
             "this data set, or pass the one that was scored"
         )
+
+
+def require_alpha(
+    dataset: Any, weights: FlowWeights | HasWeights | ArrayLike, alpha: float
+) -> None:
+    """Make sure that rows that `reweight` made are drawn by the rest of their weights.
+
+    Raises:
+        MismatchError: where the same weights are drawn by another alpha than was weighted for.
+    """
+    # Of the class: a data set's own attributes may be anything.
+    covered = dataset.reweighted_for if hasattr(type(dataset), "reweighted_for") else None
+    if covered is None or covered[1] == alpha or covered[0] != as_weights(weights).fingerprint:
+        return
+    raise MismatchError(
+        f"the losses of these rows are weighted for draws of alpha={covered[1]}, and they would be "
+        f"drawn by the same weights with alpha={alpha}, so that part of them counts twice, or not "
+        "at all: give reweight and what draws the same alpha, reweight(rows, weights, alpha=a) and "
+        "FlowSampler or FlowDataset(..., weights, alpha=a); to reweight alone, draw by no weights"
+    )
 
 
 def warn_of_zeros(weights: FlowWeights, alpha: float) -> None:

@@ -16,6 +16,7 @@ from flowdata.guards.counts import EpochCount
 from flowdata.guards.dataset import DatasetGuard
 from flowdata.guards.fetching import UNSEEN, Fetch, find_fetch
 from flowdata.map_style import inner
+from flowdata.map_style.checked_weights import require_alpha
 from flowdata.map_style.draw_numbers import draw_numbers, many_draws
 from flowdata.map_style.served import ServedDraws, require_cell
 
@@ -55,7 +56,8 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             strata only if the sampler is sequential.
 
     Raises:
-        MismatchError: when data set and weights have different lengths.
+        MismatchError: when data set and weights have different lengths, or the data set's rows
+            are weighted for another alpha.
         InvalidLossError: for weights that cannot be sampled.
         TypeError: for a data set without rows by number, such as a stream, or one of draws.
 
@@ -90,6 +92,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
                 f"{len(self._plan.weights):,} weights; score this data set, or pass the one that "
                 "was scored"
             )
+        require_alpha(dataset, weights, alpha)
         self._count = EpochCount()
         self.dataset = dataset
         self._told: int | None = None

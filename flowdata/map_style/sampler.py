@@ -13,7 +13,7 @@ from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.guards.lengths import advise_length
-from flowdata.map_style.checked_weights import require_length, warn_of_zeros
+from flowdata.map_style.checked_weights import require_alpha, require_length, warn_of_zeros
 from flowdata.map_style.progress import SamplerProgress
 
 
@@ -40,7 +40,8 @@ class FlowSampler(Sampler[int]):
 
     Raises:
         InvalidLossError: for weights that cannot be sampled.
-        MismatchError: for weights of another number of rows than the data set has.
+        MismatchError: for weights of another number of rows than the data set has, or rows that
+            `reweight` has weighted for another alpha.
         ValueError: for an unknown option or a rank outside [0, num_replicas).
         RuntimeError: on iterating with several replicas where a framework splits the draws again.
 
@@ -81,6 +82,7 @@ class FlowSampler(Sampler[int]):
         )
         if dataset is not None:
             require_length(dataset, plan.weights)
+            require_alpha(dataset, weights, alpha)
         warn_of_zeros(plan.weights, alpha)
         start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
         if len(start) == 0:

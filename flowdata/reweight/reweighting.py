@@ -14,7 +14,6 @@ from flowdata.reweight.weighted_data import (
     WeightedRows,
     WeightedStream,
     WeightedTokenRows,
-    loss_weights,
 )
 
 Level: TypeAlias = Literal["sample", "token"]
@@ -105,4 +104,4 @@ def reweight(
         raise TypeError("weights are needed: only an iterable data set has them in its samples")
     if level == "token":
         return WeightedTokenRows(dataset, weights, normalize), collate
-    return WeightedRows(dataset, loss_weights(as_weights(weights), normalize, alpha)), collate
+    return WeightedRows(dataset, as_weights(weights), normalize, alpha), collate

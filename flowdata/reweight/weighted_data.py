@@ -39,10 +39,16 @@ class WeightedRows(Dataset[WeightedItem]):
         MismatchError: for weights of another length.
     """
 
-    def __init__(self, dataset: Any, values: NDArray[np.float32]) -> None:
-        check_length(dataset, values.size)
+    reweighted_for: tuple[str, float] | None = None
+    """Fingerprint of the weights, and the alpha of the draws that are to be weighted."""
+
+    def __init__(
+        self, dataset: Any, weights: FlowWeights, normalize: Any, alpha: float = 0.0
+    ) -> None:
+        check_length(dataset, len(weights))
         self.dataset = dataset
-        self._values = values
+        self._values = loss_weights(weights, normalize, alpha)
+        self.reweighted_for = weights.fingerprint, alpha
 
     def __len__(self) -> int:
         return self._values.size

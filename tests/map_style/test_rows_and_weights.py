@@ -20,6 +20,7 @@ from flowdata import (
     FlowDataset,
     FlowDataWarning,
     FlowSampler,
+    FlowWeights,
     MismatchError,
 )
 from flowdata.reweight import reweight
@@ -130,3 +131,20 @@ def test_draws_that_leave_out_rows_of_weight_zero_are_no_pass_over_all_rows(make
     make([1.0, 0.5, 2.0], alpha=0.0)
     make([True, False, True])
     make([1.0, 0.0, 2.0], alpha=0.5)
+
+
+@pytest.mark.parametrize("kind", ["FlowDataset", "FlowSampler"])
+@pytest.mark.parametrize(("weighted_for", "drawn_by"), [(0.0, 1.0), (0.5, 1.0), (0.25, 0.5)])
+def test_rows_are_drawn_by_the_alpha_that_they_are_weighted_for(kind, weighted_for, drawn_by):
+    def draws(weights, alpha):
+        if kind == "FlowDataset":
+            return FlowDataset(rows, weights, alpha=alpha)
+        return FlowSampler(weights, alpha=alpha, dataset=rows)
+
+    weights = np.arange(1.0, ROWS + 1)
+    rows, _ = reweight(list(range(ROWS)), weights, alpha=weighted_for)
+    with pytest.raises(MismatchError, match=rf"alpha={weighted_for}.*with alpha={drawn_by}"):
+        draws(FlowWeights.from_weights(weights), drawn_by)
+    # The same alpha, or weights of something else, of classes for one.
+    assert len(draws(weights, weighted_for)) == ROWS
+    assert len(draws(weights[::-1], drawn_by)) == ROWS

@@ -42,7 +42,7 @@ class Access:
         max_wait: seconds that a server may ask to wait between two attempts, by Retry-After.
         signed_by: parameters of a URL's query that change from one day to the next while the
             shard is the same, as ``("token", "expires")``; signatures of S3, Google Cloud
-            Storage, Azure and CloudFront are known.
+            Storage, Azure, CloudFront, Alibaba, Tencent and Huawei are known.
         check_version: refuse a remote shard whose ETag, or else time of modification, is not that
             which its index has; False where equal content is uploaded anew.
         max_expansion: how many times its size a compressed shard may unpack to, from 256 MB on.

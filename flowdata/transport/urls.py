@@ -13,11 +13,17 @@ Urls: TypeAlias = str | Path | Sequence[str | Path]
 PIPE = "pipe:"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 # Parameters that are a signature, and, where one of these is there, what is signed with it: for
-# whom and until when. Of S3, Google Cloud Storage (V4 and V2), Azure and CloudFront.
-_SIGNATURES = frozenset({"x-amz-signature", "x-goog-signature", "signature", "sig"})
+# whom and until when. Of S3, Google Cloud Storage (V4 and V2), Azure, CloudFront, Alibaba (V4 and
+# V1), Tencent and Huawei.
+_SIGNATURES = frozenset(
+    {"x-amz-signature", "x-goog-signature", "x-oss-signature", "q-signature", "signature", "sig"}
+)
 _SIGNED = re.compile(
     r"x-(amz|goog)-.*|awsaccesskeyid|googleaccessid|key-pair-id|policy|expires"
     r"|s[vetrpi]|spr|srt|ss|sk[oestv]|sktid|skoid|sdd|saoid|suoid|scid"
+    r"|x-oss-(signature-version|credential|date|expires|additional-headers|security-token)"
+    r"|(oss)?accesskeyid|(x-(cos|obs)-)?security-token"
+    r"|q-(sign-algorithm|ak|sign-time|key-time|header-list|url-param-list)"
 )
 
 

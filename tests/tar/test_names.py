@@ -17,6 +17,12 @@ SIGNED = {
     "Azure": "sv=2024-11-04&se={0}&sr=b&sp=r&st={0}&spr=https&sig={0}",
     "Azure, delegated": "skoid=1&sktid=2&skt={0}&ske={0}&sks=b&skv=3&sv=4&sr=b&sp=r&se={0}&sig={0}",
     "CloudFront": "Policy={0}&Signature={0}&Key-Pair-Id=K{0}",
+    "Alibaba": "x-oss-signature-version=OSS4-HMAC-SHA256&x-oss-credential=a%2F{0}&x-oss-date={0}"
+    "&x-oss-expires=60&x-oss-security-token=t{0}&x-oss-signature={0}",
+    "Alibaba, version 1": "OSSAccessKeyId=STS.{0}&Expires={0}&security-token={0}&Signature={0}",
+    "Tencent": "q-sign-algorithm=sha1&q-ak=a{0}&q-sign-time={0}%3B9&q-key-time={0}%3B9"
+    "&q-header-list=host&q-url-param-list=&q-signature={0}&x-cos-security-token={0}",
+    "Huawei": "AccessKeyId=a{0}&Expires={0}&x-obs-security-token={0}&Signature={0}",
     "one of one's own": "signature={0}",
 }
 

@@ -33,7 +33,10 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
                 "pass a number"
             )
         return tau
-    tau = math.nan if isinstance(temperature, bool | np.bool_) else float(temperature)
+    try:
+        tau = math.nan if isinstance(temperature, bool | np.bool_) else float(temperature)
+    except (TypeError, ValueError, RuntimeError):
+        tau = math.nan
     if not (math.isfinite(tau) and tau > 0.0):
         raise ValueError(f"temperature must be a positive, finite number, got {temperature!r}")
     return tau

@@ -1,7 +1,8 @@
-"""Advice where a DataLoader's data set has another number of rows than there are weights."""
+"""Advice where a DataLoader's data set does not fit the weights that it is drawn by."""
 
 from collections.abc import Sized
 
+from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
 from flowdata.guards.stack import frames
 from flowdata.guards.switch import enabled
@@ -12,8 +13,12 @@ from flowdata.guards.switch import enabled
 _LOADERS = ("torch.utils.data.", "torchdata.stateful_dataloader.", "accelerate.data_loader")
 
 
-def advise_length(weights: int) -> None:
-    """Warn where a DataLoader that begins to draw has a data set of another length."""
+def advise_rows(weights: FlowWeights) -> None:
+    """Warn where a DataLoader that begins to draw has a data set of another length, or weighted.
+
+    Args:
+        weights: what rows are drawn by, after ``alpha``.
+    """
     if not enabled():
         return
     for module, _, frame in frames():
@@ -26,13 +31,37 @@ def advise_length(weights: int) -> None:
             continue
         # A view of draws has a length of its own.
         rows = _length(dataset)
-        if rows is not None and rows != weights:
+        if rows is not None and rows != len(weights):
             warn(
-                f"the sampler has {weights:,} weights, but the data set of the DataLoader has "
-                f"{rows:,} rows: {_consequence(rows, weights)}; score this data set, or give the "
-                "DataLoader the one that was scored"
+                f"the sampler has {len(weights):,} weights, but the data set of the DataLoader has "
+                f"{rows:,} rows: {_consequence(rows, len(weights))}; score this data set, or give "
+                "the DataLoader the one that was scored"
+            )
+        elif other_alpha(dataset, weights, alpha=1.0) is not None:
+            warn(
+                "rows are drawn by the weights that reweight multiplies into their losses, so they "
+                "count twice: leave the sampler out (shuffle=True), or split the weights, by "
+                "reweight(..., alpha=a) and FlowSampler(..., alpha=a)"
             )
         return
+
+
+def other_alpha(dataset: object, weights: FlowWeights, alpha: float) -> float | None:
+    """The alpha of draws that rows were weighted for, if they are drawn by another one.
+
+    Args:
+        dataset: the rows.
+        weights: that they are drawn by to the power of ``alpha``; None is given for other weights
+            than those of their losses, and for equal ones.
+        alpha: of the draws.
+    """
+    # Of the class: a data set's own attributes may be anything.
+    if not hasattr(type(dataset), "reweighted_for") or weights.total == len(weights):
+        return None
+    weighted_for: tuple[str, float] | None = getattr(dataset, "reweighted_for", None)
+    if weighted_for is None or weighted_for[1] == alpha:
+        return None
+    return weighted_for[1] if weighted_for[0] == weights.fingerprint else None
 
 
 def _length(dataset: object) -> int | None:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError, warn
+from flowdata.guards.lengths import other_alpha
 
 
 def require_length(dataset: Any, weights: FlowWeights) -> None:
@@ -38,12 +39,13 @@ def require_alpha(
     Raises:
         MismatchError: where the same weights are drawn by another alpha than was weighted for.
     """
-    # Of the class: a data set's own attributes may be anything.
-    covered = dataset.reweighted_for if hasattr(type(dataset), "reweighted_for") else None
-    if covered is None or covered[1] == alpha or covered[0] != as_weights(weights).fingerprint:
+    # Weights are made of a table only where they are needed.
+    weighted = hasattr(type(dataset), "reweighted_for")
+    covered = other_alpha(dataset, as_weights(weights), alpha) if weighted else None
+    if covered is None:
         return
     raise MismatchError(
-        f"the losses of these rows are weighted for draws of alpha={covered[1]}, and they would be "
+        f"the losses of these rows are weighted for draws of alpha={covered}, and they would be "
         f"drawn by the same weights with alpha={alpha}, so that part of them counts twice, or not "
         "at all: give reweight and what draws the same alpha, reweight(rows, weights, alpha=a) and "
         "FlowSampler or FlowDataset(..., weights, alpha=a); to reweight alone, draw by no weights"

@@ -12,7 +12,7 @@ from flowdata.core.cursor import Cursor
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.guards.lengths import advise_length
+from flowdata.guards.lengths import advise_rows
 from flowdata.map_style.checked_weights import require_alpha, require_length, warn_of_zeros
 from flowdata.map_style.progress import SamplerProgress
 
@@ -45,7 +45,8 @@ class FlowSampler(Sampler[int]):
         ValueError: for an unknown option or a rank outside [0, num_replicas).
         RuntimeError: on iterating with several replicas where a framework splits the draws again.
 
-    It warns where a DataLoader's data set has another number of rows than there are weights, where
+    It warns where a DataLoader's data set has another number of rows than there are weights, or
+    losses that are multiplied by all of them, where
     the draws of all ranks would be the same, and where a framework hides from it
     which epoch is meant.
 
@@ -137,7 +138,7 @@ class FlowSampler(Sampler[int]):
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        advise_length(len(self.plan.weights))
+        advise_rows(self.plan.weights)
         return self._progress.iterate()
 
     def set_epoch(self, epoch: int) -> None:

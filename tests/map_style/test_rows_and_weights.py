@@ -148,3 +148,22 @@ def test_rows_are_drawn_by_the_alpha_that_they_are_weighted_for(kind, weighted_f
     # The same alpha, or weights of something else, of classes for one.
     assert len(draws(weights, weighted_for)) == ROWS
     assert len(draws(weights[::-1], drawn_by)) == ROWS
+    # Of equal weights nothing is lost.
+    rows, _ = reweight(list(range(ROWS)), np.full(ROWS, 2.0), alpha=weighted_for)
+    assert len(draws(np.full(ROWS, 2.0), drawn_by)) == ROWS
+
+
+@pytest.mark.guard
+def test_a_loader_that_draws_by_the_weights_of_its_losses_is_warned_of():
+    weights = np.arange(1.0, ROWS + 1)
+    rows, collate = reweight(list(range(ROWS)), weights, target=lambda batch, add: add(batch))
+    with pytest.warns(FlowDataWarning, match="count twice"):
+        list(DataLoader(rows, 4, sampler=FlowSampler(weights), collate_fn=collate))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_loader_whose_weights_are_split_is_not_warned_of(alpha):
+    weights = np.arange(1.0, ROWS + 1)
+    options = {"target": lambda batch, add: add(batch), "alpha": alpha}
+    rows, collate = reweight(list(range(ROWS)), weights, **options)
+    list(DataLoader(rows, 4, sampler=FlowSampler(weights, alpha=alpha), collate_fn=collate))

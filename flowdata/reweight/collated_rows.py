@@ -29,6 +29,8 @@ _TRIALS = 64
 """Of a row that is not as it should be: what is made at random differs between them."""
 _MOST_KNOWN = 1 << 20
 """Elements of the rows of labels that are kept."""
+_ELEMENTS = 1 << 12
+"""Of a larger row so many are compared, evenly spread."""
 _TOLERANCE = 1e-5
 _SHOWN = 8
 
@@ -295,7 +297,8 @@ def _same(own: Tensor, found: Tensor) -> bool:
     """Whether a row is what is its own, but for padding, or a cut, at the end or the start."""
     own, found = own.cpu(), found.cpu()
     if own.shape == found.shape:
-        return bool(_equal(own, found).all())
+        own, found = _some(own), _some(found)
+        return torch.equal(own, found) or bool(_equal(own, found).all())
     if own.ndim != found.ndim:
         return False
     sizes = [min(pair) for pair in zip(own.shape, found.shape, strict=True)]
@@ -304,6 +307,11 @@ def _same(own: Tensor, found: Tensor) -> bool:
         if bool(_equal(own[part], found[part]).all()) and bool((rest == rest[:1]).all()):
             return True
     return 0 in sizes
+
+
+def _some(row: Tensor) -> Tensor:
+    """Its elements, or one in so many of an image."""
+    return row.reshape(-1)[:: row.numel() // _ELEMENTS | 1]
 
 
 def _equal(one: Tensor, other: Tensor) -> Tensor:

@@ -336,3 +336,17 @@ def test_mixed_rows_of_a_stream_are_refused(workers):
     weighted, collate = reweight(Stream(), collate_fn=mix)
     with pytest.raises(UnweightedLossError, match="mixes rows"):
         list(DataLoader(weighted, 8, collate_fn=collate, num_workers=workers))
+
+
+def test_a_part_of_an_image_that_is_another_row_s_is_found():
+    masks = torch.from_numpy(RANDOM.integers(0, 5, (ROWS, 96, 96)))
+
+    def cut_and_mixed(items):
+        inputs, targets = default_collate(items)
+        targets[:, 40:60, 30:50] = targets.roll(1, 0)[:, 40:60, 30:50]
+        return inputs, targets
+
+    data = list(zip(INPUTS, masks, strict=True))
+    with pytest.raises(UnweightedLossError, match="mixes rows"):
+        run(data, cut_and_mixed)
+    assert len(run(data, default_collate)) == 3 * ROWS / 8

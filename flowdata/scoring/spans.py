@@ -55,17 +55,13 @@ class _Encoded(NamedTuple):
         return int(beyond.argmax()) if beyond.any() else self.ids.size
 
     def meet_at(self, place: int) -> bool:
-        """Whether a token ends at a place, or before it, and another begins there."""
+        """Whether a token begins at a place, and nothing but text is before it."""
         token = self.first_beyond(place)
         if not 0 < token < self.ids.size:
             return False
-        covers = self.begins < self.ends
-        return bool(
-            covers[token - 1]
-            and covers[token]
-            and self.begins[token] == place
-            and self.begins[token:][covers[token:]].min() == place
-        )
+        # A token before it that covers nothing may be of either side, as a space put before a word.
+        covers = self.begins[token - 1] < self.ends[token - 1]
+        return bool(covers and self.begins[token] == place)
 
 
 def mark_tokens(
@@ -93,7 +89,7 @@ def mark_tokens(
         inside = np.zeros(whole.ids.size, dtype=np.bool_)
         for first, last in marked.scored:
             start = _start(whole, first, known.get(first), control)
-            end = whole.ids.size if last >= len(marked.text) else _end(whole, last, known.get(last))
+            end = _end(whole, last, known.get(last))
             inside[start:end] = True
         around = (np.zeros(part.size, dtype=np.bool_) for part in (whole.before, whole.after))
         yield MarkedTokens(
@@ -131,11 +127,9 @@ def _end(whole: _Encoded, place: int, head: _Encoded | None) -> int:
     """The token after the last one of a span that ends at a place."""
     if head is None:
         return whole.first_beyond(place)
-    common = common_length(whole.ids.tolist(), head.ids.tolist())
-    # The first token that differs begins within the span, as the one of the head alone does.
-    differs = min(common + (common < head.ids.size), whole.ids.size)
-    begin_before = np.flatnonzero((whole.begins < place) & (whole.begins < whole.ends))
-    return max(differs, int(begin_before[-1]) + 1 if begin_before.size else 0)
+    begun = np.flatnonzero(whole.begins < place) + 1
+    # Of a token that covers nothing, the text up to the end tells whether it is there.
+    return max(int(begun.max(initial=0)), common_length(whole.ids.tolist(), head.ids.tolist()))
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

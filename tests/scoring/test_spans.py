@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizer_families import FAMILIES, family
 
 from flowdata import CausalLM
+from flowdata.scoring.spans import MarkedText, mark_tokens
 from flowdata.scoring.token_rows import IGNORED
 
 PIECES = [
@@ -88,6 +89,20 @@ def test_of_a_chat_the_tokens_between_the_turns_of_others_are_scored(name, strip
         assert not np.any(scored & ~wanted)
     else:
         assert scored == wanted.tolist()
+
+
+@EACH
+@given(contents=st.tuples(TEXT, TEXT))
+@LIKE_ALWAYS
+def test_a_span_in_a_text_has_its_tokens_up_to_the_control_token_after_it(name, contents):
+    tokenizer = family(name)
+    head, span = f"{contents[0]}<|im_start|>", contents[1]
+    whole = MarkedText(f"{head}{span}<|im_end|> fox", [(len(head), len(head + span))])
+    ((ids, scored),) = mark_tokens(tokenizer, [whole], special=False)
+    begin, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    first, last = ids.tolist().index(begin) + 1, ids.tolist().index(end)
+    # White space that a tokenizer strips from the end of a text is there before a control token.
+    assert scored.tolist() == [first <= token < last for token in range(ids.size)]
 
 
 @pytest.mark.parametrize("name", ["byte-level, trimmed", "byte-level, cl100k, trimmed"])

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from flowdata import FlowWeights, linear_probe, score
+from flowdata import FlowWeights, LossTable, score, score_probe
 
 TURNED, CLOTHES, WRONG_CLOTHES = (
     "turned digits, harmful samples",
@@ -62,8 +62,8 @@ hardest. Percent, mean and standard deviation over the seeds.
 
 - {TURNED}: digits turned by {ANGLE:.0f} degrees, {WRONG:.0%} with wrong
   labels, and {OFF_DOMAIN:.0%} pictures of clothes with arbitrary labels; the head stays.
-- {CLOTHES}: Fashion-MNIST with right labels and a new head: linear probe, scores, fine-tuning of
-  the whole network. For the old task the old head is put back.
+- {CLOTHES}: Fashion-MNIST with right labels and a new head: linear probe, scores out of fold,
+  fine-tuning of the whole network. For the old task the old head is put back.
 - {WRONG_CLOTHES}: the same, {WRONG:.0%} of the labels wrong.
 
 SGD with momentum 0.9, batches of 50. Learning rates from {GRID}, by {HELD_OUT}
@@ -113,7 +113,12 @@ class Task:
     old: TensorDataset
     new: TensorDataset
     hardest: Tensor
-    weights: FlowWeights
+    table: LossTable
+
+    @property
+    def weights(self) -> FlowWeights:
+        """Weights at the median loss."""
+        return self.table.weights()
 
 
 # The tasks.
@@ -152,11 +157,12 @@ def make_task(name: str, seed: int) -> Task:
         head = model.classifier[2]
         old_head = copy.deepcopy(head.state_dict())
         head.reset_parameters()
-        linear_probe(model, data, head="classifier.2", progress=False)
-    weights = score(model, data, progress=False).weights()
+        table = score_probe(model, data, head="classifier.2", seed=seed, progress=False)
+    else:
+        table = score(model, data, progress=False)
     losses = F.cross_entropy(outputs(model, new.tensors[0]), new.tensors[1], reduction="none")
     hardest = losses.argsort(descending=True)[: TEST // 10]
-    return Task(model, old_head, data, held_out, old, new, hardest, weights)
+    return Task(model, old_head, data, held_out, old, new, hardest, table)
 
 
 def as_tensors(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -251,9 +257,8 @@ def run_all(job: tuple[str, int, int, dict[str, float]]) -> Run:
     tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
     for method in METHODS:
         results[method] = scored(task, tuned(method, rates[method]))
-    losses = score(task.start, task.data, progress=False)
     for factor in TEMPERATURES:
-        weights = losses.weights(factor * float(task.weights.temperature or 1.0))
+        weights = task.table.weights(factor * float(task.weights.temperature or 1.0))
         tuned = trainings(task, Tuning(task.data, weights, epochs), seed)
         results[f"{FLOW}, {factor:g} {TEMPERATURE}"] = scored(task, tuned(FLOW, rates[FLOW]))
     return results

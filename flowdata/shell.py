@@ -153,6 +153,8 @@ def name_of(text: str) -> str:
 
 
 def _local(text: str, what: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError(f"{what.rstrip(',')} is needed, got nothing")
     try:
         return local_path(text, what)
     except TableFileError as error:

@@ -214,6 +214,15 @@ def test_a_url_where_a_file_is_needed_is_refused_as_one(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [["inspect", ""], ["score", "--model", "m", "--data", "d", "--output", ""]]
+)
+def test_no_name_where_one_is_needed_is_said(capsys, arguments):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "a path of this machine is needed, got nothing" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_reader_that_leaves_ends_a_command_in_silence(place):
     command = [sys.executable, "-m", "flowdata", "inspect", str(place / "six.parquet")]

@@ -55,13 +55,9 @@ class _Encoded(NamedTuple):
         return int(beyond.argmax()) if beyond.any() else self.ids.size
 
     def meet_at(self, place: int) -> bool:
-        """Whether a token begins at a place, and nothing but text is before it."""
+        """Whether a token begins at a place, and those before it end there."""
         token = self.first_beyond(place)
-        if not 0 < token < self.ids.size:
-            return False
-        # A token before it that covers nothing may be of either side, as a space put before a word.
-        covers = self.begins[token - 1] < self.ends[token - 1]
-        return bool(covers and self.begins[token] == place)
+        return bool(0 < token < self.ids.size and self.begins[token] == place)
 
 
 def mark_tokens(
@@ -127,9 +123,11 @@ def _end(whole: _Encoded, place: int, head: _Encoded | None) -> int:
     """The token after the last one of a span that ends at a place."""
     if head is None:
         return whole.first_beyond(place)
+    common = common_length(whole.ids.tolist(), head.ids.tolist())
+    # The first token that differs begins within the span, as the one of the head alone does.
+    differs = min(common + (common < head.ids.size), whole.ids.size)
     begun = np.flatnonzero(whole.begins < place) + 1
-    # Of a token that covers nothing, the text up to the end tells whether it is there.
-    return max(int(begun.max(initial=0)), common_length(whole.ids.tolist(), head.ids.tolist()))
+    return max(differs, int(begun.max(initial=0)))
 
 
 def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:

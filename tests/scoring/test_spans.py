@@ -128,3 +128,13 @@ def test_an_unknown_word_that_begins_in_the_prompt_is_scored(name):
     assert unknown.any()
     last = len(ids) - 1 - int(unknown[::-1].argmax())
     assert all(scored[last:])
+
+
+@pytest.mark.parametrize("name", ["byte-level, trimmed", "roberta", "byte-level, cl100k, trimmed"])
+@pytest.mark.parametrize("span", ["  ", "fox  ", "fox \n  "])
+def test_white_space_at_the_end_of_a_span_is_scored_before_plain_text(name, span):
+    tokenizer = family(name)
+    head = "Hi<|im_start|>"
+    whole = MarkedText(f"{head}{span}.def", [(len(head), len(head + span))])
+    ((ids, scored),) = mark_tokens(tokenizer, [whole], special=False)
+    assert tokenizer.decode(ids[scored]).endswith(span)

@@ -15,6 +15,8 @@ from flowdata.scoring.classification import predict
 from flowdata.scoring.fitted_rows import HashingCollate, remember
 from flowdata.scoring.inference import count_rows, device_of, evaluating, read_batches, to_device
 
+_NAMED = 5
+
 
 def linear_probe(
     model: nn.Module,
@@ -173,13 +175,25 @@ def require_classes(found: Features, layer: nn.Linear) -> None:
             f"targets must be class indices of shape (n,), got {targets.dtype} of shape "
             f"{tuple(targets.shape)}"
         )
-    if not 0 <= int(targets.min()) <= int(targets.max()) < layer.out_features:
+    none = (targets < 0) | (targets >= layer.out_features)
+    if none.any():
         raise ValueError(
             f"class indices run from {int(targets.min())} to {int(targets.max())}, the head has "
-            f"{layer.out_features} outputs"
+            f"{layer.out_features} outputs: {_named(none)} of no class; leave such rows out"
         )
-    if not found.features.isfinite().all():
-        raise ValueError("the head sees NaN or infinite features: look at the data and the model")
+    bad = ~found.features.isfinite().all(dim=1)
+    if bad.any():
+        raise ValueError(
+            f"the head sees NaN or infinite features in {_named(bad)}: look at the data and the "
+            "model"
+        )
+
+
+def _named(chosen: Tensor) -> str:
+    """The first of the rows that are chosen, and how many there are."""
+    rows = chosen.nonzero().flatten().tolist()
+    few = ", ".join(map(str, rows[:_NAMED])) + (", ..." if len(rows) > _NAMED else "")
+    return f"{len(rows):,} of {len(chosen):,} rows ({few})"
 
 
 def fit_head(

@@ -1,7 +1,10 @@
 """The samplers, data sets and streams of flowdata inside a framework's DataLoader."""
 
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import Any, Protocol, TypeAlias, TypeGuard
+
+from torch import nn
 
 from flowdata.map_style.dataset import FlowDataset
 from flowdata.map_style.sampler import FlowSampler
@@ -16,6 +19,9 @@ _WRAPPED = (
     "datasets",
     "flattened",
 )
+
+
+_MOST_LOADERS = 1000
 
 
 class Stream(Protocol):
@@ -66,12 +72,18 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[Any]:
     yield thing
     if isinstance(thing, (FlowSampler, FlowDataset)) or is_stream(thing):
         return
-    if isinstance(thing, dict):
-        inner = list(thing.values())
-    elif isinstance(thing, (list, tuple)):
-        inner = list(thing)
-    else:
-        inner = [getattr(thing, name, None) for name in _WRAPPED]
-    for part in inner:
+    for part in _inside(thing):
         if isinstance(part, (list, tuple, dict)) or hasattr(part, "__dict__"):
             yield from _parts(part, seen)
+
+
+def _inside(thing: Any) -> list[Any]:
+    if isinstance(thing, (dict, list, tuple)):
+        # One with more entries is data.
+        entries = thing.values() if isinstance(thing, dict) else thing
+        return list(entries) if len(thing) <= _MOST_LOADERS else []
+    known = [part for name in _WRAPPED if (part := getattr(thing, name, None)) is not None]
+    if known or isinstance(thing, (nn.Module, ModuleType, FunctionType, type)):
+        return known
+    # One of the user's own: what it has may be a loader.
+    return list(vars(thing).values())

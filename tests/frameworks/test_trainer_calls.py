@@ -57,6 +57,19 @@ class Loaders:
             yield from loader
 
 
+class Hidden:
+    """A loader that shows nothing of what it draws from."""
+
+    def __init__(self, loader):
+        self.length, self.begin = len(loader), lambda: iter(loader)
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        return self.begin()
+
+
 class Endless:
     """A loader that does not tell its length."""
 
@@ -118,8 +131,15 @@ def test_a_loader_of_ones_own_goes_on_in_the_next_epoch(tmp_path, make):
     assert model.epochs() == [planned(1), planned(2)]
 
 
+@pytest.mark.parametrize("make", DOORS.values(), ids=DOORS)
+def test_what_a_loader_of_ones_own_draws_from_is_found_where_it_keeps_it(tmp_path, make):
+    trainer, model = train(make(), tmp_path, Loaders, told=False)
+    trainer.train()
+    assert model.epochs() == [planned(0), planned(1)]
+
+
 def test_a_loader_in_which_nothing_is_found_asks_for_what_it_draws_from(tmp_path):
-    trainer, _ = train(DOORS["sampler"](), tmp_path, Loaders, told=False)
+    trainer, _ = train(DOORS["sampler"](), tmp_path, Hidden, told=False)
     with pytest.raises(ValueError, match=r"loader of your own.*FlowCallback\(dataset\)"):
         trainer.train()
 

@@ -274,8 +274,10 @@ class FlowCallback(Callback):
 
 def _saved(feed: _Feed, batches: int) -> dict[str, Any]:
     position = None if feed.draws is None else batches * feed.draws
+    # A loader that is gone through again is refused on resuming, by its position.
+    over = position is None or 0 < _length(feed.loader) < batches
     source: Any = feed.source
-    return {_POSITION: position, _STATE: source.state_dict(position=position or 0)}
+    return {_POSITION: position, _STATE: source.state_dict(position=0 if over else position)}
 
 
 def _first_pass(feed: _Feed, epoch: int) -> int:

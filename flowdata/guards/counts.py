@@ -17,16 +17,22 @@ from flowdata.guards.stack import frames
 # Lightning 2.6, fabric/wrappers.py: `_FabricDataLoader` names `_num_iter_calls`;
 # pytorch/loops/fit_loop.py: `_FitLoop` names the epochs that it has processed.
 # torchdata 0.11, nodes/adapters.py: `SamplerWrapper` names `epoch`, where no state is given it.
+_ACCELERATE, _BUILDS = "accelerate.data_loader", "DataLoaderAdapter.__init__"
 _FIT_LOOP = "_FitLoop.on_advance_start"
 _COUNTING = {
-    "accelerate.data_loader": ".__iter__",
+    _ACCELERATE: ".__iter__",
     "lightning.fabric.wrappers": "_FabricDataLoader.__iter__",
     "lightning_fabric.wrappers": "_FabricDataLoader.__iter__",
     "lightning.pytorch.loops.fit_loop": _FIT_LOOP,
     "pytorch_lightning.loops.fit_loop": _FIT_LOOP,
     "torchdata.nodes.adapters": "SamplerWrapper.reset",
 }
-# A loader's name comes through functions of its own package.
+_FINISHED_ITERATOR = (
+    "torchdata.stateful_dataloader.stateful_dataloader",
+    "_StatefulMultiProcessingDataLoaderIter.__init__",
+)
+# A loader's name comes through functions of its own package, and `set_epoch` of any other that
+# stands between.
 _PASSED_THROUGH = (
     "flowdata.guards.",
     "flowdata.map_style.",
@@ -63,6 +69,13 @@ class EpochCount:
         """The last number that was counted."""
         self._undrawn = False
         """Whether nothing was drawn since."""
+        self._is_of_loop = False
+        """Whether the last epoch was set by the loop, or loaded, before it was counted."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether only a loader's count said which epoch is to be drawn."""
+        return self._counted is not None and not self._is_of_loop
 
     def meant_by(self, name: int) -> int | None:
         """The epoch that is to be drawn where ``name`` is named; None if it means nothing."""
@@ -72,6 +85,9 @@ class EpochCount:
         if who is _Name.OF_THE_LOOP:
             self._awaited, self._ahead, self._counted = name, 0, None
             return name
+        if name != self._counted or not self._undrawn:
+            # Else it is named a second time, on another way through the same loader.
+            self._is_of_loop = self._awaited is not None
         if self._awaited is not None:
             self._ahead, self._awaited = self._awaited - name, None
         elif self._counted is None or name not in (self._counted, self._counted + 1):
@@ -86,9 +102,30 @@ class EpochCount:
         if self._counted is not None and self._undrawn:
             self._ahead = epoch - self._counted
 
-    def on_first_draw(self) -> None:
-        """A pass begins."""
-        self._awaited, self._undrawn = None, False
+    def on_first_draw(self, epoch: int) -> None:
+        """A pass over that epoch begins."""
+        if self._awaited is not None:
+            # It had no number: a look at what is drawn, say. accelerate draws on behalf of the
+            # first pass of a loader with workers and a state while it builds the loader.
+            is_built = any(
+                module == _ACCELERATE and function == _BUILDS for module, function, _ in frames()
+            )
+            self._awaited = epoch if is_built else epoch + 1
+        self._undrawn = False
+
+
+def is_thrown_away() -> bool:
+    """Whether nothing of the pass that begins is given out.
+
+    torchdata 0.11, stateful_dataloader.py: where a loader with workers loads a state of an epoch's
+    end, `_StatefulMultiProcessingDataLoaderIter.__init__` leaves out all batches of an epoch, and
+    `StatefulDataLoader.__iter__` makes another iterator.
+    """
+    for module, function, frame in frames():
+        if (module, function) == _FINISHED_ITERATOR:
+            with contextlib.suppress(Exception):
+                return bool(frame.f_locals["next_iter_state"]["_iterator_finished"])
+    return False
 
 
 def _who_names() -> _Name:
@@ -96,7 +133,8 @@ def _who_names() -> _Name:
         if module in _COUNTING and function.endswith(_COUNTING[module]):
             beside = function == _FIT_LOOP and _has_callback(frame)
             return _Name.BESIDE_FLOW_CALLBACK if beside else _Name.COUNTED
-        if not f"{module}.".startswith(_PASSED_THROUGH):
+        passes_on = function.rpartition(".")[2] == "set_epoch"
+        if not (passes_on or f"{module}.".startswith(_PASSED_THROUGH)):
             break
     return _Name.OF_THE_LOOP
 

@@ -22,6 +22,14 @@ class Epochs(Protocol):
     """Whether any process has read draws since this was made False."""
 
     @property
+    def epoch(self) -> int:
+        """The running epoch."""
+
+    @property
+    def is_kept_loaded(self) -> bool:
+        """Whether draws were read of an epoch that was loaded, and none was set since."""
+
+    @property
     def epoch_was_set(self) -> bool:
         """Whether `set_epoch` was called."""
 
@@ -40,13 +48,17 @@ class DatasetGuard:
         """An epoch is set, which is to be drawn from now on."""
         self._set_epochs.add(epoch, drawn=UNKNOWN)
 
+    def on_load(self, epoch: int) -> None:
+        """A state is loaded, from whose epoch draws come from now on."""
+        self._set_epochs.last = epoch
+
     def on_len(self, draws: int) -> None:
         """Somebody asks for the length: perhaps a sampler, at the beginning of a pass."""
         if not enabled():
             return
         caller = find_caller()
-        if caller.sampler_iterates and self._passes.go_by(self._epochs):
-            warn(_KEPT)
+        if caller.sampler_iterates and (text := self._passes.go_by(self._epochs)):
+            warn(text)
         if caller.sampler_iterates and not caller.accelerate_builds_loader:
             advise_even_batches(caller, draws)
             self._advise_setting(caller)
@@ -124,28 +136,33 @@ class _Passes:
         # Of each sampler: how far it was when it asked last, and its passes without a read.
         self._samplers: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
         self._was_ever_read = False
+        self._is_told_of_loaded = False
 
     def __reduce__(self) -> Any:
         # A copy has samplers of its own.
         return _Passes, ()
 
-    def go_by(self, epochs: Epochs) -> bool:
-        """A sampler asks for the length; whether it is time to warn that nothing was read."""
+    def go_by(self, epochs: Epochs) -> str:
+        """A sampler asks for the length; what to warn of, if it is time."""
         call = find_sampler()
         if call is None:
-            return False
+            return ""
         before, unread = self._samplers.get(call.sampler, (call.place, 0))
         if call.place > before:
             # The same pass as before.
             self._samplers[call.sampler] = call.place, unread
-            return False
+            return ""
+        if epochs.is_kept_loaded and not self._is_told_of_loaded:
+            self._is_told_of_loaded = True
+            return _loaded(epochs.epoch)
         if epochs.was_read:
             self._was_ever_read, epochs.was_read = True, False
             self._samplers.clear()
             unread = 0
         unread += self._was_ever_read
         self._samplers[call.sampler] = call.place, unread
-        return unread == (_UNREAD_IN_STEP if call.in_step else _UNREAD_BY_WORKERS)
+        is_time = unread == (_UNREAD_IN_STEP if call.in_step else _UNREAD_BY_WORKERS)
+        return _KEPT if is_time else ""
 
 
 # Frameworks begin a pass and leave it, and workers may be slow to read: but not so often in a row.
@@ -164,6 +181,13 @@ _LOOKS = (
     "the items of this FlowDataset were read more than twice over, by no DataLoader of torch, and "
     "all of them in one epoch: call set_epoch(epoch) before every epoch, for new draws in each"
 )
+
+
+def _loaded(epoch: int) -> str:
+    return (
+        f"each pass over this FlowDataset draws epoch {epoch}, whose state was loaded, as nobody "
+        "names another: call its set_epoch(epoch) before every epoch"
+    )
 
 
 def _part(part: int | None, draws: int) -> str:

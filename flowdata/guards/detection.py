@@ -47,6 +47,7 @@ _TUNER = ".tuner."
 _STATEFUL = "torchdata.stateful_dataloader."
 _ITERATOR = "_StatefulBaseDataLoaderIter._next_index"
 _BATCHES = "_BatchSamplerIterator."
+_DRAWS = "flowdata.map_style.dataset"
 # transformers 5.23, trainer_pt_utils.py: both samplers read the length of every item when they
 # are built, which `Trainer._get_train_sampler` does.
 _LENGTH_READERS = (
@@ -172,8 +173,10 @@ def _skips_batches(loader: Any) -> bool:
     """
     batches = getattr(loader, "batch_sampler", None)
     state = getattr(getattr(loader, "base_dataloader", None), "next_iter_state", None)
-    # torchdata's own batch sampler, whose iterator has a state, leads to the epoch that was saved.
-    has_state = _has_state(batches) or type(batches).__module__.startswith(_STATEFUL)
+    # torchdata's own batch sampler, whose iterator has a state, and a FlowDataset lead to the epoch
+    # that was saved.
+    kinds = type(batches).__module__, type(getattr(loader, "dataset", None)).__module__
+    has_state = _has_state(batches) or kinds[0].startswith(_STATEFUL) or kinds[1] == _DRAWS
     skips = state is not None and not has_state
     return skips or any(getattr(part, "skip_batches", 0) for part in (loader, batches))
 

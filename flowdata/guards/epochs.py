@@ -21,19 +21,17 @@ class SetEpochs:
     def __init__(self) -> None:
         self.last: int | None = None
         """The epoch that the loop set last, or that was loaded; None if it never did."""
-        self.was_loaded = False
-        """Whether that one was loaded."""
+        self._counted: int | None = None
+        """The one that accelerate has set after that."""
 
-    def add(self, epoch: int, *, drawn: int | None, named: int | None = None) -> None:
+    def add(self, epoch: int, *, drawn: int | None) -> None:
         """An epoch is set; warn where accelerate's count is not what the loop meant.
 
         Args:
             epoch: the one that is to be drawn.
             drawn: the one that has been drawn since an epoch was set; None if none was.
-            named: the one that is named; None if it is the one that is to be drawn.
         """
         caller = find_caller()
-        named = epoch if named is None else named
         if caller.fabric_iterates and drawn == epoch:
             warn(
                 f"Fabric's loader draws epoch {epoch} a second time, because each loader that "
@@ -41,15 +39,14 @@ class SetEpochs:
                 "sampler.set_epoch(epoch) before each"
             )
         if not caller.accelerate_iterates:
-            self.last, self.was_loaded = epoch, False
-        elif drawn is None and self.last not in (None, named):
-            # What the loop has set is drawn, and it sets the next one too.
-            if self.was_loaded or epoch == named:
-                warn(
-                    f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch "
-                    f"{named}: call set_epoch({self.last}) of the prepared loader before iterating "
-                    "over it"
-                )
+            self.last, self._counted = epoch, None
+            return
+        # It may set one twice, on two ways to the same sampler.
+        if drawn is None and self.last not in (None, epoch) and self._counted != epoch:
+            warn(
+                f"epoch {self.last} was to be drawn, but accelerate's loader starts epoch {epoch}: "
+                f"call set_epoch({self.last}) of the prepared loader before iterating over it"
+            )
         elif caller.accelerate_skips and self.last != epoch:
             warn(
                 f"accelerate's loader goes on in epoch {epoch}, because by its own count of passes "
@@ -62,6 +59,7 @@ class SetEpochs:
                 "the epochs that came to their end in this process: call set_epoch(epoch) of the "
                 "prepared loader before each epoch"
             )
+        self._counted = epoch
 
 
 def advise_even_batches(caller: Caller, draws: int) -> None:

@@ -1,8 +1,8 @@
 """SamplerGuard: advice to the user of a FlowSampler, from who calls it."""
 
 import copy
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NoReturn, Protocol
 
 from flowdata.errors import warn
 from flowdata.guards.detection import Caller, can_see_splits, find_caller
@@ -36,7 +36,7 @@ class _StartedPass:
     epoch_was_set: bool
     """Whether its epoch had been set, or loaded."""
     prepared: bool
-    """accelerate began it while it built its loader, before anybody could set an epoch."""
+    """accelerate began it while it built its loader, ahead of the epoch's name."""
     reads_ahead: bool
     """A loader of accelerate draws a batch ahead of the one that it gives out."""
 
@@ -108,7 +108,12 @@ class SamplerGuard:
         epoch_was_set = self._epoch_was_set or at_saved_place
         if position and not at_saved_place:
             _refuse_leaving_out_twice(caller, position)
-        if not (epoch_was_set or caller.accelerate_iterates or caller.accelerate_builds_loader):
+        if caller.accelerate_iterates:
+            # Its count is not that of the run that was saved.
+            epoch_is_known = sampler_pass.epoch == self._set_epochs.last or at_saved_place
+            if caller.fast_forwards and not epoch_is_known:
+                _refuse_forgotten_epoch(caller, "call set_epoch(epoch) of the prepared loader")
+        elif not (epoch_was_set or caller.accelerate_builds_loader):
             self._advise_forgetting(caller)
         if not epoch_was_set and caller.accelerate_iterates:
             warn(
@@ -121,32 +126,29 @@ class SamplerGuard:
         self._running = _StartedPass(
             sampler_pass,
             epoch_was_set,
-            prepared=not epoch_was_set and caller.accelerate_builds_loader,
+            prepared=caller.accelerate_builds_loader,
             reads_ahead=caller.accelerate_iterates,
         )
 
-    def on_set_epoch(self, epoch: int, *, named: int) -> None:
-        """An epoch is set, which the next pass is to draw.
-
-        Args:
-            epoch: the one that is to be drawn.
-            named: the one that is named: another one where a loader counts its passes.
-        """
+    def on_set_epoch(self, epoch: int) -> None:
+        """An epoch is set, which the next pass is to draw."""
         self._advise_lost_state(epoch)
         begun = self._running
         drawn = None if begun is None else begun.sampler_pass.epoch
-        self._set_epochs.add(
-            epoch, drawn=None if begun is None or begun.prepared else drawn, named=named
-        )
+        self._set_epochs.add(epoch, drawn=None if begun is None or begun.prepared else drawn)
         self._advise_prepared(epoch, 0)
-        if begun is not None:
-            self._advise_beside_lightning(find_caller(), begun.sampler_pass, epoch)
         self._epoch_was_set, self._running = True, None
+        if begun is not None:
+            caller = find_caller()
+            self._advise_beside_lightning(caller, begun.sampler_pass, epoch)
+            if begun.prepared and drawn == epoch:
+                # It is what is drawn, as soon as accelerate's loader begins.
+                self._running = replace(begun, prepared=not caller.accelerate_iterates)
 
     def on_load(self, epoch: int, position: int) -> None:
         """A state is loaded, from which the next pass is to go on."""
         self._advise_prepared(epoch, position)
-        self._set_epochs.last, self._set_epochs.was_loaded = epoch, True
+        self._set_epochs.last = epoch
         self._loaded = epoch, position
         self._epoch_was_set, self._running = True, None
 
@@ -183,18 +185,13 @@ class SamplerGuard:
             return
         how = (
             "give StatefulDataLoader sampler= and batch_size=, or torchdata's own BatchSampler "
-            "(torchdata.stateful_dataloader.sampler), or call sampler.set_epoch(epoch) before "
-            "each epoch"
+            "(torchdata.stateful_dataloader.sampler), or call sampler.set_epoch(epoch)"
         )
         if caller.fast_forwards:
-            raise RuntimeError(
-                "StatefulDataLoader leaves out the draws that it has given out before, but its "
-                f"state does not say of which epoch, because {caller.forgetting_part} has no "
-                f"state_dict: {how}"
-            )
+            _refuse_forgotten_epoch(caller, how)
         self._advise_once(
             f"the states of this StatefulDataLoader do not hold the epoch that is drawn, because "
-            f"{caller.forgetting_part} has no state_dict: {how}"
+            f"{caller.forgetting_part} has no state_dict: {how} before each epoch"
         )
 
     def _advise_beside_lightning(self, caller: Caller, begun: Pass, epoch: int) -> None:
@@ -233,6 +230,14 @@ class SamplerGuard:
         if not self._has_advised:
             self._has_advised = True
             warn(message)
+
+
+def _refuse_forgotten_epoch(caller: Caller, how: str) -> NoReturn:
+    raise RuntimeError(
+        "StatefulDataLoader leaves out the draws that it has given out before, but its state does "
+        f"not say of which epoch, because {caller.forgetting_part} has no state_dict: {how} before "
+        "each epoch"
+    )
 
 
 def _refuse_leaving_out_twice(caller: Caller, position: int) -> None:

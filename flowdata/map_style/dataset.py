@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
-from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state
+from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state, saved_count
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError
@@ -18,7 +18,7 @@ from flowdata.guards.fetching import UNSEEN, Fetch, find_fetch
 from flowdata.map_style import inner
 from flowdata.map_style.checked_weights import require_alpha
 from flowdata.map_style.draw_numbers import draw_numbers, many_draws
-from flowdata.map_style.served import ServedDraws, require_cell
+from flowdata.map_style.served import MOST, ServedDraws, require_cell
 
 _NAMED = "named"
 
@@ -129,6 +129,11 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
 
     def set_epoch(self, epoch: int) -> None:
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
+        served = self._served
+        if served.epoch_was_set and served.epoch != self._told:
+            # A worker has loaded the state of a loader, and drawn.
+            self._count.on_load(served.epoch)
+            self._count.on_first_draw(served.epoch)
         meant = self._count.meant_by(self._plan.at_epoch(epoch).epoch)
         if meant is None:
             return
@@ -138,7 +143,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             # What it has loaded of this epoch, its own random state above all, is to stay.
             inner.set_epoch_of(self.dataset, epoch)
         self._told, self._loaded = epoch, None
-        self._served.set_epoch(epoch)
+        served.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """A fresh dict: the epoch that was set, and the state of the data set if it has one.
@@ -149,7 +154,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         return save_state(self.plan, **named, **inner.state_of(self.dataset))
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on in the epoch of a state, with its seed; an epoch that was set before is kept.
+        """Go on in the epoch of a state, with its seed; one that the loop has set before is kept.
 
         Args:
             state: any mapping.
@@ -158,7 +163,6 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             MismatchError: when the state is of other weights or options, or not a state at all.
             RuntimeError: when nobody had set the epoch that was saved, so that it is not known
                 which of its items were served.
-            ValueError: for a seed or an epoch out of range.
         """
         identity = {PLAN: self._plan.identity()}
         found = read_state(state, identity, owner="FlowDataset", needed=(_NAMED,))
@@ -166,24 +170,28 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             raise MismatchError(
                 f"not a FlowDataset state: {_NAMED} must be true or false, got {found[_NAMED]!r}"
             )
-        if not (self._served.epoch_was_set or found[_NAMED]):
+        # Where a loader of a framework has only counted its passes, the state knows better.
+        is_kept = self._served.epoch_was_set and not self._count.is_counted
+        if not (is_kept or found[_NAMED]):
             raise RuntimeError(
                 f"the state was saved in epoch {found[EPOCH]}, which FlowDataset had found by "
                 "itself, so nobody knows what of it was served: call set_epoch(epoch) before "
                 "every epoch, from the first, or give the DataLoader a FlowSampler instead"
             )
         # All is checked before anything is set: a refused state changes nothing.
-        epoch, seed = require_cell(found[EPOCH], "the epoch"), require_cell(found[SEED], "the seed")
-        if self._served.epoch_was_set:
+        epoch, seed = (
+            saved_count(found[name], name, owner="FlowDataset", most=MOST) for name in (EPOCH, SEED)
+        )
+        if is_kept:
             epoch = self.epoch
         inner.set_epoch_of(self.dataset, epoch)
         # As it was saved: `found` has lists in place of tuples.
         inner.load_state_of(self.dataset, state)
         if seed != self.plan.seed:
             self._served.seed = seed
-        if not self._served.epoch_was_set:
-            self._guard.on_set_epoch(epoch)
-            self._served.set_epoch(epoch)
+        if not is_kept:
+            self._guard.on_load(epoch)
+            self._served.set_epoch(epoch, is_loaded=True)
         self._count.on_load(epoch)
         self._told = self._loaded = epoch
 
@@ -227,6 +235,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
     def _rows(self, places: NDArray[np.int64], fetch: object | None) -> list[int]:
         """The rows of draws, in the epoch of the pass that reads them."""
         self._guard.on_items(len(self._plan))
+        self._count.on_first_draw(self.epoch)
         is_new = False
         if fetch is None:
             epoch = self.epoch

@@ -6,7 +6,7 @@ from typing import Any
 
 from flowdata.core.cursor import Cursor
 from flowdata.core.plan import non_negative
-from flowdata.guards.counts import EpochCount
+from flowdata.guards.counts import EpochCount, is_thrown_away
 from flowdata.guards.sampler import SamplerGuard
 from flowdata.map_style.draw_iterator import DrawIterator, SamplerPass
 
@@ -55,24 +55,25 @@ class SamplerProgress:
         """Hand a pass its place; the next pass begins with the epoch after it."""
         saved = sampler_pass.saved_place
         place = self._next if saved is None else saved
+        if saved is None and is_thrown_away():
+            return place
         self._guard.on_first_draw(
             sampler_pass,
             position=place.position,
             at_saved_place=saved is not None,
             can_go_on=saved is not None and len(saved) > 0,
         )
-        self._count.on_first_draw()
+        self._count.on_first_draw(place.plan.epoch)
         self._running = sampler_pass
         self._next = place.at(place.plan.epoch + 1)
         return place
 
     def set_epoch(self, epoch: int) -> None:
         """Make ``epoch`` the next one, from its start; from a loaded place if that is in it."""
-        named = non_negative(epoch, "epoch")
-        meant = self._count.meant_by(named)
+        meant = self._count.meant_by(non_negative(epoch, "epoch"))
         if meant is None:
             return
-        self._guard.on_set_epoch(meant, named=named)
+        self._guard.on_set_epoch(meant)
         if meant != self._next.plan.epoch:
             self._next = self._next.at(meant)
         self._running = None
@@ -83,8 +84,20 @@ class SamplerProgress:
         if position is None:
             self._guard.on_save()
         else:
-            place = replace(place, position=non_negative(position, "position"))
+            self._require_reached(non_negative(position, "position"), place)
+            place = replace(place, position=position)
         return place.or_next_epoch().state()
+
+    def _require_reached(self, position: int, place: Cursor) -> None:
+        draws = len(place.plan)
+        # The last batches of all ranks may go beyond the end, once the end was asked for.
+        is_under_way = self._running is not None and place.position < draws
+        if position > draws and (is_under_way or position >= 2 * draws):
+            raise ValueError(
+                f"position={position:,} is beyond epoch {place.plan.epoch}, which has {draws:,} "
+                "draws: it counts those of the running epoch, over all ranks, not those of epochs "
+                "before"
+            )
 
     def place_of(self, state: Any) -> Cursor:
         """The place that a state was saved at.

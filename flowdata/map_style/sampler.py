@@ -156,6 +156,9 @@ class FlowSampler(Sampler[int]):
             position: draws of the current epoch that were trained on, over all ranks
                 (steps x batch size x ranks). By default those that were asked for, which under
                 DataLoader workers, and under accelerate, includes batches fetched ahead.
+
+        Raises:
+            ValueError: for a position beyond the end of the epoch.
         """
         return self._progress.save(position)
 

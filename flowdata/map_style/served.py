@@ -13,12 +13,15 @@ from torch.utils.data import get_worker_info
 from flowdata.guards.fetching import Fetch, WorkerPool, worker_pool
 from flowdata.map_style.shared_memory import SharedArray
 
+MOST = (1 << 63) - 1
+"""The largest number that shared memory can hold."""
 _OWN_SEED = -1
 _MARKS = 255
 _NOBODY = -1
 _AT_ONCE = 64
 """Passes that may be under way at once."""
-_EPOCH, _SET, _ADVISED, _SEED, _BEGUN, _READ, _ADVISED_OF_PART, _CELLS = range(8)
+_EPOCH, _SET, _ADVISED, _SEED, _BEGUN, _READ, _ADVISED_OF_PART, _LOADED, _CELLS = range(9)
+_NOT_LOADED, _LOADED_ONLY, _LOADED_AND_READ = range(3)
 
 
 class ServedDraws:
@@ -41,7 +44,8 @@ class ServedDraws:
     def __init__(self, draws: int) -> None:
         self._marks = SharedArray(draws, torch.uint8)
         # The epoch, whether it was set, whether advice about that was given, the seed, whether a
-        # pass has begun the epoch, whether anything was read lately, and more advice.
+        # pass has begun the epoch, whether anything was read lately, more advice, and whether the
+        # epoch was loaded.
         self._state = SharedArray(_CELLS, torch.int64)
         self._state.values[_SEED] = _OWN_SEED
         # Of the last epochs: number + 1, seed and process of the pool that began it.
@@ -93,6 +97,11 @@ class ServedDraws:
         self._cells[_ADVISED_OF_PART] = advised
 
     @property
+    def is_kept_loaded(self) -> bool:
+        """Whether draws were read of an epoch that was loaded, and none was set since."""
+        return bool(self._cells[_LOADED] == _LOADED_AND_READ)
+
+    @property
     def was_read(self) -> bool:
         """Whether any process has read draws since this was set to False."""
         return bool(self._cells[_READ])
@@ -109,11 +118,12 @@ class ServedDraws:
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._cells[_SEED] = require_cell(seed, "a seed that is loaded")
+        self._cells[_SEED] = require_cell(seed, "a seed")
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, *, is_loaded: bool = False) -> None:
         """Serve from this epoch until another is set."""
         self._cells[_EPOCH], self._cells[_SET] = require_cell(epoch, "the epoch"), True
+        self._cells[_LOADED] = _LOADED_ONLY if is_loaded else _NOT_LOADED
 
     def serve(self, draws: NDArray[np.int64], fetch: Fetch | None) -> tuple[int, bool, int]:
         """The epoch in which draws are served, whether it is new here, and how often it was read.
@@ -124,6 +134,8 @@ class ServedDraws:
         """
         self._cells[_READ] = True
         if self.epoch_was_set:
+            if self._cells[_LOADED]:
+                self._cells[_LOADED] = _LOADED_AND_READ
             return self.epoch, False, 0
         if fetch is None:
             return self._mark(draws), False, 0
@@ -263,6 +275,6 @@ def require_cell(value: int, name: str) -> int:
     Raises:
         ValueError: for one of more than 63 bits.
     """
-    if value >= 1 << 63:
+    if value > MOST:
         raise ValueError(f"{name} must be below 2^63, got {value}")
     return value

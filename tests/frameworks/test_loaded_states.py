@@ -1,6 +1,5 @@
 """A state that was loaded is what is drawn next, whatever epoch a framework names after that."""
 
-import warnings
 from itertools import islice
 
 import lightning
@@ -80,15 +79,6 @@ def on_the_cpu(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
 
 
-@pytest.fixture
-def advice_is_allowed():
-    """accelerate's own count, by which it goes on after a break, is then another one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "epoch . was to be drawn, but accelerate")
-        yield
-
-
-@pytest.mark.usefixtures("advice_is_allowed")
 @pytest.mark.parametrize("position", [0, 8])
 @pytest.mark.parametrize("epoch", [0, 1, 5])
 @pytest.mark.parametrize("prepare", COUNTING.values(), ids=COUNTING)
@@ -100,7 +90,6 @@ def test_a_loader_that_counts_its_passes_goes_on_from_a_loaded_state(prepare, ep
     assert [rows(loader) for _ in range(2)] == [planned(epoch + 1), planned(epoch + 2)]
 
 
-@pytest.mark.usefixtures("advice_is_allowed")
 @pytest.mark.parametrize("prepare", COUNTING.values(), ids=COUNTING)
 def test_a_state_loaded_between_two_passes_of_the_same_loader_is_drawn(prepare):
     sampler = make()
@@ -137,7 +126,6 @@ def test_a_loader_that_is_made_anew_for_each_epoch_warns_unless_the_loop_names_i
     assert rows(prepare(sampler)) == planned(1)
 
 
-@pytest.mark.usefixtures("advice_is_allowed")
 def test_what_is_drawn_does_not_depend_on_the_switch_of_guards():
     guards.off()
     try:
@@ -178,6 +166,79 @@ def test_a_stateful_loader_that_accelerate_prepared_goes_on_in_the_same_process(
     assert drawn == planned(0)
     loader.load_state_dict(state)
     assert [rows(loader), rows(loader)] == [planned(0)[3 * BATCH :], planned(1)]
+
+
+def stateful_accelerate(sampler, workers):
+    config = DataLoaderConfiguration(use_stateful_dataloader=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=config)
+    return accelerator.prepare(DataLoader(range(ROWS), BATCH, sampler=sampler, num_workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batches", [2, 7])
+def test_a_stateful_loader_of_accelerate_goes_on_in_the_epoch_that_is_named(workers, batches):
+    first, second = (stateful_accelerate(make(), workers) for _ in range(2))
+    states = []
+    for epoch in (0, 1):
+        first.set_epoch(epoch)
+        states = [first.state_dict() for _ in first]
+    second.load_state_dict(states[batches - 1])
+    if batches == len(states):
+        second.set_epoch(2)
+        assert rows(second) == planned(2)
+    else:
+        second.set_epoch(1)
+        assert rows(second) == planned(1)[batches * BATCH :]
+
+
+@pytest.mark.guard
+@pytest.mark.filterwarnings("ignore:accelerate's loader goes on in epoch")
+def test_a_stateful_loader_of_accelerate_does_not_go_on_in_an_epoch_that_nobody_named():
+    first, second = (stateful_accelerate(make(), 0) for _ in range(2))
+    states = [first.state_dict() for _ in first]
+    second.load_state_dict(states[1])
+    with pytest.raises(RuntimeError, match=r"does not say of which epoch.*the prepared loader"):
+        rows(second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_state_of_a_data_set_of_draws_outweighs_accelerates_count(workers):
+    config = DataLoaderConfiguration(use_stateful_dataloader=True)
+    first, second = (
+        Accelerator(cpu=True, dataloader_config=config).prepare(
+            DataLoader(FlowDataset(range(ROWS), WEIGHTS, seed=SEED), BATCH, num_workers=workers)
+        )
+        for _ in range(2)
+    )
+    rows(first)
+    states = [first.state_dict() for _ in first]
+    second.load_state_dict(states[1])
+    assert [rows(second), rows(second)] == [planned(1)[2 * BATCH :], planned(2)]
+
+
+@pytest.mark.parametrize("prepare", COUNTING.values(), ids=COUNTING)
+def test_a_look_at_the_draws_does_not_lose_the_loaded_epoch(prepare):
+    sampler = make()
+    loader = prepare(sampler)
+    sampler.load_state_dict(make().state_dict() | {"epoch": 3})
+    next(iter(sampler))
+    assert [rows(loader), rows(loader)] == [planned(4), planned(5)]
+
+
+def test_a_name_that_is_passed_on_by_a_batch_sampler_of_ones_own_is_a_count():
+    class Batches(BatchSampler):
+        def set_epoch(self, epoch):
+            self.sampler.set_epoch(epoch)
+
+    for fabric in (True, False):
+        sampler = make()
+        loader = DataLoader(range(ROWS), batch_sampler=Batches(sampler, BATCH, False))
+        if fabric:
+            loader = lightning.Fabric(accelerator="cpu", devices=1).setup_dataloaders(loader)
+        else:
+            loader = Accelerator(cpu=True).prepare(loader)
+        sampler.load_state_dict(make().state_dict(position=8) | {"epoch": 3})
+        assert [rows(loader), rows(loader)] == [planned(3)[8:], planned(4)]
 
 
 def test_a_data_set_of_draws_goes_on_in_the_epoch_of_its_state_under_accelerate():

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from flowdata import EpochPlan, FlowDataset, MismatchError
+from flowdata import EpochPlan, FlowDataset, FlowDataWarning, MismatchError
 
 ROWS, DRAWS, SEED = 11, 18, 2
 WEIGHTS = np.random.default_rng(5).random(ROWS)
@@ -101,7 +101,19 @@ def test_a_state_brings_its_seed_to_worker_processes_too():
     assert after.plan.seed == 9
     drawn = EpochPlan(WEIGHTS, seed=9, epoch=1, epoch_size=DRAWS)[:].tolist()
     assert one_epoch(DataLoader(after, 4)) == drawn
+    after.set_epoch(1)
     assert one_epoch(DataLoader(after, 4, num_workers=1, multiprocessing_context="fork")) == drawn
+
+
+@pytest.mark.guard
+def test_a_loaded_epoch_that_is_drawn_again_and_again_is_warned_of():
+    before, after = make(), make()
+    before.set_epoch(1)
+    after.load_state_dict(before.state_dict())
+    loader = DataLoader(after, 4)
+    one_epoch(loader)
+    with pytest.warns(FlowDataWarning, match="draws epoch 1, whose state was loaded"):
+        one_epoch(loader)
 
 
 def test_a_state_of_the_layout_before_goes_on():
@@ -125,7 +137,7 @@ def test_a_state_that_shared_memory_cannot_hold_changes_nothing(wrong):
     items = make()
     items.set_epoch(1)
     after = make()
-    with pytest.raises(ValueError, match="below 2"):
+    with pytest.raises(MismatchError, match="must be an int in"):
         after.load_state_dict(items.state_dict() | {"seed": 5} | wrong)
     assert (after.epoch, after.plan.seed) == (0, SEED)
 

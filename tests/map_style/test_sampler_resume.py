@@ -137,8 +137,17 @@ def test_a_stated_position_makes_up_for_draws_that_workers_fetched_ahead(workers
 @pytest.mark.parametrize("overshoot", [0, 1, 22])
 def test_a_stated_position_at_the_end_or_in_the_padding_leads_to_the_next_epoch(overshoot):
     sampler = make(num_replicas=8, rank=1)
-    next(iter(sampler))
+    list(sampler)
     assert list(resumed(sampler.state_dict(position=DRAWS + overshoot))) == planned(1)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_position_that_counts_epochs_before_is_refused(begun):
+    sampler = make()
+    if begun:
+        next(iter(sampler))
+    with pytest.raises(ValueError, match=r"beyond epoch 0.*not those of epochs before"):
+        sampler.state_dict(position=DRAWS + 1 if begun else 2 * DRAWS)
 
 
 @pytest.mark.parametrize("after", REPLICAS)

@@ -36,6 +36,7 @@ _FINISHED_ITERATOR = (
 _PASSED_THROUGH = (
     "flowdata.guards.",
     "flowdata.map_style.",
+    "flowdata.streaming.",
     "accelerate.",
     "lightning.",
     "lightning_fabric.",

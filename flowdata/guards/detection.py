@@ -68,6 +68,8 @@ class Caller:
     """A loader of accelerate iterates (under transformers too)."""
     accelerate_builds_loader: bool = False
     """A loader of accelerate is being built, whose workers may start at once."""
+    accelerate_started_workers: bool = False
+    """Those of a loader of accelerate that names an epoch run already, and will draw first."""
     accelerate_skips: bool = False
     """That loader leaves out what a run before this one has trained on."""
     fabric_iterates: bool = False
@@ -157,6 +159,12 @@ def _inspect_accelerate(caller: Caller, module: str, function: str, frame: Frame
         caller.accelerate_iterates = True
         caller.accelerate_skips |= _skips_batches(frame.f_locals.get("self"))
     caller.accelerate_builds_loader |= function == "DataLoaderAdapter.__init__"
+    if function.endswith((".__iter__", ".set_epoch")):
+        # torchdata 0.11, stateful_dataloader.py: `StatefulDataLoader.state_dict` starts the workers
+        # of the next pass.
+        loader = frame.f_locals["self"].base_dataloader
+        started = loader.num_workers and vars(loader).get("_initial_iter_for_state_dict", False)
+        caller.accelerate_started_workers |= bool(started)
     if function.startswith(f"{_BATCH_SHARD}."):
         caller.splits_draws = "accelerate"
         caller.batch_shard = frame.f_locals.get("self")

@@ -1,5 +1,7 @@
 """StreamGuard: advice to the user of FlowShards, from who reads it."""
 
+from collections.abc import Callable
+
 from flowdata.errors import warn
 from flowdata.guards.detection import find_caller, items_per_fetch, stream_divider
 from flowdata.guards.epochs import SetEpochs
@@ -25,6 +27,30 @@ class StreamGuard:
         # Before the first call, workers may have begun only because accelerate prepares them.
         self._set_epochs.add(epoch, drawn=drawn if self._epoch_was_set else None)
         self._epoch_was_set = True
+
+    def on_started_workers(self, epoch: int, begun: Callable[[], int | None]) -> bool:
+        """Whether workers that accelerate has started already will draw the epoch that is named.
+
+        accelerate 1.15, data_loader.py: `DataLoaderAdapter.__init__` asks a StatefulDataLoader for
+        its state, and torchdata starts the workers to answer.
+
+        Args:
+            epoch: the one that is to be drawn.
+            begun: gives the one that they have begun; None if that was before the last was set.
+
+        Raises:
+            RuntimeError: where they draw another one.
+        """
+        if not find_caller().accelerate_started_workers:
+            return False
+        found = begun()
+        if epoch != found:
+            raise RuntimeError(
+                f"accelerate started the workers of this stream before it was known that epoch "
+                f"{epoch} is to be drawn, and they draw {'another' if found is None else found}: "
+                "call set_epoch of the stream, or load its state, before accelerator.prepare()"
+            )
+        return True
 
     def on_load(self, epoch: int) -> None:
         """A state is loaded, from which the next pass is to go on."""

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch.utils.data import get_worker_info
 from flowdata.core.plan import EpochPlan, non_negative
 from flowdata.core.states import PLAN, SEED, read_state, save_state
 from flowdata.errors import warn
+from flowdata.guards.counts import EpochCount
 from flowdata.guards.stream import StreamGuard
-from flowdata.streaming.order import Layout, Slots, StreamOrder, Window, share_of
+from flowdata.streaming.order import Layout, StreamOrder, share_of
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
     STRETCHES,
@@ -33,32 +34,9 @@ from flowdata.streaming.stretches import (
     worker_progress,
     write_stretches,
 )
+from flowdata.streaming.worker_epoch import WorkerEpoch
 
 _STREAM = "stream"
-
-
-class WorkerEpoch:
-    """One worker's part of one epoch.
-
-    Attributes:
-        epoch: its number.
-        total: samples that this worker gives, those done before a resume included.
-        done: samples that were given out.
-        drawn: draws that those took; more than ``done`` where some were dropped.
-        read: draws that were read, ahead of those given out.
-        ended: whether it gave out all.
-    """
-
-    def __init__(self, order: StreamOrder, slots: Slots, random_key: Sequence[int]) -> None:
-        self._order, self._slots, self._random_key = order, slots, random_key
-        self.epoch = order.epoch
-        self.total = len(slots)
-        self.done = self.drawn = self.read = 0
-        self.ended = False
-
-    def windows(self) -> Iterator[tuple[Window, int]]:
-        """The windows from the next draw on; after the last draw, the first comes once more."""
-        return self._order.windows(self._slots, self._random_key, self.read % self.total)
 
 
 class Progress:
@@ -95,7 +73,9 @@ class Progress:
         self._saved: SavedProcess | None = None
         self._running: WorkerEpoch | None = None
         self._ended_before = False
-        self._guard = StreamGuard()
+        self._guard, self._count = StreamGuard(), EpochCount()
+        self._told: int | None = None
+        """The epoch that was set, or loaded, last in this process."""
         if self.per_rank == 0:
             raise ValueError(
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
@@ -107,6 +87,7 @@ class Progress:
         made.__dict__ |= {
             "_epochs": self._epochs.following(),
             "_guard": copy.copy(self._guard),
+            "_count": copy.copy(self._count),
             "_running": None,
         }
         made.batch_size = batch_size
@@ -143,9 +124,20 @@ class Progress:
         return self._layout(0).per_rank(len(self._plan))
 
     def set_epoch(self, epoch: int) -> None:
-        """Make an epoch the next one; a loaded position in it is kept."""
+        """Make an epoch the next one, see `EpochCount`; a loaded position in it is kept."""
         drawn = self._epochs.running() if self.has_begun else None
-        self._guard.on_set_epoch(epoch, drawn=drawn)
+        if drawn is not None and self._told not in (None, drawn):
+            # A worker has loaded the state of a loader, and drawn.
+            self._count.on_load(drawn)
+            self._count.on_first_draw(drawn)
+        meant = self._count.meant_by(non_negative(epoch, "epoch"))
+        if meant is None:
+            return
+        have_begun = self._guard.on_started_workers(meant, self._epochs.wait_for_workers)
+        self._told = epoch = meant
+        self._guard.on_set_epoch(epoch, drawn=None if have_begun else drawn)
+        if have_begun:
+            return
         self._epochs.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._running is not None:
             self._stretches, self._saved = (), None
@@ -173,6 +165,7 @@ class Progress:
         """
         self._guard.on_begin(ranks=self._ranks, items=items)
         epoch = self._epochs.begin()
+        self._count.on_first_draw(epoch)
         before = self._known_stretches(epoch)
         over, current = continue_stretches(before, self._layout(workers))
         continues = len(over) < len(before)
@@ -296,7 +289,9 @@ class Progress:
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
         if get_worker_info() is None:
             self._guard.on_load(epoch)
+            self._count.on_load(epoch)
             self._epochs.set_epoch(epoch)
+            self._told = epoch
             return
         # torchdata asks a worker that had come to its end to go on all the same: it gives nothing.
         self._ended_before = self._saved is not None and self._saved.ended

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import ShardError, warn
-from flowdata.streaming.progress import WorkerEpoch
 from flowdata.streaming.windows import Content, WindowReader
+from flowdata.streaming.worker_epoch import WorkerEpoch
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.names import match_all
 from flowdata.tar.samples import parse_sample

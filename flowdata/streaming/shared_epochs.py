@@ -1,5 +1,7 @@
 """SharedEpochs: which epoch a pass over a stream is, agreed on by all worker processes."""
 
+import time
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ _CELLS = (MOST_WORKERS + 1) * MOST_WORKERS
 _LOADERS = (1 << 31) - 1
 # A cell: the number of a loader, and in the low bits the epoch that comes next.
 _EPOCH_BITS = 32
+_PATIENCE, _PAUSE = 30.0, 0.01
+"""Seconds until a worker has surely begun its pass, and between two looks."""
 MOST_EPOCHS = (1 << _EPOCH_BITS) - 1
 
 
@@ -87,6 +91,13 @@ class SharedEpochs:
         if self.workers < 0:
             return self.upcoming()
         return max(int((self._cells[self.workers] & MOST_EPOCHS).max()) - 1, 0)
+
+    def wait_for_workers(self) -> int | None:
+        """The epoch that workers begin which are starting; None if they begin none."""
+        end = time.monotonic() + _PATIENCE
+        while self.workers < 0 and time.monotonic() < end:
+            time.sleep(_PAUSE)
+        return None if self.workers < 0 else self.running()
 
     def upcoming(self) -> int:
         """The epoch of the next pass, seen between two passes."""

@@ -16,7 +16,7 @@ from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import warn
 from flowdata.streaming.decoding import SampleDecoder
-from flowdata.streaming.progress import Progress, WorkerEpoch
+from flowdata.streaming.progress import Progress
 from flowdata.streaming.sample_reader import SampleReader
 from flowdata.streaming.stages import (
     apply_stages,
@@ -29,6 +29,7 @@ from flowdata.streaming.stages import (
 )
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.streaming.views import View
+from flowdata.streaming.worker_epoch import WorkerEpoch
 from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls
 

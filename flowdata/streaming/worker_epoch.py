@@ -1,0 +1,29 @@
+"""WorkerEpoch: what one worker has to give of an epoch, and how far it is."""
+
+from collections.abc import Iterator, Sequence
+
+from flowdata.streaming.order import Slots, StreamOrder, Window
+
+
+class WorkerEpoch:
+    """One worker's part of one epoch.
+
+    Attributes:
+        epoch: its number.
+        total: samples that this worker gives, those done before a resume included.
+        done: samples that were given out.
+        drawn: draws that those took; more than ``done`` where some were dropped.
+        read: draws that were read, ahead of those given out.
+        ended: whether it gave out all.
+    """
+
+    def __init__(self, order: StreamOrder, slots: Slots, random_key: Sequence[int]) -> None:
+        self._order, self._slots, self._random_key = order, slots, random_key
+        self.epoch = order.epoch
+        self.total = len(slots)
+        self.done = self.drawn = self.read = 0
+        self.ended = False
+
+    def windows(self) -> Iterator[tuple[Window, int]]:
+        """The windows from the next draw on; after the last draw, the first comes once more."""
+        return self._order.windows(self._slots, self._random_key, self.read % self.total)

@@ -250,10 +250,12 @@ class _Pass:
             self._index = index
             self._fetched += 1
         is_next = False
+        # Another worker may not have marked yet what it is reading.
+        is_again = again > 0 if self.workers > 1 else 2 * again >= draws
         if again and not self._is_over():
             # A sampler that asks for draws several times in a pass will go on to do so.
             self._repeats = True
-        elif 2 * again >= draws and not self._repeats and self._is_over():
+        elif is_again and not self._repeats and self._is_over():
             is_next = True
             self.epoch, self.draws, self._rounds = self.epoch + 1, 0, self._rounds + 1
         self.draws += draws

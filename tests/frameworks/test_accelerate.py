@@ -262,17 +262,11 @@ def test_a_restart_whose_epoch_nobody_names_warns(outcome):
         assert "draws epoch 0 a second time" in second
 
 
-def test_a_loaded_state_leads_to_the_rest_without_skipping(outcome):
-    by_rank = sound(outcome("state"))
+@pytest.mark.parametrize("name", ["state", "state, epoch not named"])
+def test_a_loaded_state_leads_to_the_rest_without_skipping(outcome, name):
+    by_rank = sound(outcome(name))
     assert same_rows(drawn(by_rank, 0), planned(1, WHOLE)[8:])
     assert same_rows(drawn(by_rank, 1), planned(2, WHOLE))
-
-
-@pytest.mark.guard
-def test_a_loaded_state_that_accelerates_own_count_would_lose_warns(outcome):
-    for rank in outcome("state, epoch not named"):
-        assert len(rank["warnings"]) == 1
-        assert "call set_epoch(1) of the prepared loader" in rank["warnings"][0]
 
 
 @pytest.mark.guard

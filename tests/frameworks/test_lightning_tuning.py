@@ -257,18 +257,18 @@ def test_a_data_set_that_is_cycled_through_warns():
 
 
 def test_what_stands_in_a_wrapper_of_ones_own_can_be_named():
+    draws = sampler()
+
     class Hidden:
-        def __init__(self, inner):
-            self.inner = inner
+        """It holds no sampler, but has one in a closure."""
 
         def __iter__(self):
-            return iter(self.inner)
+            return iter(draws)
 
         def __len__(self):
-            return len(self.inner)
+            return len(draws)
 
-    draws = sampler()
-    loader = DataLoader(DATA, BATCH, sampler=Hidden(draws))
+    loader = DataLoader(DATA, BATCH, sampler=Hidden())
     with pytest.raises(ValueError, match=r"FlowCallback\(sampler\)"):
         fit(loader=loader)
     for _ in range(2):

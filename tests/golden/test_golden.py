@@ -19,6 +19,7 @@ PARTS = "unfinished.parquet.parts"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*draws were dropped in epoch:flowdata.FlowDataWarning"),
+    pytest.mark.filterwarnings("ignore:each pass over this FlowDataset:flowdata.FlowDataWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
 ]
 

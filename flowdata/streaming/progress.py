@@ -32,6 +32,7 @@ from flowdata.streaming.stretches import (
     require_storable,
     seal,
     worker_progress,
+    write_process,
     write_stretches,
 )
 from flowdata.streaming.worker_epoch import WorkerEpoch
@@ -71,6 +72,8 @@ class Progress:
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
         self._saved: SavedProcess | None = None
+        self._loaded: dict[str, Any] | None = None
+        """What was loaded of the process that saved it, until a pass or another epoch begins."""
         self._running: WorkerEpoch | None = None
         self._ended_before = False
         self._guard, self._count = StreamGuard(), EpochCount()
@@ -140,7 +143,7 @@ class Progress:
             return
         self._epochs.set_epoch(epoch)
         if self._stretches_epoch != epoch or self._running is not None:
-            self._stretches, self._saved = (), None
+            self._stretches, self._saved, self._loaded = (), None, None
         self._running = None
 
     def length_is_read(self) -> None:
@@ -176,7 +179,7 @@ class Progress:
         if saved is not None:
             self._restore(run, saved, continues=continues)
         self._stretches, self._stretches_epoch = (*over, current), epoch
-        self._saved = None
+        self._saved = self._loaded = None
         self._running = run
         return run
 
@@ -252,6 +255,8 @@ class Progress:
                     "give position=, the draws trained on in this epoch over all ranks, or use "
                     "torchdata's StatefulDataLoader"
                 )
+            if self._loaded is not None:
+                return dict(self._loaded)
             return self._state(self.epoch, self._known_stretches(self.epoch))
         if info is None:
             *over, last = self._stretches
@@ -284,8 +289,10 @@ class Progress:
         if saved is not None:
             plan = self._plan.at_epoch(epoch, seed=found[SEED])
             require_possible(saved, stretches[-1], self._left(plan, stretches[:-1]))
-        self._saved = saved
         self._epochs.set_seed(found[SEED])
+        self._saved, self._loaded = saved, None
+        if saved is not None:
+            self._loaded = self._state(epoch, stretches) | write_process(saved)
         self._stretches, self._stretches_epoch, self._running = stretches, epoch, None
         if get_worker_info() is None:
             self._guard.on_load(epoch)

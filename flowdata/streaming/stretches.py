@@ -106,6 +106,14 @@ def dropped_draws(rank: int, drawn: int) -> dict[str, Any]:
     return {_RANK: rank, _DRAWN: drawn}
 
 
+def write_process(saved: SavedProcess) -> dict[str, Any]:
+    """What `read_process` has read."""
+    own = (
+        {} if saved.worker is None else worker_progress(saved.worker, saved.done, ended=saved.ended)
+    )
+    return own | ({} if saved.rank is None else dropped_draws(saved.rank, saved.drawn))
+
+
 def seal(state: dict[str, Any]) -> dict[str, Any]:
     """The state with a checksum of what says where in which epoch it is."""
     return state | {_CHECK: _checksum(state)}

@@ -87,7 +87,9 @@ def live(config, life, layout, place_of, random_):
     ranks = layout[0]
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(ranks)
-    moment = random_.choice(MOMENTS[:-1]) if life < config["lives"] else "never"
+    # The first is killed in a step: at any time it might have come to its end.
+    moments = MOMENTS[:3] if life == 0 else MOMENTS[:4]
+    moment = random_.choice(moments) if life < config["lives"] else "never"
     victim, step = random_.randrange(ranks), random_.randrange(1, 5)
     deaths = [[step, moment] if rank == victim else None for rank in range(ranks)]
     processes = [

@@ -103,6 +103,11 @@ class EpochCount:
         if self._counted is not None and self._undrawn:
             self._ahead = epoch - self._counted
 
+    def on_pass_elsewhere(self, epoch: int) -> None:
+        """A worker has loaded the state of a loader, and drawn that epoch."""
+        self.on_load(epoch)
+        self.on_first_draw(epoch)
+
     def on_first_draw(self, epoch: int) -> None:
         """A pass over that epoch begins."""
         if self._awaited is not None:

@@ -10,23 +10,30 @@ from flowdata.errors import MismatchError, warn
 from flowdata.guards.lengths import other_alpha
 
 
-def require_length(dataset: Any, weights: FlowWeights) -> None:
-    """Make sure that there is one weight for each row of a data set.
+def require_rows(dataset: Any) -> None:
+    """Make sure that a data set has rows that can be counted.
 
     Raises:
-        MismatchError: saying how many there are of each.
         TypeError: for a stream, whose rows nobody can count.
     """
     try:
-        rows = len(dataset)
+        len(dataset)
     except (TypeError, NotImplementedError) as error:
         raise TypeError(
             f"{type(dataset).__name__} has no length: a sampler draws rows by number, of a "
             "map-style data set; for tar shards use FlowShards"
         ) from error
-    if rows != len(weights):
+
+
+def require_length(dataset: Any, weights: int) -> None:
+    """Make sure that there is one weight for each row of a data set.
+
+    Raises:
+        MismatchError: saying how many there are of each.
+    """
+    if len(dataset) != weights:
         raise MismatchError(
-            f"the data set has {rows:,} rows, but there are {len(weights):,} weights; score "
+            f"the data set has {len(dataset):,} rows, but there are {weights:,} weights; score "
             "this data set, or pass the one that was scored"
         )
 

@@ -16,7 +16,7 @@ from flowdata.guards.counts import EpochCount
 from flowdata.guards.dataset import DatasetGuard
 from flowdata.guards.fetching import UNSEEN, Fetch, find_fetch
 from flowdata.map_style import inner
-from flowdata.map_style.checked_weights import require_alpha
+from flowdata.map_style.checked_weights import require_alpha, require_length
 from flowdata.map_style.draw_numbers import draw_numbers, many_draws
 from flowdata.map_style.served import MOST, ServedDraws, require_cell
 
@@ -86,12 +86,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
             alpha=alpha,
             strata=strata,
         )
-        if len(dataset) != len(self._plan.weights):
-            raise MismatchError(
-                f"the data set has {len(dataset):,} rows, but there are "
-                f"{len(self._plan.weights):,} weights; score this data set, or pass the one that "
-                "was scored"
-            )
+        require_length(dataset, len(self._plan.weights))
         require_alpha(dataset, weights, alpha)
         self._count = EpochCount()
         self.dataset = dataset
@@ -131,9 +126,7 @@ class FlowDataset(Dataset[T_co], Generic[T_co]):
         """Draw ``epoch`` from now on, in worker processes too, until the next call."""
         served = self._served
         if served.epoch_was_set and served.epoch != self._told:
-            # A worker has loaded the state of a loader, and drawn.
-            self._count.on_load(served.epoch)
-            self._count.on_first_draw(served.epoch)
+            self._count.on_pass_elsewhere(served.epoch)
         meant = self._count.meant_by(self._plan.at_epoch(epoch).epoch)
         if meant is None:
             return

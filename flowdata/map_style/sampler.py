@@ -13,7 +13,12 @@ from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.guards.lengths import advise_rows
-from flowdata.map_style.checked_weights import require_alpha, require_length, warn_of_zeros
+from flowdata.map_style.checked_weights import (
+    require_alpha,
+    require_length,
+    require_rows,
+    warn_of_zeros,
+)
 from flowdata.map_style.progress import SamplerProgress
 
 
@@ -82,7 +87,8 @@ class FlowSampler(Sampler[int]):
             strata=strata,
         )
         if dataset is not None:
-            require_length(dataset, plan.weights)
+            require_rows(dataset)
+            require_length(dataset, len(plan.weights))
             require_alpha(dataset, weights, alpha)
         warn_of_zeros(plan.weights, alpha)
         start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from flowdata.core.weights import FlowWeights
-from flowdata.errors import InvalidLossError, MismatchError
+from flowdata.errors import InvalidLossError
+from flowdata.map_style.checked_weights import require_length
 from flowdata.table.loss_table import LossTable
 
 WEIGHT_KEY = "__weight__"
@@ -45,7 +46,7 @@ class WeightedRows(Dataset[WeightedItem]):
     def __init__(
         self, dataset: Any, weights: FlowWeights, normalize: Any, alpha: float = 0.0
     ) -> None:
-        check_length(dataset, len(weights))
+        require_length(dataset, len(weights))
         self.dataset = dataset
         self._values = loss_weights(weights, normalize, alpha)
         self.reweighted_for = weights.fingerprint, alpha
@@ -87,7 +88,7 @@ class WeightedTokenRows(WeightedRows):
                 'level="token" needs a LossTable with token losses: score with '
                 "CausalLM(token_losses=True) and load with tokens=True"
             )
-        check_length(dataset, len(table))
+        require_length(dataset, len(table))
         self.dataset = dataset
         self._values = loss_weights(table.token_weights(), normalize)
         self._offsets = table.token_offsets
@@ -158,19 +159,6 @@ def loss_weights(
             'float32, and nothing could be trained: use normalize="mean"'
         )
     return scaled
-
-
-def check_length(dataset: Any, weights: int) -> None:
-    """Make sure that there is one weight for each row.
-
-    Raises:
-        MismatchError: saying how many there are of each.
-    """
-    if len(dataset) != weights:
-        raise MismatchError(
-            f"the data set has {len(dataset):,} rows, but there are {weights:,} weights; score "
-            "this data set, or pass the one that was scored"
-        )
 
 
 def _is_number(value: Any) -> bool:

@@ -142,11 +142,7 @@ def _read_labels(
     masks = [name for name in names if row.get(name) is not None and name not in accepted]
     for name in masks:
         mask = np.asarray(row[name])
-        if (
-            mask.shape != ids.shape
-            or mask.dtype.kind not in "buif"
-            or not np.isin(mask, (0, 1)).all()
-        ):
+        if not _are_flags(mask, ids, kinds="buif"):
             raise ValueError(
                 f"{name} must be one 0 or 1 for each of the {ids.size} input_ids, got an array of "
                 f"shape {mask.shape} and type {mask.dtype}: put -100 into labels where a token is "
@@ -211,14 +207,16 @@ def _read_inputs(
     return inputs
 
 
+def _are_flags(values: NDArray[Any], ids: NDArray[np.int64], *, kinds: str) -> bool:
+    """Whether there is a 0 or 1, of one of these kinds of type, for each token."""
+    fits = values.shape == ids.shape and values.dtype.kind in kinds
+    return fits and bool(np.isin(values, (0, 1)).all())
+
+
 def _read_padding(mask: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where a row is not padding."""
     found = np.asarray(mask)
-    if (
-        found.shape != ids.shape
-        or found.dtype.kind not in "bui"
-        or not np.isin(found, (0, 1)).all()
-    ):
+    if not _are_flags(found, ids, kinds="bui"):
         raise ValueError(
             f"attention_mask must be one 0 or 1 for each of the {ids.size} input_ids, got shape "
             f"{found.shape} with values {np.unique(found)[:5].tolist()}: a mask that says more, as "

@@ -130,9 +130,7 @@ class Progress:
         """Make an epoch the next one, see `EpochCount`; a loaded position in it is kept."""
         drawn = self._epochs.running() if self.has_begun else None
         if drawn is not None and self._told not in (None, drawn):
-            # A worker has loaded the state of a loader, and drawn.
-            self._count.on_load(drawn)
-            self._count.on_first_draw(drawn)
+            self._count.on_pass_elsewhere(drawn)
         meant = self._count.meant_by(non_negative(epoch, "epoch"))
         if meant is None:
             return

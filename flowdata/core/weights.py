@@ -184,6 +184,10 @@ class FlowWeights:
             f"mean={self.mean:.4g}, ess={self.ess:,.1f})"
         )
 
+    def part(self, start: int, stop: int) -> NDArray[np.float64]:
+        """The relative weights of rows [start, stop), float64: not to be written to."""
+        return self.relative[start:stop]
+
     @property
     def values(self) -> NDArray[np.float64]:
         """All weights under `normalize`, float64, shape (n,); a new array."""

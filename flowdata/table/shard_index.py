@@ -28,6 +28,29 @@ _LARGEST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
+class ShardSamples:
+    """The samples of one shard, in their order.
+
+    Attributes:
+        first: row of the first of them among those of all shards.
+        keys, offsets, sizes: as `ShardIndex` has them, of this shard alone.
+    """
+
+    first: int
+    keys: Any
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return self.offsets.size
+
+    def key(self, place: int) -> str:
+        """The key of one sample, counted from the first of the shard."""
+        key: str = self.keys[place].as_py()
+        return _unescaped(key) if _ESCAPE in key else key
+
+
+@dataclass(frozen=True)
 class ShardIndex:
     """Where the samples of tar shards lie, shard by shard, in their order.
 
@@ -61,9 +84,19 @@ class ShardIndex:
         key: str = self.keys[row].as_py()
         return _unescaped(key) if _ESCAPE in key else key
 
+    def of_shard(self, number: int) -> ShardSamples:
+        """The samples of one shard, by its number in `shards`."""
+        first, end = self._first_rows(number, number + 2).tolist()
+        rows = slice(first, end)
+        return ShardSamples(first, self.keys[rows], self.offsets[rows], self.sizes[rows])
+
     def bounds(self) -> NDArray[np.int64]:
         """The first row of each shard, and n: shape (shards + 1,)."""
-        return np.searchsorted(self.shard, np.arange(len(self.shards) + 1))
+        return self._first_rows(0, len(self.shards) + 1)
+
+    def _first_rows(self, number: int, end: int) -> NDArray[np.int64]:
+        # Numbers of another type would have numpy make a copy of the column in that.
+        return np.searchsorted(self.shard, np.arange(number, end, dtype=np.int32))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the index as Parquet, atomically.

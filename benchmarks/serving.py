@@ -1,106 +1,366 @@
-"""A local HTTP server of the files of a folder, with ranges, in a process of its own."""
+#!/usr/bin/env python
+"""A server of a folder's files with an object store's latency and manners, in its own process."""
 
+import argparse
+import collections
 import contextlib
-import multiprocessing
+import dataclasses
+import heapq
+import json
 import os
-import re
+import random
+import resource
+import selectors
 import socket
-import socketserver
+import struct
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-_RANGES = re.compile(rb"\r\n[Rr]ange: bytes=([\d,-]+)\r\n")
-_RANGE = re.compile(rb"\r\n[Rr]ange: bytes=(\d+)-(\d*)\r\n")
+from answering import (
+    Answer,
+    Conditions,
+    Hangup,
+    Part,
+    Pause,
+    Request,
+    Span,
+    answered,
+    empty,
+    spoilt,
+)
+
+CONTROL = "/-/"
+"""Below this are no files: "stats", "log", "reset", and "conditions?latency=0.03&..."."""
+
+_PIECE = 0.004
+"""Seconds of its bandwidth that a connection is given at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A server: its URL, what it sent, and how it answers from now on."""
+
+    url: str
+
+    def stats(self) -> dict[str, float]:
+        """What was asked for since `reset`: see `Counts`; and the server's seconds of CPU."""
+        stats: dict[str, float] = self._ask("stats")
+        return stats
+
+    def log(self) -> list[list[Any]]:
+        """The answers since `reset`: path, first and last byte of each range."""
+        log: list[list[Any]] = self._ask("log")
+        return log
+
+    def reset(self) -> None:
+        """Begin to count anew."""
+        self._ask("reset")
+
+    def answer(self, **conditions: Any) -> None:
+        """Answer new requests under these conditions, the others as by default."""
+        self._ask("conditions?" + urllib.parse.urlencode(conditions))
+
+    def _ask(self, what: str) -> Any:
+        with urllib.request.urlopen(self.url + CONTROL + what) as answer:
+            return json.loads(answer.read())
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """Yield the URL of a server of this folder."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(folder, there), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{here.recv()}"
-    finally:
-        process.terminate()
-        process.join()
+def serving(folder: Path, **conditions: Any) -> Iterator[Served]:
+    """Yield a server of this folder; see `Conditions`. It ends with the block, or this process."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in conditions.items()]
+    command = [sys.executable, "-S", str(Path(__file__).resolve()), str(folder), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip()
+        try:
+            if not url:
+                raise RuntimeError(f"the server of {folder} did not start: see above")
+            yield Served(url)
+        finally:
+            process.terminate()
 
 
-def _serve(folder: Path, connection: Connection) -> None:
-    class Files(_Files):
-        root = folder
+@dataclasses.dataclass
+class Counts:
+    """What the server was asked for."""
 
-    socketserver.ThreadingTCPServer.request_queue_size = 128
-    socketserver.ThreadingTCPServer.daemon_threads = True
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Files) as server:
-        connection.send(server.server_address[1])
-        server.serve_forever()
+    requests: int = 0
+    heads: int = 0
+    refused: int = 0
+    faults: int = 0
+    bytes: int = 0
+    connections: int = 0
+    most_connections: int = 0
+    most_answering: int = 0
 
 
-class _Files(socketserver.BaseRequestHandler):
-    """Answers GET and HEAD by sendfile, so that what is measured is not this server."""
+class Server:
+    """All connections in one thread: little of the machine, so that others are measured."""
 
-    root = Path()
+    def __init__(self, root: Path, conditions: Conditions) -> None:
+        self.root, self.conditions = root.resolve(), conditions
+        self.chances = random.Random(conditions.seed)
+        self.counts = Counts()
+        self.log: collections.deque[tuple[Any, ...]] = collections.deque(maxlen=1 << 17)
+        self.open = self.answering = 0
+        self.selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Connection]] = []
+        self._turn = self._began = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener.setblocking(False)
+        self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def handle(self) -> None:
-        """Answer requests until the client leaves."""
-        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(ConnectionError):
-            while request := self._request():
-                self._answer(request)
+    def run(self) -> None:
+        """Serve until whoever started this has closed its end of the standard input."""
+        with contextlib.suppress(PermissionError):  # A file cannot be waited for.
+            self.selector.register(sys.stdin, selectors.EVENT_READ, None)
+        while True:
+            wait = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
+            for key, _ in self.selector.select(wait):
+                if key.data is not None:
+                    key.data()
+                elif not os.read(0, 4096):
+                    return
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                due, _, connection = heapq.heappop(self._timers)
+                if connection.due == due:
+                    connection.due = None
+                    connection.proceed()
 
-    def _request(self) -> bytes:
-        request = b""
-        while not request.endswith(b"\r\n\r\n"):
-            part = self.request.recv(65_536)
-            if not part:
-                return b""
-            request += part
-        return request
+    def wake(self, connection: "Connection", due: float) -> None:
+        """Let the connection proceed at this time."""
+        connection.due = due
+        self._turn += 1
+        heapq.heappush(self._timers, (due, self._turn, connection))
 
-    def _answer(self, request: bytes) -> None:
-        method, target, _ = request.split(b" ", 2)
-        path = self.root / Path(target.decode()).name
-        if not path.is_file():
-            self.request.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    def answer(self, request: Request) -> Answer:
+        """What a request is answered."""
+        if request.target.startswith(CONTROL):
+            return self._controlled(request.target.removeprefix(CONTROL))
+        answer = answered(request, self.root, self.conditions)
+        counts = self.counts
+        counts.requests += 1
+        counts.heads += request.method == "HEAD"
+        counts.refused += answer.file is None
+        fault = self.conditions.fault(self.chances.random())
+        if fault is not None:
+            counts.faults += 1
+            file = answer.file
+            answer = spoilt(answer, fault, self.conditions, self.chances)
+            answer.file = file
+        self.log.append((request.target, *answer.spans))
+        return answer
+
+    def count(self, *, opened: int = 0, answering: int = 0) -> None:
+        """Connections that came or went, and answers that began or ended."""
+        self.open += opened
+        self.answering += answering
+        self.counts.connections += max(opened, 0)
+        self.counts.most_connections = max(self.counts.most_connections, self.open)
+        self.counts.most_answering = max(self.counts.most_answering, self.answering)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                Connection(self, self._listener.accept()[0])
+
+    def _controlled(self, target: str) -> Answer:
+        what, _, query = target.partition("?")
+        if what == "stats":
+            content: Any = vars(self.counts) | {"cpu_seconds": _cpu_seconds() - self._began}
+        elif what == "log":
+            content = list(self.log)
+        elif what == "conditions":
+            self.conditions = _conditions(dict(urllib.parse.parse_qsl(query)))
+            self.chances = random.Random(self.conditions.seed)
+            content = dataclasses.asdict(self.conditions)
+        elif what == "reset":
+            self.counts, self._began = Counts(), _cpu_seconds()
+            self.log.clear()
+            content = {}
+        else:
+            return empty("404 Not Found")
+        body = json.dumps(content).encode()
+        return Answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), [body])
+
+
+class Connection:
+    """A connection: one request after another, each answered at its time and pace."""
+
+    def __init__(self, server: Server, sock: socket.socket) -> None:
+        self.server, self.socket = server, sock
+        self.due: float | None = None
+        self._parts: collections.deque[Part] = collections.deque()
+        self._received = b""
+        self._file: int | None = None
+        self._counted = self._last = False
+        self._first = True
+        self._paid = 0.0
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server.count(opened=1)
+        self._wait_for(selectors.EVENT_READ, self._receive)
+
+    def proceed(self) -> None:
+        """Send what is due, and say when to go on."""
+        try:
+            while self._parts:
+                if not self._send(self._parts[0]):
+                    return
+        except BlockingIOError:
+            self._wait_for(selectors.EVENT_WRITE, self._writable)
+        except OSError:
+            self._close()
+        else:
+            self._end_answer()
+
+    def _writable(self) -> None:
+        self.server.selector.unregister(self.socket)
+        self.proceed()
+
+    def _wait_for(self, event: int, action: Any) -> None:
+        self.server.selector.register(self.socket, event, action)
+
+    def _receive(self) -> None:
+        try:
+            received = self.socket.recv(65_536)
+        except BlockingIOError:
             return
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            first, last, status = 0, size - 1, b"200 OK"
-            if b"," in (ranges := _RANGES.search(request) or [b""])[0]:
-                self._answer_ranges(file, ranges[1], size)
-                return
-            if match := _RANGE.search(request):
-                first, last = int(match[1]), min(int(match[2] or size), size - 1)
-                status = b"206 Partial Content\r\nContent-Range: bytes %d-%d/%d"
-                status %= first, last, size
-            head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, last + 1 - first)
-            self.request.sendall(head)
-            if method == b"GET":
-                self._send(file, first, last + 1 - first)
+        except OSError:
+            received = b""
+        self.server.selector.unregister(self.socket)
+        if not received:
+            self._close()
+            return
+        self._received += received
+        self._begin_answer()
 
-    def _answer_ranges(self, file: BinaryIO, ranges: bytes, size: int) -> None:
-        """A multipart answer, of a part for each range."""
-        parts, end = [], b"\r\n--part--\r\n"
-        for span in ranges.split(b","):
-            first, last = map(int, span.split(b"-"))
-            head = b"\r\n--part\r\nContent-Range: bytes %d-%d/%d\r\n\r\n" % (first, last, size)
-            parts.append((head, first, last + 1 - first))
-        length = len(end) + sum(len(head) + count for head, _, count in parts)
-        answer = (
-            b"HTTP/1.1 206 Partial Content\r\nContent-Type: multipart/byteranges; boundary=part\r\n"
-            b"Content-Length: %d\r\n\r\n" % length
-        )
-        for head, first, count in parts:
-            self.request.sendall(answer + head, socket.MSG_MORE)
-            self._send(file, first, count)
-            answer = b""
-        self.request.sendall(end)
+    def _begin_answer(self) -> None:
+        """Of the first request that was received whole."""
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        if not end:
+            self._wait_for(selectors.EVENT_READ, self._receive)
+            return
+        self._received = rest
+        try:
+            request = Request.parsed(head)
+        except ValueError:
+            self._close()
+            return
+        answer = self.server.answer(request)
+        self._file = answer.file
+        self._parts.extend(([answer.head] if answer.head else []) + answer.parts)
+        self._last = request.headers.get("connection", "").lower() == "close"
+        self._counted = not request.target.startswith(CONTROL)
+        if not self._counted:
+            self.proceed()
+            return
+        conditions = self.server.conditions
+        self.server.count(answering=1)
+        wait = conditions.latency + (conditions.connect if self._first else 0.0)
+        self._first = False
+        self._paid = time.monotonic() + wait
+        self.server.wake(self, self._paid)
 
-    def _send(self, file: BinaryIO, first: int, count: int) -> None:
-        while count > 0:
-            sent = os.sendfile(self.request.fileno(), file.fileno(), first, count)
-            first, count = first + sent, count - sent
+    def _send(self, part: Part) -> bool:
+        """Send a piece of the answer; whether the next may follow at once."""
+        if isinstance(part, Pause):
+            self._parts.popleft()
+            self._paid = time.monotonic() + part.seconds
+            self.server.wake(self, self._paid)
+            return False
+        if isinstance(part, Hangup):
+            if part.reset:
+                linger = struct.pack("ii", 1, 0)
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            raise ConnectionError
+        if isinstance(part, bytes):
+            sent = self.socket.send(part)
+            self._parts[0] = part[sent:]
+            if sent == len(part):
+                self._parts.popleft()
+            return True
+        return self._send_span(part)
+
+    def _send_span(self, span: Span) -> bool:
+        """A piece is sent when its last byte has had its time, so none is early."""
+        bandwidth = self.server.conditions.bandwidth
+        if span.count == 0:
+            self._parts.popleft()
+            return True
+        now = time.monotonic()
+        piece = min(span.count, int(bandwidth * _PIECE) or 1 << 20)
+        if bandwidth:
+            # What the client did not take in time is lost to it, but for a moment.
+            ready = max(self._paid, now - 4 * _PIECE) + piece / bandwidth
+            if ready > now:
+                self.server.wake(self, ready)
+                return False
+        sent = os.sendfile(self.socket.fileno(), span.file, span.first, piece)
+        if sent == 0:
+            raise ConnectionError  # The file became shorter.
+        if bandwidth:
+            self._paid = max(self._paid, now - 4 * _PIECE) + sent / bandwidth
+        span.first, span.count = span.first + sent, span.count - sent
+        self.server.counts.bytes += sent
+        return True
+
+    def _end_answer(self) -> None:
+        self._release()
+        if self._last:
+            self._close()
+        else:
+            self._begin_answer()
+
+    def _release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self._counted:
+            self.server.count(answering=-1)
+            self._counted = False
+
+    def _close(self) -> None:
+        self._release()
+        self._parts.clear()
+        self.due = None
+        self.socket.close()
+        self.server.count(opened=-1)
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _conditions(given: dict[str, Any]) -> Conditions:
+    """Conditions of texts."""
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Conditions)}
+    read = {bool: lambda text: str(text).lower() in ("1", "true")}
+    return Conditions(**{name: read.get(kinds[name], kinds[name])(given[name]) for name in given})
+
+
+def main() -> None:
+    """Serve a folder, print the URL, and stop when the standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog=Conditions.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("folder", type=Path)
+    for field in dataclasses.fields(Conditions):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default)
+    options = vars(parser.parse_args())
+    server = Server(options.pop("folder"), _conditions(options))
+    print(server.url, flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

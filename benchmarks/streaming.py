@@ -77,8 +77,8 @@ def main() -> None:
     machine = Machine.here()
     with tempfile.TemporaryDirectory(dir=options.data) as folder:
         write_shards(Path(folder), options.samples)
-        with serving(Path(folder)) as url:
-            results = Results(readings(options, folder, url))
+        with serving(Path(folder), ranges="multi") as server:
+            results = Results(readings(options, folder, server.url))
     publish(
         options.output,
         "streaming",

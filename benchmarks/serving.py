@@ -112,7 +112,7 @@ class Server:
         self.open = self.answering = 0
         self.selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Connection]] = []
-        self._turn = self._began = 0
+        self._turn, self._began = 0, 0.0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._listener.setblocking(False)
         self.selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -344,9 +344,11 @@ def _cpu_seconds() -> float:
 
 def _conditions(given: dict[str, Any]) -> Conditions:
     """Conditions of texts."""
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Conditions)}
-    read = {bool: lambda text: str(text).lower() in ("1", "true")}
-    return Conditions(**{name: read.get(kinds[name], kinds[name])(given[name]) for name in given})
+    read: dict[str, Any] = {}
+    for name, value in given.items():
+        kind = type(getattr(Conditions, name))
+        read[name] = str(value).lower() in ("1", "true") if kind is bool else kind(value)
+    return Conditions(**read)
 
 
 def main() -> None:

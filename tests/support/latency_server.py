@@ -12,6 +12,6 @@ from pathlib import Path
 # At the end: what the benchmarks are called must hide no library of that name.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from serving import Served, serving  # noqa: E402
+from serving import Served, serving
 
 __all__ = ["Served", "serving"]

@@ -24,40 +24,63 @@ class Masses:
 
     Rounding leaves a remainder of some units. It goes to the one row whose mass is furthest
     from a whole number of draws (2^bits units), so that it cannot change a floor or a ceil.
+
+    Args:
+        weights: of n rows.
+        total: of all masses.
+        bits: 2^bits is the mass of one draw.
+        bounds: row numbers, ascending: the mass before each of them is kept in ``edges``.
     """
 
-    def __init__(self, weights: FlowWeights, total: int, bits: int) -> None:
-        self._relative = weights.relative
+    def __init__(
+        self,
+        weights: FlowWeights,
+        total: int,
+        bits: int,
+        bounds: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._weights = weights
         self._scale = total / weights.total
         self._row, self._remainder = 0, 0
+        bounds = np.zeros(0, dtype=np.int64) if bounds is None else bounds
+        self.edges = np.zeros(bounds.size, dtype=np.int64)
         # The bits of a mass that are less than a whole draw.
         fraction = (1 << bits) - 1
         placed, widest = 0, -1
         for start in range(0, len(weights), CHUNK):
-            masses = self._rounded(self._relative[start : start + CHUNK])
-            placed += int(masses.sum())
+            masses = self._rounded(start, min(start + CHUNK, len(weights)))
             slack = np.minimum(masses & fraction, -masses & fraction)
             best = int(slack.argmax())
             if slack[best] > widest:
                 widest, self._row = int(slack[best]), start + best
+            first, last = np.searchsorted(bounds, (start, start + masses.size), side="right")
+            sums = np.cumsum(masses, out=masses)
+            self.edges[first:last] = placed + sums[bounds[first:last] - start - 1]
+            placed += int(sums[-1])
         self._remainder = total - placed
+        self.edges[bounds > self._row] += self._remainder
 
     def of(self, start: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Masses of ``rows``, counted from ``start``, all within one block."""
-        masses = self._rounded(self._relative[start : start + CHUNK].take(rows))
-        if self._remainder and start <= self._row < start + rows.size:
-            masses[rows == self._row - start] += self._remainder
+        return self.between(start, min(start + CHUNK, len(self._weights))).take(rows)
+
+    def between(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Masses of rows [start, stop)."""
+        masses = self._rounded(start, stop)
+        if start <= self._row < stop:
+            masses[self._row - start] += self._remainder
         return masses
 
     def all(self, n: int) -> NDArray[np.int64]:
         """Masses of all n rows."""
         masses = np.empty(n, dtype=np.int64)
         for start in range(0, n, CHUNK):
-            masses[start : start + CHUNK] = self.of(start, np.arange(min(CHUNK, n - start)))
+            stop = min(start + CHUNK, n)
+            masses[start:stop] = self.between(start, stop)
         return masses
 
-    def _rounded(self, relative: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.rint(relative * self._scale).astype(np.int64)
+    def _rounded(self, start: int, stop: int) -> NDArray[np.int64]:
+        return np.rint(self._weights.part(start, stop) * self._scale).astype(np.int64)
 
 
 def count_draws(masses: NDArray[np.int64], carry: int, bits: int) -> tuple[NDArray[np.int64], int]:

@@ -28,6 +28,7 @@ class Purpose(enum.IntEnum):
     WINDOW_ORDER = 5
     STRATA = 6
     FOLDS = 7
+    ROWS_OF_SHARD = 8
 
 
 def random_bits(seed: int, epoch: int, purpose: Purpose, *part: int) -> np.random.Philox:
@@ -68,9 +69,11 @@ class KeyedPermutation:
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    def __init__(self, size: int, *, seed: int, epoch: int, purpose: Purpose) -> None:
+    def __init__(
+        self, size: int, *, seed: int, epoch: int, purpose: Purpose, part: tuple[int, ...] = ()
+    ) -> None:
         self.size = size
-        bits = random_bits(seed, epoch, purpose)
+        bits = random_bits(seed, epoch, purpose, *part)
         if size <= _TABLE_SIZE:
             self._table = shuffled(size, bits)
         else:

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, ClassVar, Literal, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,91 @@ _MULTINOMIAL_BITS = 61
 _SEARCH_BLOCK = 1 << 20
 
 
-class EpochPlan:
+class Plan:
+    """What the plans of all doors have: weights, the size, number and seed of an epoch.
+
+    ``weights`` are those that are drawn by, after ``alpha``. A plan computes an epoch when it is
+    asked for a draw of it; `released` lets go of that.
+    """
+
+    _COMPUTED: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        weights: FlowWeights | HasWeights | ArrayLike,
+        *,
+        epoch: int,
+        seed: int,
+        epoch_size: EpochSize,
+        scheme: Scheme,
+        alpha: float,
+        strata: Strata | None,
+    ) -> None:
+        if scheme not in ("systematic", "multinomial"):
+            raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
+        if strata is not None and scheme != "systematic":
+            raise ValueError('strata need scheme="systematic": independent draws have none')
+        self.weights = as_weights(weights).power(alpha)
+        """The weights that are drawn by, after `alpha`."""
+        self.strata = strata
+        self._stratum_of_row = None if strata is None else strata.codes(self.weights)
+        self.seed = non_negative(seed, "seed")
+        self.epoch = non_negative(epoch, "epoch")
+        self.scheme = scheme
+        self.alpha = alpha
+        self._size = resolve_epoch_size(self.weights, epoch_size)
+        self._mass_bits = draw_bits(self._size) if scheme == "systematic" else _MULTINOMIAL_BITS
+        self._release()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(draws={self._size:,}, rows={len(self.weights):,}, "
+            f"epoch={self.epoch}, seed={self.seed}, scheme={self.scheme!r})"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which rows an epoch draws, except seed and epoch; JSON-able.
+
+        A saved position means the same draw in every plan of this identity.
+        """
+        return {
+            "epoch_size": len(self),
+            "scheme": self.scheme,
+            "alpha": self.alpha,
+            "weights": self.weights.fingerprint,
+            "strata": self.strata.fingerprint if self.strata else "",
+        }
+
+    def released(self) -> Self:
+        """The same plan without what it has computed of its epoch."""
+        # `__getstate__` leaves out what was computed, for copies as for pickles.
+        return copy.copy(self)
+
+    def at_epoch(self, epoch: int, *, seed: int | None = None) -> Self:
+        """The plan of another epoch (and seed) of the same weights and options."""
+        epoch = non_negative(epoch, "epoch")
+        seed = self.seed if seed is None else non_negative(seed, "seed")
+        if (epoch, seed) == (self.epoch, self.seed):
+            return self
+        plan = self.released()
+        plan.epoch, plan.seed = epoch, seed
+        return plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict.fromkeys(self._COMPUTED)
+
+    def _release(self) -> None:
+        self.__dict__ |= dict.fromkeys(self._COMPUTED)
+
+    def _mass_total(self) -> int:
+        """Units of mass of all rows together."""
+        return (self._size if self.scheme == "systematic" else 1) << self._mass_bits
+
+
+class EpochPlan(Plan):
     """The draws of one epoch: an immutable sequence of M row numbers.
 
     ``scheme="systematic"``: row i is drawn floor(M p_i) or ceil(M p_i) times in every epoch and
@@ -63,6 +147,8 @@ class EpochPlan:
     True
     """
 
+    _COMPUTED = ("_slots", "_order")
+
     def __init__(
         self,
         weights: FlowWeights | HasWeights | ArrayLike,
@@ -74,26 +160,18 @@ class EpochPlan:
         alpha: float = 1.0,
         strata: Strata | None = None,
     ) -> None:
-        if scheme not in ("systematic", "multinomial"):
-            raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
-        if strata is not None and scheme != "systematic":
-            raise ValueError('strata need scheme="systematic": independent draws have none')
-        self.weights = as_weights(weights).power(alpha)
-        """The weights that are drawn by, after `alpha`."""
-        self.strata = strata
-        self._stratum_of_row = None if strata is None else strata.codes(self.weights)
-        self.seed = non_negative(seed, "seed")
-        self.epoch = non_negative(epoch, "epoch")
-        self.scheme = scheme
-        self.alpha = alpha
-        self._size = resolve_epoch_size(self.weights, epoch_size)
-        self._mass_bits = draw_bits(self._size) if scheme == "systematic" else _MULTINOMIAL_BITS
+        super().__init__(
+            weights,
+            epoch=epoch,
+            seed=seed,
+            epoch_size=epoch_size,
+            scheme=scheme,
+            alpha=alpha,
+            strata=strata,
+        )
         self._masses: Masses | None = None
-        self._slots: NDArray[Any] | None = None
-        self._order: KeyedPermutation | None = None
-
-    def __len__(self) -> int:
-        return self._size
+        self._slots: NDArray[Any] | None
+        self._order: KeyedPermutation | None
 
     @overload
     def __getitem__(self, draws: int) -> int: ...
@@ -110,12 +188,6 @@ class EpochPlan:
         for start in range(0, self._size, CHUNK):
             yield from self[start : start + CHUNK].tolist()
 
-    def __repr__(self) -> str:
-        return (
-            f"EpochPlan(draws={self._size:,}, rows={len(self.weights):,}, epoch={self.epoch}, "
-            f"seed={self.seed}, scheme={self.scheme!r})"
-        )
-
     def rows(self, draws: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of any draws: int64 in [0, M) -> int64 in [0, n), of the same shape."""
         slots = self._filled_slots()
@@ -126,42 +198,10 @@ class EpochPlan:
         """How often each row is drawn in this epoch, shape (n,), sum M."""
         return np.bincount(self._filled_slots(), minlength=len(self.weights))
 
-    def identity(self) -> dict[str, Any]:
-        """What decides which rows an epoch draws, except seed and epoch; JSON-able.
-
-        A saved position means the same draw in every plan of this identity.
-        """
-        return {
-            "epoch_size": len(self),
-            "scheme": self.scheme,
-            "alpha": self.alpha,
-            "weights": self.weights.fingerprint,
-            "strata": self.strata.fingerprint if self.strata else "",
-        }
-
-    def released(self) -> "EpochPlan":
-        """The same plan without what it has computed, which takes 4 bytes a draw."""
-        # `__getstate__` leaves out what was computed, for copies as for pickles.
-        return copy.copy(self)
-
-    def at_epoch(self, epoch: int, *, seed: int | None = None) -> "EpochPlan":
-        """The plan of another epoch (and seed) of the same weights and options."""
-        epoch = non_negative(epoch, "epoch")
-        seed = self.seed if seed is None else non_negative(seed, "seed")
-        if (epoch, seed) == (self.epoch, self.seed):
-            return self
-        plan = self.released()
-        plan.epoch, plan.seed = epoch, seed
-        return plan
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_slots": None, "_order": None}
-
     def _filled_slots(self) -> NDArray[Any]:
         if self._slots is None:
             if self._masses is None:
-                total = (self._size if self.scheme == "systematic" else 1) << self._mass_bits
-                self._masses = Masses(self.weights, total, self._mass_bits)
+                self._masses = Masses(self.weights, self._mass_total(), self._mass_bits)
             if self._stratum_of_row is not None:
                 self._slots = self._stratified(self._masses, self._stratum_of_row)
             elif self.scheme == "systematic":

@@ -16,7 +16,7 @@ from flowdata.errors import MismatchError, warn
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.table.shard_index import plain_keys
-from flowdata.tar.names import match
+from flowdata.tar.names import ShardNames
 from flowdata.transport.urls import redact
 
 # Shards whose samples come mixed, where the stage comes after a shuffle.
@@ -61,7 +61,8 @@ class resample:
     ) -> None:
         index, weights = index_and_weights(table, weights)
         # Not the offsets and sizes, which take as much memory again.
-        self._shards, self._keys, self._bounds = index.shards, index.keys, index.bounds()
+        self._names = ShardNames(index.shards)
+        self._keys, self._bounds = index.keys, index.bounds()
         self._plan = EpochPlan(
             weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
@@ -116,7 +117,7 @@ class resample:
 
     def _count_by_key(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
         """How often each key of a shard comes."""
-        shard = match(url, self._shards)
+        shard = self._names.number(url)
         first, last = self._bounds[shard], self._bounds[shard + 1]
         keys = plain_keys(self._keys[first:last])
         return dict(zip(keys, counts[first:last].tolist(), strict=True))

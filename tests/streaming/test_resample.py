@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 import flowdata
 from flowdata import FlowDataWarning, LossTable, MismatchError, resample
-from flowdata.streaming import resample as resample_module
 from flowdata.tar.indexing import index_shards
+from flowdata.tar.names import ShardNames
 
 OPTIONS = {"epoch_size": 400, "seed": 3}
 
@@ -81,9 +81,9 @@ def test_a_table_is_read_from_its_file(urls, table, tmp_path):
 
 def test_after_a_shuffle_the_keys_of_a_shard_are_looked_up_once(urls, table, monkeypatch):
     asked = []
-    match = resample_module.match
+    number = ShardNames.number
     monkeypatch.setattr(
-        resample_module, "match", lambda url, shards: asked.append(url) or match(url, shards)
+        ShardNames, "number", lambda names, url: asked.append(url) or number(names, url)
     )
     options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False}
     shuffled = wds.WebDataset(urls, **options).shuffle(300, initial=300)

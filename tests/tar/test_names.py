@@ -3,7 +3,7 @@
 import pytest
 
 from flowdata import MismatchError, ShardError
-from flowdata.tar.names import match, match_all, shard_names
+from flowdata.tar.names import ShardNames, match_all, shard_names
 from flowdata.transport.urls import address
 
 S3 = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K{0}&X-Amz-Date={0}&X-Amz-Expires=60"
@@ -50,12 +50,12 @@ ADDRESSES = ["file=a", "id=1", "v=1&file=a", "versionId=x", "key=a%2Fb.tar", "to
 def test_a_query_that_is_an_address_is_a_part_of_the_name(query):
     url = f"https://h/get?{query}"
     names = shard_names([url, "https://h/get?" + query.replace("1", "2").replace("a", "b") + "z"])
-    assert match(url, names) == 0
+    assert ShardNames(names).number(url) == 0
     assert query not in str(names)
     with pytest.raises(MismatchError, match="with another query only"):
-        match("https://h/get?file=other", names)
+        ShardNames(names).number("https://h/get?file=other")
     with pytest.raises(MismatchError, match="one of 2 shards"):
-        match("https://h/get", names)
+        ShardNames(names).number("https://h/get")
 
 
 def test_signatures_that_nobody_knows_can_be_named():
@@ -77,7 +77,86 @@ def test_shards_are_found_without_their_query_on_a_disk_and_the_other_way_round(
 
 def test_a_question_mark_in_the_name_of_a_file_is_no_query():
     assert shard_names(["/d/what?.tar", "/d/b.tar"]) == ("what?.tar", "b.tar")
-    assert match("/e/what?.tar", ("what?.tar", "b.tar")) == 0
+    assert ShardNames(("what?.tar", "b.tar")).number("/e/what?.tar") == 0
     with pytest.raises(MismatchError):
-        match("/e/what", ("what?.tar", "b.tar"))
+        ShardNames(("what?.tar", "b.tar")).number("/e/what")
     assert address("pipe:curl 'https://h/a?b=c'") == address("/d/a?b=c") == ""
+
+
+COMMANDS = [
+    "curl -s -L http://host/a/{0} || true",
+    "curl -sL 'https://user:word@host/d/a/{0}?X-Amz-Signature=1' || curl -s https://mirror/a/{0}",
+    "aws s3 cp s3://bucket/a/{0} -",
+    "gsutil cat gs://bucket/a/{0}",
+    "cat</data/a/{0}|head -c 9999999",
+    "dd if=/data/a/{0} bs=1M",
+    "curl --silent --url=http://host/a/{0}",
+    "ssh host 'cat /data/a/{0}'",
+    "curl -s \\\n  $STORE/a/{0}",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("base", ["s-0.tar", "part of 1.tar"])
+def test_a_shell_command_is_the_shard_among_its_words(command, base):
+    names = (base, "s-1.tar", "b/s-0.tar", "b/part of 1.tar")
+    quoted = base.replace(" ", "\\ ") if "'" not in command else base
+    assert ShardNames(names).number("pipe:" + command.format(quoted)) == 0
+    with pytest.raises(MismatchError, match=r"(?s)knows no shard pipe:.*it knows"):
+        ShardNames(names).number("pipe:" + command.format("s-2.tar"))
+
+
+def test_a_command_that_names_several_shards_or_is_cut_off_is_none():
+    names = ShardNames(("a.tar", "b.tar", "x/a.tar"))
+    for command in ("cat /d/a.tar /d/b.tar", "cat /d/a.tar /x/a.tar"):
+        with pytest.raises(MismatchError, match="names 2 shards"):
+            names.number("pipe:" + command)
+    for command in ("cat '/d/a.tar", "cat /d/a.tar.gz", "cat file://host/c.tar", "", "true"):
+        with pytest.raises(MismatchError, match="knows no shard"):
+            names.number("pipe:" + command)
+    assert names.number("pipe:test -f /x/a.tar && cat /x/a.tar || curl http://h/x/a.tar") == 2
+
+
+def test_shards_of_a_command_have_one_name_however_they_are_reached():
+    numbers = range(3)
+    commands = [f"pipe:curl -s 'http://host/d/s-{n}.tar?sig=1' | tee copy" for n in numbers]
+    names = shard_names(commands)
+    assert names == ("s-0.tar", "s-1.tar", "s-2.tar")
+    for form in ("/e/s-{}.tar", "s3://b/s-{}.tar", "pipe:cat s-{}.tar"):
+        urls = [form.format(n) for n in numbers]
+        assert match_all(urls[::-1], names) == urls
+    # Where the tar file does not tell them apart, or there is none, commands are names.
+    for form in ("pipe:filter {} /d/a.tar", "pipe:pack /d/{}", "pipe:cat {}.tar other.tar"):
+        commands = [form.format(n) for n in numbers]
+        names = shard_names(commands)
+        assert not any("/" in name for name in names)
+        assert match_all(commands[::-1], names) == commands
+    with pytest.raises(ShardError, match="twice"):
+        shard_names(["pipe:cat a.tar", "pipe:cat a.tar"])
+
+
+def test_a_name_is_found_among_many_without_going_through_them():
+    names = ShardNames([f"{n % 7}/{n:07}.tar" for n in range(100_000)])
+    looked_at = []
+    names._by_path = LookedAt(names._by_path, looked_at)
+    for n in (0, 77, 99_999):
+        assert names.number(f"https://host/data/{n % 7}/{n:07}.tar") == n
+        assert names.number(f"pipe:curl -s https://host/data/{n % 7}/{n:07}.tar || true") == n
+    assert len(looked_at) < 200
+
+
+class LookedAt(dict):
+    """A dict that notes what is looked up, and is not walked through."""
+
+    def __init__(self, items, looked_at):
+        super().__init__(items)
+        self._looked_at = looked_at
+
+    def get(self, key, default=None):
+        self._looked_at.append(key)
+        return super().get(key, default)
+
+    def __iter__(self):
+        raise AssertionError("it is walked through")
+
+    items = keys = values = __iter__

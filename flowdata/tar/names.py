@@ -132,7 +132,7 @@ class ShardNames:
         return set()
 
     def _find(self, url: str) -> set[int]:
-        """The numbers of the longest names that a URL ends with; several if their queries differ."""
+        """The numbers of the longest names that a URL ends with: several may differ in queries."""
         of_path, query = list(self._of_path(url)), address(url, self._signed_by)
         if query:
             queried = _query_hash(query)

@@ -5,9 +5,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from flowdata.transport.identity import Identity
+
+if TYPE_CHECKING:
+    from flowdata.transport.fetching import Fetch
 
 Span: TypeAlias = tuple[int, int]
 """First byte and number of bytes."""
@@ -111,6 +114,10 @@ class Transport(Protocol):
         """
         ...
 
+    def fetch(self, offset: int, size: int) -> "Fetch":
+        """One of these spans, to be read by any thread, side by side with others."""
+        ...
+
     def stream(self) -> Readable:
         """All bytes from the first on."""
         ...
@@ -122,6 +129,10 @@ class Transport(Protocol):
 
 class BadAnswerError(OSError):
     """An answer that is not what was asked for, or not as HTTP has it."""
+
+
+class AbandonedError(Exception):
+    """A `Fetch` that nobody wants any more."""
 
 
 class NoRangesError(Exception):

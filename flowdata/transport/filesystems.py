@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, Buffer, Readable, Span
+from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity, place_of
 from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import require_complete, retry
@@ -81,6 +82,15 @@ class FsspecTransport:
             ]
 
         return retry(fetch, self._url, self._access)
+
+    def fetch(self, offset: int, size: int) -> Fetch:
+        """One of these spans, to be read by any thread."""
+
+        def attempt(_: Fetch) -> Buffer:
+            content = self._files.cat_file(self._path, start=offset, end=offset + size)
+            return require_complete(content, size, offset, redact(self._url))
+
+        return Fetch(attempt, self._url, self._access)
 
     def stream(self) -> Readable:
         """All bytes from the first on."""

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -28,8 +29,9 @@ from flowdata.transport.answers import (
     require_plain,
     split_multipart,
 )
+from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity, place_of
-from flowdata.transport.pace import paced_pools
+from flowdata.transport.pace import holding_sockets, paced_pools
 from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import require_complete, retry
 from flowdata.transport.urls import redact
@@ -68,6 +70,7 @@ class HttpTransport:
         )
         self._known = expected
         self._when = "it was first read" if expected == UNKNOWN else "it was indexed"
+        self._lock = threading.Lock()
         self._supports_ranges = True
         self._full_response: _Response | None = None
         self._stream: ResumedStream | None = None
@@ -111,6 +114,15 @@ class HttpTransport:
                 contents = [self._read_one(*span) for span in group]
             yield from contents
 
+    def fetch(self, offset: int, size: int) -> Fetch:
+        """One of these spans, to be read by any thread."""
+
+        def attempt(fetch: Fetch) -> Buffer:
+            with holding_sockets(fetch.holds):
+                return self._attempt(offset, size, fetch)
+
+        return Fetch(attempt, self._url, self._access)
+
     def stream(self) -> Readable:
         """All bytes from the first on."""
         body, self._full_response = self._full_response, None
@@ -141,10 +153,10 @@ class HttpTransport:
 
     def _note(self, response: "_Response", length: int) -> None:
         """Compare what an answer says of the whole shard with what is known of it."""
+        found = self._identity(response, length)
         try:
-            self._known = self._known.joined(
-                self._identity(response, length), self._name, when=self._when
-            )
+            with self._lock:
+                self._known = self._known.joined(found, self._name, when=self._when)
         except ShardError:
             response.close()
             raise
@@ -154,29 +166,39 @@ class HttpTransport:
         self._is_whole = response.is_chunked or self._known.length >= 0
 
     def _read_one(self, offset: int, size: int) -> Buffer:
-        def fetch() -> bytes:
-            response = self._request({"Range": f"bytes={offset}-{offset + size - 1}"})
-            if response.status == 200:
-                self._note_whole(response)
-                # The whole shard is what will be asked for next.
-                self._supports_ranges, self._full_response = False, response
-                _HOST_SUPPORTS_RANGES.setdefault(self._host, False)
-                raise NoRangesError
-            with contextlib.closing(response):
-                first, count, total = content_range(response.headers.get("Content-Range", ""))
-                self._note(response, total)
-                _HOST_SUPPORTS_RANGES[self._host] = True
-                if first != offset or count > size or response.length not in (-1, count):
-                    raise BadAnswerError(
-                        f"asked for {size:,} bytes from byte {offset:,} on, it sent "
-                        f"{max(count, response.length):,} from byte {first:,} on"
-                    )
-                content = response.read(count)
-                if response.length < 0 and response.read(1):
-                    raise BadAnswerError(f"it sent more than the {count:,} bytes that it said")
-                return require_complete(content, size, offset, self._name)
+        return retry(lambda: self._attempt(offset, size), self._url, self._access)
 
-        return retry(fetch, self._url, self._access)
+    def _attempt(self, offset: int, size: int, fetch: Fetch | None = None) -> bytes:
+        response = self._request({"Range": f"bytes={offset}-{offset + size - 1}"})
+        if fetch is not None:
+            fetch.begins()
+        if response.status == 200:
+            self._note_whole(response)
+            self._keep_full(response)
+            raise NoRangesError
+        with contextlib.closing(response):
+            first, count, total = content_range(response.headers.get("Content-Range", ""))
+            self._note(response, total)
+            _HOST_SUPPORTS_RANGES[self._host] = True
+            if first != offset or count > size or response.length not in (-1, count):
+                raise BadAnswerError(
+                    f"asked for {size:,} bytes from byte {offset:,} on, it sent "
+                    f"{max(count, response.length):,} from byte {first:,} on"
+                )
+            content = response.read(count)
+            if response.length < 0 and response.read(1):
+                raise BadAnswerError(f"it sent more than the {count:,} bytes that it said")
+            return require_complete(content, size, offset, self._name)
+
+    def _keep_full(self, response: "_Response") -> None:
+        """The whole shard is what will be asked for next, but once."""
+        with self._lock:
+            is_first = self._supports_ranges
+            if is_first:
+                self._supports_ranges, self._full_response = False, response
+        _HOST_SUPPORTS_RANGES.setdefault(self._host, False)
+        if not is_first:
+            response.close()
 
     def _read_multirange(self, spans: Sequence[Span]) -> list[Buffer] | None:
         """The spans by one request; None if the server does not give them one by one."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from flowdata.errors import ShardError
-from flowdata.transport.access import Buffer, Readable, Span
+from flowdata.transport.access import Access, Buffer, Readable, Span
+from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.retrying import require_complete
 
@@ -44,12 +45,21 @@ class LocalTransport:
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
         """Exactly these bytes, span by span."""
         for offset, size in spans:
-            self._file.seek(offset)
-            content = self._file.read(size) or b""
-            # One read gives at most 2 GB on Linux, and may give less.
-            while len(content) < size and (more := self._file.read(size - len(content))):
-                content += more
-            yield require_complete(content, size, offset, str(self.path))
+            yield self._read_one(offset, size)
+
+    def fetch(self, offset: int, size: int) -> Fetch:
+        """One of these spans, to be read by any thread."""
+        return Fetch(lambda _: self._read_one(offset, size), str(self.path), Access(retries=0))
+
+    def _read_one(self, offset: int, size: int) -> bytes:
+        handle = self._file.fileno()
+        content = os.pread(handle, size, offset)
+        # One read gives at most 2 GB on Linux, and may give less.
+        while len(content) < size and (
+            more := os.pread(handle, size - len(content), offset + len(content))
+        ):
+            content += more
+        return require_complete(content, size, offset, str(self.path))
 
     def stream(self) -> Readable:
         """All bytes from the first on."""

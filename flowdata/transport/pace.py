@@ -1,13 +1,47 @@
 """Connections on which an answer that drips is a time-out, not only one that is silent."""
 
+import contextlib
 import functools
 import http.client
 import io
+import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 # Any number of "100 Continue" may come before an answer.
 _LARGEST_HEAD = 1 << 20
+
+
+_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def holding_sockets(hold: Callable[[Callable[[], None] | None], None]) -> Iterator[None]:
+    """Tell ``hold`` what shuts the socket that this thread's request uses, None when it has done.
+
+    That may be called by any thread: whoever waits for the socket then finds its end.
+    """
+    _of_thread.hold = hold
+    try:
+        yield
+    finally:
+        _of_thread.hold = None
+        hold(None)
+
+
+def _hold(sock: Any) -> None:
+    hold = getattr(_of_thread, "hold", None)
+    if hold is not None:
+        hold(None if sock is None else functools.partial(_shut, sock))
+
+
+def _shut(sock: Any) -> None:
+    # That of ssl would let another thread read what is encrypted as if it were not; TLS by a proxy
+    # of TLS has its socket inside (urllib3 2.6, SSLTransport).
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
 
 
 class TooSlowError(OSError):
@@ -62,6 +96,27 @@ class _PacedResponse(http.client.HTTPResponse):
         self._paced.head = None
 
 
+class _HeldConnection:
+    """Tells of its socket whoever may have to shut it."""
+
+    def connect(self: Any) -> None:
+        super().connect()  # type: ignore[misc]
+        _hold(self.sock)
+
+    def request(self: Any, *arguments: Any, **options: Any) -> None:
+        if self.sock is not None:
+            _hold(self.sock)
+        super().request(*arguments, **options)  # type: ignore[misc]
+
+
+class _HoldingPool:
+    """Connections that are given back are another's from then on."""
+
+    def _put_conn(self, connection: Any) -> None:
+        _hold(None)
+        super()._put_conn(connection)  # type: ignore[misc]
+
+
 def paced_pools(min_rate: float) -> dict[str, Any]:
     """urllib3's connection pools, by scheme, with answers that are measured."""
     from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -75,6 +130,7 @@ def paced_pools(min_rate: float) -> dict[str, Any]:
         # urllib3 2.6, HTTPConnection.getresponse calls that of http.client, which makes a
         # `response_class`.
         response = staticmethod(functools.partial(_PacedResponse, min_rate=min_rate))
-        paced = type(connection.__name__, (connection,), {"response_class": response})
-        pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": paced})
+        options = {"response_class": response}
+        paced = type(connection.__name__, (_HeldConnection, connection), options)
+        pools[scheme] = type(pool.__name__, (_HoldingPool, pool), {"ConnectionCls": paced})
     return pools

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Readable, Span
+from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity
 
 
@@ -26,6 +27,10 @@ class PipeTransport:
         return False
 
     def read(self, spans: Sequence[Span]) -> list[Buffer]:  # noqa: ARG002
+        """Not here: a pipe has no ranges."""
+        raise io.UnsupportedOperation("a pipe has no ranges")
+
+    def fetch(self, offset: int, size: int) -> Fetch:  # noqa: ARG002
         """Not here: a pipe has no ranges."""
         raise io.UnsupportedOperation("a pipe has no ranges")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from flowdata.errors import ShardError
-from flowdata.transport.access import Access, NoRangesError, RefusedError
+from flowdata.transport.access import AbandonedError, Access, NoRangesError, RefusedError
 from flowdata.transport.urls import redact
 
 T = TypeVar("T")
@@ -27,9 +27,9 @@ def wait_until(stopped: threading.Event) -> None:
     _of_thread.stopped = stopped
 
 
-def _sleep(seconds: float) -> bool:
+def _sleep(seconds: float, stopped: threading.Event | None) -> bool:
     """Sleep, and return whether it may go on."""
-    stopped: threading.Event | None = getattr(_of_thread, "stopped", None)
+    stopped = stopped or getattr(_of_thread, "stopped", None)
     if stopped is not None:
         return not stopped.wait(seconds)
     time.sleep(seconds)
@@ -41,10 +41,11 @@ class Attempts:
 
     Args:
         url, access: of the shard, for errors and options.
+        stopped: set when nobody wants it any more.
     """
 
-    def __init__(self, url: str, access: Access) -> None:
-        self._url, self._access = url, access
+    def __init__(self, url: str, access: Access, stopped: threading.Event | None = None) -> None:
+        self._url, self._access, self._stopped = url, access, stopped
         self._failed = 0
 
     def failed(self, error: Exception) -> None:
@@ -53,7 +54,7 @@ class Attempts:
         Raises:
             ShardError: when it failed for good, naming the shard and the last failure.
         """
-        if isinstance(error, ShardError | NoRangesError | MemoryError):
+        if isinstance(error, ShardError | NoRangesError | AbandonedError | MemoryError):
             raise error
         if isinstance(error, FileNotFoundError | PermissionError):
             raise ShardError(
@@ -69,7 +70,7 @@ class Attempts:
             self._give_up(error, f"within max_wait={self._access.max_wait:g} seconds: it answers")
         # Not all that a server asked to wait at the moment when it asked for that.
         wait += min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)
-        if not _sleep(wait):
+        if not _sleep(wait, self._stopped):
             raise ShardError(f"{redact(self._url)} is wanted no more") from error
 
     def succeeded(self) -> None:
@@ -85,7 +86,9 @@ class Attempts:
         raise ShardError(f"{redact(self._url)} could not be read {how} {kind}{text}") from cause
 
 
-def retry(fetch: Callable[[], T], url: str, access: Access) -> T:
+def retry(
+    fetch: Callable[[], T], url: str, access: Access, *, stopped: threading.Event | None = None
+) -> T:
     """Call ``fetch``, again after failures that may pass, and return its result.
 
     Whatever a library raises counts as a failure: servers and proxies find ways to break each.
@@ -93,7 +96,7 @@ def retry(fetch: Callable[[], T], url: str, access: Access) -> T:
     Raises:
         ShardError: when it failed for good, naming the shard and the last failure.
     """
-    attempts = Attempts(url, access)
+    attempts = Attempts(url, access, stopped)
     while True:
         try:
             return fetch()

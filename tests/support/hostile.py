@@ -76,6 +76,7 @@ class HostileServer:
     def __init__(self, content, manner):
         self.content, self.manner = content, manner
         self.requests = []
+        self.connections = []
         self._numbers = itertools.count()
         self._open = threading.Event()
 
@@ -114,6 +115,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self):
         self.keep = True
+        self.owner.connections.append(self.client_address)
         with contextlib.suppress(OSError, ValueError):
             while self.keep and (line := self.rfile.readline()):
                 method, path, _ = line.decode().split(" ", 2)

@@ -1,0 +1,87 @@
+"""Fetch: one span of a shard, read by one thread, which another may abandon."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from flowdata.transport.access import AbandonedError, Access, Buffer
+from flowdata.transport.retrying import retry
+
+
+class Fetch:
+    """One span of a shard; its request is made again as often as `Access` allows.
+
+    `run` is called once, by one thread, and `abandon` at any time, by any.
+
+    Args:
+        attempt: makes one request, and returns the bytes; it calls `holds` and `begins`.
+        url, access: of the shard, for errors and options.
+
+    Attributes:
+        first_byte: seconds from the request to the answer's first byte, of the attempt that
+            succeeded; nan before, and where a library does not tell.
+        body: seconds from then to the last byte; where a library does not tell, of both.
+        attempts: that were made.
+    """
+
+    def __init__(self, attempt: Callable[["Fetch"], Buffer], url: str, access: Access) -> None:
+        self._attempt, self._url, self._access = attempt, url, access
+        self._lock = threading.Lock()
+        self._abandoned = threading.Event()
+        self._let_go: Callable[[], None] | None = None
+        self._started = 0.0
+        self.first_byte = self.body = math.nan
+        self.attempts = 0
+
+    def run(self) -> Buffer:
+        """Exactly the bytes of the span.
+
+        Raises:
+            AbandonedError: after `abandon`, at once, also where it waits for a server.
+            NoRangesError: by a server that knows no ranges.
+            ShardError: when it failed for good.
+        """
+        try:
+            content = retry(self._timed, self._url, self._access, stopped=self._abandoned)
+        except Exception:
+            if self._abandoned.is_set():
+                raise AbandonedError from None
+            raise
+        if self._abandoned.is_set():
+            # What a connection gives that is being closed is not looked at.
+            raise AbandonedError
+        return content
+
+    def abandon(self) -> None:
+        """Let `run` end now, and close its connection; nothing where it has ended."""
+        self._abandoned.set()
+        with self._lock:
+            if self._let_go is not None:
+                self._let_go()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._abandoned.is_set()
+
+    def holds(self, let_go: Callable[[], None] | None) -> None:
+        """Note what closes the connection that is in use now; None for none."""
+        with self._lock:
+            self._let_go = let_go
+            if let_go is not None and self._abandoned.is_set():
+                let_go()
+
+    def begins(self) -> None:
+        """Note that the answer has begun."""
+        self.first_byte = time.monotonic() - self._started
+
+    def _timed(self) -> Buffer:
+        if self._abandoned.is_set():
+            raise AbandonedError
+        self.attempts += 1
+        self.first_byte, self._started = math.nan, time.monotonic()
+        content = self._attempt(self)
+        taken = time.monotonic() - self._started
+        self.body = taken if math.isnan(self.first_byte) else taken - self.first_byte
+        return content

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.plan import EpochPlan, EpochSize, Scheme
+from flowdata.core.plan import EpochSize, Scheme
+from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError, warn
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
-from flowdata.table.shard_index import plain_keys
+from flowdata.table.shard_index import ShardSamples, plain_keys
 from flowdata.tar.names import ShardNames
 from flowdata.transport.urls import redact
 
 # Shards whose samples come mixed, where the stage comes after a shuffle.
 _SHARDS_KNOWN = 8
+# Keys of a shard that are held at once, where its samples come in their order.
+_BLOCK = 1024
 
 
 class resample:
@@ -35,12 +38,14 @@ class resample:
     the worker or rank that reads its shard. But ranks get different numbers of samples;
     `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
     is the next epoch, unless `set_epoch` names one: pipelines that share a stage take turns.
-    Memory is 8 bytes a row, and the keys of the 8 shards that came last.
+    Memory is some 40 bytes a shard and what the table and its weights take; keys are looked up
+    shard by shard, and some thousand of them are held. Of a shard whose samples come in another
+    order than the table's (after a shuffle) all are, of the 8 such shards that came last.
 
     Args:
         table: a loss table of the shards, or their index, or the path of a loss table.
         weights: default those of the table; needed with an index.
-        epoch_size, seed, scheme, alpha: see `EpochPlan`.
+        epoch_size, seed, scheme, alpha: see `EpochPlan`; `FlowShards` of the same draws as often.
 
     Raises:
         InvalidLossError: for weights that cannot be sampled.
@@ -60,11 +65,9 @@ class resample:
         alpha: float = 1.0,
     ) -> None:
         index, weights = index_and_weights(table, weights)
-        # Not the offsets and sizes, which take as much memory again.
-        self._names = ShardNames(index.shards)
-        self._keys, self._bounds = index.keys, index.bounds()
-        self._plan = EpochPlan(
-            weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
+        self._index, self._names = index, ShardNames(index.shards)
+        self._plan = ShardPlan(
+            weights, index.bounds(), epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha
         )
         self._epochs = SharedEpochs(self._plan.seed)
         # By process, as a worker that is forked is told of passes that it does not make.
@@ -95,29 +98,55 @@ class resample:
             self._passes[process] -= 1
 
     def _drawn(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        epoch = self._epochs.begin()
-        self._plan = self._plan.at_epoch(epoch)
-        counts = self._plan.counts().astype(np.int32)
-        # Let go of this epoch's draws, of which the counts are all that is needed.
-        self._plan = self._plan.at_epoch(epoch + 1)
-        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._count_by_key, counts))
-        url, times = "", {}
+        plan = self._plan.at_epoch(self._epochs.begin())
+        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, plan))
+        url = ""
         for sample in samples:
             if sample["__url__"] != url:
                 url = sample["__url__"]
                 times = times_in(url)
-            key = sample["__key__"]
-            if (count := times.get(key)) is None:
-                raise MismatchError(
-                    f"the loss table has no sample {key!r} of {redact(url)}: score these shards, "
-                    "or restore the ones that were scored"
-                )
-            for _ in range(count):
+            for _ in range(times.of(sample["__key__"])):
                 yield dict(sample)
 
-    def _count_by_key(self, counts: NDArray[np.int32], url: str) -> dict[str, int]:
-        """How often each key of a shard comes."""
+    def _times(self, plan: ShardPlan, url: str) -> "_TimesInShard":
         shard = self._names.number(url)
-        first, last = self._bounds[shard], self._bounds[shard + 1]
-        keys = plain_keys(self._keys[first:last])
-        return dict(zip(keys, counts[first:last].tolist(), strict=True))
+        return _TimesInShard(self._index.of_shard(shard), plan.counts_of(shard), redact(url))
+
+
+class _TimesInShard:
+    """How often each sample of a shard comes, looked up by key.
+
+    Keys are read some at a time, as they lie; where one comes that is not among the next ones,
+    all are.
+    """
+
+    def __init__(self, samples: ShardSamples, counts: NDArray[np.int64], name: str) -> None:
+        self._samples, self._counts, self._name = samples, counts, name
+        self._times: dict[str, int] = {}
+        self._end = 0
+
+    def of(self, key: str) -> int:
+        """How often the sample of a key comes.
+
+        Raises:
+            MismatchError: for a key that the table does not know.
+        """
+        if (times := self._times.get(key)) is not None:
+            return times
+        if len(self._times) < len(self._samples):
+            # From the first again, where the shard is read once more.
+            start = self._end if self._end < len(self._samples) else 0
+            self._read(start, start + _BLOCK)
+            if key not in self._times:
+                self._read(0, len(self._samples))
+        if key not in self._times:
+            raise MismatchError(
+                f"the loss table has no sample {key!r} of {self._name}: score these shards, "
+                "or restore the ones that were scored"
+            )
+        return self._times[key]
+
+    def _read(self, start: int, stop: int) -> None:
+        keys, counts = plain_keys(self._samples.keys[start:stop]), self._counts[start:stop]
+        self._times = dict(zip(keys, counts.tolist(), strict=True))
+        self._end = start + len(keys)

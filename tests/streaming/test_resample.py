@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 from scipy import stats
-from shard_files import name_of, names, planned, write_shards
+from shard_files import name_of, names, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
-from flowdata import FlowDataWarning, LossTable, MismatchError, resample
+from flowdata import FlowDataWarning, FlowShards, LossTable, MismatchError
+from flowdata.core.shard_plan import ShardPlan
+from flowdata.streaming import resample as resample_module
+from flowdata.streaming.resample import resample
 from flowdata.tar.indexing import index_shards
 from flowdata.tar.names import ShardNames
 
@@ -22,6 +25,12 @@ OPTIONS = {"epoch_size": 400, "seed": 3}
 def pipeline(urls, stage, **options):
     options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False} | options
     return wds.WebDataset(urls, **options).compose(stage)
+
+
+def planned(table, epoch=0, **options):
+    """How often each sample is drawn in an epoch."""
+    counts = ShardPlan(table, table.index.bounds(), epoch=epoch, **options).counts().tolist()
+    return Counter({name: n for name, n in zip(names(table), counts, strict=True) if n})
 
 
 def names_of(samples):
@@ -190,3 +199,48 @@ def test_pipelines_that_use_one_stage_at_once_are_warned_and_with_their_own_draw
     assert names_of(pipeline(urls, dataset.pipeline[-1])) == planned(table, epoch=3, **OPTIONS)
     own = [pipeline(urls, resample(table, **OPTIONS)).map(name_of) for _ in range(2)]
     assert all(first == second for first, second in zip(*own, strict=True))
+
+
+def test_keys_are_held_some_at_a_time_and_those_in_another_order_are_found(
+    urls, table, monkeypatch
+):
+    monkeypatch.setattr(resample_module, "_BLOCK", 16)
+    keys_read = []
+    plain_keys = resample_module.plain_keys
+    monkeypatch.setattr(
+        resample_module, "plain_keys", lambda keys: keys_read.append(len(keys)) or plain_keys(keys)
+    )
+    stage = resample(table, **OPTIONS)
+    times = planned(table, **OPTIONS)
+    assert names_of(pipeline(urls, stage)) == times
+    assert max(keys_read) == 16
+    assert sum(keys_read) == len(table)
+    raw = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False))
+    for samples in (raw[::-1], raw[::7] + raw, [raw[40], *raw[40:], raw[40]]):
+        stage.set_epoch(0)
+        expected = Counter()
+        for sample in samples:
+            expected[name_of(sample)] += times[name_of(sample)]
+        assert names_of(stage(samples)) == +expected
+    # One shard read again and again, as webdataset does with resampled=True.
+    keys_read.clear()
+    stage.set_epoch(0)
+    assert sum(1 for _ in stage(raw[:50] * 3)) == 3 * sum(times[f"0/{n}"] for n in range(50))
+    assert max(keys_read) == 16
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["pipe:cat {}/s-{{0..4}}.tar", "file:{}/s-{{0..4}}.tar", "pipe:cat<'{}/s-{{0..4}}.tar'|cat"],
+)
+def test_shards_are_known_by_whatever_url_webdataset_reads_them(folder, table, form):
+    stage = resample(table, **OPTIONS)
+    assert names_of(pipeline(form.format(folder), stage)) == planned(table, **OPTIONS)
+
+
+@pytest.mark.parametrize("scheme", ["systematic", "multinomial"])
+def test_it_draws_as_flowshards_of_the_same_seed_does(urls, table, scheme):
+    options = OPTIONS | {"scheme": scheme}
+    dataset, stream = pipeline(urls, resample(table, **options)), FlowShards(urls, table, **options)
+    for _ in range(2):
+        assert names_of(dataset) == names_of(stream)

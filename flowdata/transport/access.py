@@ -17,6 +17,7 @@ Span: TypeAlias = tuple[int, int]
 Buffer: TypeAlias = bytes | memoryview
 
 _HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
+_BYTES = re.compile(r"(\d+(?:\.\d*)?) ?(?:([kmgt]?)(i?)b)?", re.IGNORECASE)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -49,6 +50,12 @@ class Access:
         check_version: refuse a remote shard whose ETag, or else time of modification, is not that
             which its index has; False where equal content is uploaded anew.
         max_expansion: how many times its size a compressed shard may unpack to, from 256 MB on.
+        connections: requests to servers that each process, so each worker, makes side by side.
+        ahead: bytes that each process may read before they are used, as 256_000_000 or "256MB".
+        most_overread: bytes that may be read from a server, in bytes of the samples that are
+            wanted. Reading over a gap is sooner done than asking anew after some ms; with 4 nothing
+            is slower where a fifth or more is drawn, and what is drawn thinly not by much. 1 where
+            each byte has its price.
 
     Raises:
         ValueError: for a number that makes no sense.
@@ -66,13 +73,25 @@ class Access:
     signed_by: Sequence[str] = ()
     check_version: bool = True
     max_expansion: float = 100.0
+    connections: int = 16
+    ahead: int | str = "256MB"
+    most_overread: float = 4.0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.retries, int) and self.retries >= 0):
             raise ValueError(f"retries must be an integer of at least 0, got {self.retries!r}")
         if not (isinstance(self.timeout, int | float) and self.timeout > 0):
             raise ValueError(f"timeout must be seconds above 0, got {self.timeout!r}")
-        for name, least in (("min_rate", 0), ("max_wait", 0), ("max_expansion", 1)):
+        connections = self.connections
+        if not (isinstance(connections, int) and connections >= 1):
+            raise ValueError(f"connections must be an integer of at least 1, got {connections!r}")
+        _ = self.bytes_ahead
+        for name, least in (
+            ("min_rate", 0),
+            ("max_wait", 0),
+            ("max_expansion", 1),
+            ("most_overread", 1),
+        ):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and value >= least):
                 raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
@@ -87,6 +106,16 @@ class Access:
                 raise ValueError(f"headers must be texts of one line, that of {name!r} is not")
         if self.cache_dir is not None:
             object.__setattr__(self, "cache_dir", Path(self.cache_dir).expanduser())
+
+    @property
+    def bytes_ahead(self) -> int:
+        """``ahead`` as a number."""
+        given = self.ahead
+        match = _BYTES.fullmatch(str(given).strip()) if not isinstance(given, bool) else None
+        if match is None:
+            raise ValueError(f'ahead must be bytes, as 256_000_000 or "256MB", got {given!r}')
+        power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 class Transport(Protocol):

@@ -1,0 +1,128 @@
+"""Speeds: how soon a server answers and how fast it sends, learned while it is read from."""
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+# What an object store gives, until more is known of this one.
+_LATENCY, _BANDWIDTH = 0.03, 60e6
+# Requests that are remembered; enough that one slow minute does not count, and one old one neither.
+_MEMORY = 64
+# Shorter bodies come with the first packets, and say nothing of the rate.
+_SMALLEST_BODY = 1 << 18
+_LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 3, 0.01
+# A request is overdue when it takes so many times as long as most, and so many seconds more.
+_PATIENCE, _LEAST_FACTOR, _GRACE = 2.0, 3.0, 0.1
+
+
+class Speed(NamedTuple):
+    """Seconds to the first byte, and bytes a second that one connection adds."""
+
+    latency: float
+    bandwidth: float
+
+
+class Speeds:
+    """What is known of one host; any thread may note and ask.
+
+    Threads of Python wait for one another, so a measured time is the server's or longer, never
+    shorter. The latency is that of the fastest tenth of the last requests, as BBR (Cardwell et al.,
+    2016) takes it. The bandwidth is the median of the last large bodies, all of which had the other
+    connections beside them: where network or processors are full, it is what one more would add.
+    """
+
+    def __init__(self) -> None:
+        self._first_bytes: deque[float] = deque(maxlen=_MEMORY)
+        self._rates: deque[float] = deque(maxlen=_MEMORY)
+        self._factors: deque[float] = deque(maxlen=_MEMORY)
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Let go of what threads hold that are no more."""
+        self._lock, self._probing = threading.Lock(), threading.Lock()
+
+    @property
+    def speed(self) -> Speed:
+        """The server's, as far as it is known."""
+        with self._lock:
+            return self._speed()
+
+    def probe(self, read: Callable[[int], None], size: int) -> int:
+        """Let ``read`` ask for some first bytes and note them, where nothing is known.
+
+        Others wait meanwhile: their requests are planned by what is found.
+
+        Args:
+            read: reads so many bytes.
+            size: that there are.
+
+        Returns:
+            Bytes that were read.
+        """
+        count, size = 0, min(size, _LARGEST_PROBE)
+        with self._probing:
+            # Of a server nearby the first time is mostly that of opening a connection.
+            while count < _MOST_PROBES * size and (
+                not self._first_bytes or (self.speed.latency < _LONG_PROBE and count)
+            ):
+                read(size)
+                count += size
+        return count
+
+    def note(self, size: int, first_byte: float, body: float) -> None:
+        """Note a request that succeeded: bytes, seconds to the first of them, and from then on.
+
+        Args:
+            size: of the answer.
+            first_byte: nan where the transport does not tell; then ``body`` is of both.
+            body: seconds.
+        """
+        with self._lock:
+            speed = self._speed()
+            seconds = body if math.isnan(first_byte) else first_byte + body
+            if math.isnan(first_byte):
+                first_byte = max(seconds - size / speed.bandwidth, 0.0)
+            self._first_bytes.append(first_byte)
+            if size >= _SMALLEST_BODY:
+                # Bytes that wait in the socket while the thread does not run are no fast body.
+                self._rates.append(size / max(seconds - speed.latency, seconds / 10, 1e-6))
+            self._factors.append(seconds / (speed.latency + size / speed.bandwidth))
+
+    def patience(self, size: int) -> float:
+        """Seconds after which a request of so many bytes takes longer than it should."""
+        with self._lock:
+            speed = self._speed()
+            factor = max(_LEAST_FACTOR, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
+        return _GRACE + factor * (speed.latency + size / speed.bandwidth)
+
+    def _speed(self) -> Speed:
+        return Speed(
+            _quantile(self._first_bytes, 0.1, _LATENCY), _quantile(self._rates, 0.5, _BANDWIDTH)
+        )
+
+
+def speeds_of(url: str) -> Speeds:
+    """What this process knows of the host of a URL."""
+    parts = urlsplit(url)
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return _of_host.setdefault(host, Speeds())
+
+
+def _quantile(values: deque[float], share: float, otherwise: float) -> float:
+    return sorted(values)[int(len(values) * share)] if values else otherwise
+
+
+_of_host: dict[str, Speeds] = {}
+
+
+def _renew_locks() -> None:
+    """A thread of the process that forked may have held one."""
+    for speeds in _of_host.values():
+        speeds.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

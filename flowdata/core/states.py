@@ -1,7 +1,7 @@
 """Saved states of samplers, data sets and streams: one layout, and what is checked on loading.
 
 A state is a JSON-able dict. ``version`` is that of the layout, ``plan`` the identity of the plan
-(`EpochPlan.identity`), ``seed`` and ``epoch`` name its epoch; what else there is says how far in
+(`Plan.identity`), ``seed`` and ``epoch`` name its epoch; what else there is says how far in
 that epoch its owner was. A state is loaded where the plan is the same; the seed is the state's.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowdata.core.plan import EpochPlan
+from flowdata.core.plan import Plan
 from flowdata.errors import MismatchError
 
 VERSION = "version"
@@ -29,7 +29,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxdict = 12
 
 
-def save_state(plan: EpochPlan, **progress: Any) -> dict[str, Any]:
+def save_state(plan: Plan, **progress: Any) -> dict[str, Any]:
     """The state of a plan's epoch, and how far in it its owner is."""
     begin = {VERSION: _CURRENT, PLAN: plan.identity(), SEED: plan.seed, EPOCH: plan.epoch}
     return begin | progress

@@ -4,21 +4,24 @@ The draws of an epoch have slots [0, M) in reading order: shard after shard in a
 order, in each shard as its samples lie. A rank takes a run of slots, a worker a run of its
 rank's: so a shard is read by one worker, or by two where a border runs through it. A worker takes
 some shards at a time and goes through all of them at once, window by window; the draws of a
-window come out in a keyed random order.
+window come out in a keyed random order. Time and memory grow with shards, not with rows or draws.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, shuffled
-from flowdata.core.plan import EpochPlan
+from flowdata.core.permutation import Purpose, random_bits, shuffled
+from flowdata.core.shard_plan import ShardPlan
+from flowdata.core.strata import Strata, deal_to_batches
+from flowdata.streaming.slots import Slots
 
-Slots: TypeAlias = range | NDArray[np.int64]
-"""Numbers of draws in reading order, ascending; a range wherever possible: it takes no memory."""
+# The first windows of a worker are an eighth, a quarter and a half of the others: what comes out of
+# a window comes only when all of it was read, and the first batch shall not have to wait for that.
+_FIRST_WINDOWS = (8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -90,35 +93,21 @@ class Window:
 
 
 class StreamOrder:
-    """The rows of one epoch's slots, and their windows: 4 or 8 bytes a row of the table.
+    """The rows of one epoch's slots, and their windows.
 
     Args:
         plan: the draws of the epoch.
-        bounds: first row of each shard, and n, shape (shards + 1,).
         window: draws that are mixed, at most 65,536 less the shards open.
         shards_open: shards that are gone through at once.
     """
 
-    def __init__(
-        self, plan: EpochPlan, bounds: NDArray[np.int64], *, window: int, shards_open: int
-    ) -> None:
+    def __init__(self, plan: ShardPlan, *, window: int, shards_open: int) -> None:
         self.epoch = plan.epoch
-        self._seed = plan.seed
+        self._plan = plan
         self._window, self._shards_open = window, shards_open
-        dtype: Any = np.int32 if len(plan) <= np.iinfo(np.int32).max else np.int64
-        self._draws_before_row = np.zeros(len(plan.weights) + 1, dtype=dtype)
-        np.cumsum(plan.counts(), out=self._draws_before_row[1:])
-        order = KeyedPermutation(
-            len(bounds) - 1, seed=plan.seed, epoch=plan.epoch, purpose=Purpose.SHARD_ORDER
-        )
-        self._shard_order = order(np.arange(len(bounds) - 1))
-        self._bounds = bounds
-        draws_of_shard = self._draws_before_row[bounds[1:]] - self._draws_before_row[bounds[:-1]]
-        self._first_slots = np.zeros(len(bounds), dtype=np.int64)
-        np.cumsum(draws_of_shard[self._shard_order], out=self._first_slots[1:])
 
     def windows(
-        self, slots: Slots, random_key: Sequence[int], skip: int = 0
+        self, slots: Slots, random_key: Sequence[int], skip: int = 0, *, ranks: int = 1
     ) -> Iterator[tuple[Window, int]]:
         """The windows over a worker's slots, and how many draws of each are done.
 
@@ -126,22 +115,24 @@ class StreamOrder:
             slots: those of the worker.
             random_key: (segment, rank, worker), which the order in a window depends on.
             skip: draws that are done; windows done altogether do not appear.
+            ranks: that share a batch, if there are strata.
         """
-        for group, number, pieces in self._split_into_windows(slots):
-            size = sum(len(piece) for _, piece in pieces)
-            if skip >= size:
-                skip -= size
-                continue
-            rows = [self._rows_of(ordinal, piece) for ordinal, piece in pieces]
-            order = self._shuffle(size, random_key, group, number)
-            shards = [int(self._shard_order[ordinal]) for ordinal, _ in pieces]
-            yield Window(group, shards, rows, order), skip
-            skip = 0
+        share = _Share(slots, self._plan.first_slots, self._shards_open)
+        group, skip = share.find_group(skip)
+        while group < share.groups:
+            for part in self._windows_of_group(share, group):
+                if skip >= part.size:
+                    skip -= part.size
+                    continue
+                rows = self._rows_of(slots, part)
+                order = self._shuffle(random_key, part, rows, ranks)
+                shards = self._plan.shard_order[part.ordinals].tolist()
+                yield Window(group, shards, rows, order), skip
+                skip = 0
+            group += 1
 
-    def remaining(
-        self, slots: Slots, layout: Layout, done: Sequence[int], segment: int
-    ) -> NDArray[np.int64]:
-        """Slots not drawn yet, when each rank's workers have done so many, ascending.
+    def remaining(self, slots: Slots, layout: Layout, done: Sequence[int], segment: int) -> Slots:
+        """Slots not drawn yet, when each rank's workers have done so many.
 
         Args:
             slots: those that were divided.
@@ -151,109 +142,198 @@ class StreamOrder:
         """
         own = layout.per_rank(len(slots))
         if sum(done) >= own:
-            return _as_array(slots[own * layout.ranks :])
-        # Each worker's draws come out mixed within windows, so what is left is no run of slots.
-        open_ = np.ones(len(slots), dtype=np.bool_)
+            return slots.cut(min(own * layout.ranks, len(slots)), len(slots))
+        drawn = []
         for rank in range(layout.ranks):
             for worker in np.flatnonzero(done).tolist():
-                share = share_of(slots, layout, rank, worker)
-                drawn = self._first_drawn(share, (segment, rank, worker), done[worker])
-                open_[_indices_of(slots, drawn)] = False
-        return _as_array(slots)[open_]
+                places = places_of(len(slots), layout, rank, worker)
+                key = (segment, rank, worker)
+                first = self._first_drawn(slots.select(places), key, done[worker], layout.ranks)
+                drawn.append(places.select(first))
+        return slots.without(Slots.joined(drawn))
 
     def _first_drawn(
-        self, slots: Slots, random_key: Sequence[int], count: int
-    ) -> NDArray[np.int64]:
-        """Those of a worker's slots that are drawn first, so many."""
-        drawn = [np.zeros(0, dtype=np.int64)]
-        for group, number, pieces in self._split_into_windows(slots):
-            if count <= 0:
+        self, slots: Slots, random_key: Sequence[int], count: int, ranks: int
+    ) -> Slots:
+        """The places of those of a worker's slots that are drawn first, so many."""
+        share = _Share(slots, self._plan.first_slots, self._shards_open)
+        group, left = share.find_group(count)
+        drawn = [Slots.run(0, count - left)]
+        if left:
+            for part in self._windows_of_group(share, group):
+                if left >= part.size:
+                    drawn.append(Slots(part.lows, part.highs))
+                    left -= part.size
+                    continue
+                # Draws come out mixed within a window, so what is done of it are single ones.
+                rows = self._rows_of(slots, part) if self._plan.strata else []
+                order = self._shuffle(random_key, part, rows, ranks)[:left]
+                drawn.append(Slots.of(part.places()[order]))
                 break
-            window = np.concatenate([_as_array(piece) for _, piece in pieces])
-            if count < window.size:
-                window = window[self._shuffle(window.size, random_key, group, number)[:count]]
-            drawn.append(window)
-            count -= window.size
-        return np.concatenate(drawn)
+        return Slots.joined(drawn)
+
+    def _windows_of_group(self, share: "_Share", group: int) -> Iterator["_Part"]:
+        """The windows over the shards of a group: each takes an equal part of all of them.
+
+        Shards that are open together are read to their end before the next ones are opened, and
+        all end at the same time.
+        """
+        first = group * self._shards_open
+        chosen = slice(first, first + self._shards_open)
+        ordinals, begin = share.ordinals[chosen], share.begins[chosen]
+        counts = share.ends[chosen] - begin
+        total = int(counts.sum())
+        bounds = _window_bounds(total, self._window, ramp=group == 0)
+        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
+            lows, highs = (begin + counts * bound // total for bound in (low, high))
+            taken = lows < highs
+            if taken.any():
+                yield _Part(group, number, ordinals[taken], lows[taken], highs[taken])
 
     def _shuffle(
-        self, size: int, random_key: Sequence[int], group: int, number: int
+        self,
+        random_key: Sequence[int],
+        part: "_Part",
+        rows: list[NDArray[np.int64]],
+        ranks: int,
     ) -> NDArray[np.int64]:
-        purpose = Purpose.WINDOW_ORDER
-        return shuffled(
-            size, random_bits(self._seed, self.epoch, purpose, *random_key, group, number)
+        """The order in which the draws of a window come out."""
+        bits = random_bits(
+            self._plan.seed,
+            self.epoch,
+            Purpose.WINDOW_ORDER,
+            *random_key,
+            part.group,
+            part.number,
+        )
+        if (strata := self._plan.strata) is None:
+            return shuffled(part.size, bits)
+        codes = self._plan.strata_of(np.concatenate(rows))
+        assert codes is not None
+        return deal_to_batches(
+            codes.argsort(kind="stable"), max(strata.batch_size // ranks, 1), bits
         )
 
-    def _split_into_windows(
-        self, slots: Slots
-    ) -> Iterator[tuple[int, int, list[tuple[int, Slots]]]]:
-        """Windows as (group, number, what they take of each shard): each takes an equal part.
-
-        A shard goes by its ordinal: its number in the order in which an epoch reads them.
-        """
-        cuts = self._cut_at_shards(slots)
-        nonempty = np.flatnonzero(np.diff(cuts))
-        # Shards that are open together are read to their end before the next ones are opened, and
-        # each window takes as large a part of every one of them: so all end at the same time.
-        for group, start in enumerate(range(0, nonempty.size, self._shards_open)):
-            ordinals = nonempty[start : start + self._shards_open]
-            first, counts = cuts[ordinals], cuts[ordinals + 1] - cuts[ordinals]
-            windows = -(-int(counts.sum()) // self._window)
-            for number in range(windows):
-                begin = (first + counts * number // windows).tolist()
-                end = (first + counts * (number + 1) // windows).tolist()
-                pieces = [
-                    (int(ordinal), slots[low:high])
-                    for ordinal, low, high in zip(ordinals, begin, end, strict=True)
-                    if high > low
-                ]
-                yield group, number, pieces
-
-    def _cut_at_shards(self, slots: Slots) -> NDArray[np.int64]:
-        """Where the slots of each shard begin, in reading order, and where all end."""
-        if isinstance(slots, range):
-            return np.clip(self._first_slots - slots.start, 0, len(slots))
-        return np.searchsorted(slots, self._first_slots)
-
-    def _rows_of(self, ordinal: int, slots: Slots) -> NDArray[np.int64]:
-        """The rows of slots within one shard."""
-        shard = self._shard_order[ordinal]
-        first, last = self._bounds[shard], self._bounds[shard + 1]
-        # Slots count in reading order, `_draws_before_row` in the order of the table.
-        shift = int(self._draws_before_row[first]) - int(self._first_slots[ordinal])
-        drawn = self._draws_before_row[first : last + 1]
-        wanted = (_as_array(slots) + shift).astype(drawn.dtype)
-        found = np.searchsorted(drawn, wanted, side="right") - 1
-        return np.asarray(found + first, dtype=np.int64)
+    def _rows_of(self, slots: Slots, part: "_Part") -> list[NDArray[np.int64]]:
+        """The rows of a window, of each of its shards, ascending."""
+        found = []
+        for ordinal, low, high in zip(
+            part.ordinals.tolist(), part.lows.tolist(), part.highs.tolist(), strict=True
+        ):
+            shard = int(self._plan.shard_order[ordinal])
+            # Windows are made ahead: those of the next shards, while these are being read.
+            before = self._plan.draws_before(shard, keep=2 * self._shards_open)
+            wanted = slots.cut(low, high).array() - self._plan.first_slots[ordinal]
+            rows = np.searchsorted(before, wanted, side="right") - 1
+            found.append(rows + self._plan.bounds[shard])
+        return found
 
 
-def share_of(slots: Slots, layout: Layout, rank: int, worker: int) -> Slots:
-    """The slots of one worker, ascending; some twice if ranks do not divide them, or left out."""
-    own = layout.per_rank(len(slots))
+@dataclass(frozen=True)
+class _Part:
+    """A window as the places that it takes of each shard, by the shards' ordinals.
+
+    An ordinal is the number of a shard in the order in which an epoch reads them.
+    """
+
+    group: int
+    number: int
+    ordinals: NDArray[np.int64]
+    lows: NDArray[np.int64]
+    highs: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        return int((self.highs - self.lows).sum())
+
+    def places(self) -> NDArray[np.int64]:
+        """Those of all its draws, shard after shard."""
+        pairs = zip(self.lows.tolist(), self.highs.tolist(), strict=True)
+        return np.concatenate([np.arange(low, high) for low, high in pairs])
+
+
+class _Share:
+    """A worker's slots, cut at shards and at groups of shards.
+
+    Attributes:
+        ordinals: of the shards that it has draws of.
+        begins, ends: which of its slots are those of each.
+        groups: number of groups.
+    """
+
+    def __init__(self, slots: Slots, first_slots: NDArray[np.int64], shards_open: int) -> None:
+        if not len(slots):
+            first_slots = first_slots[:1]
+        else:
+            # Of a million shards a worker has some thousands.
+            low = np.searchsorted(first_slots, slots.starts[0], side="right") - 1
+            high = np.searchsorted(first_slots, slots.stops[-1], side="left")
+            first_slots = first_slots[low : high + 1]
+        cuts = slots.count_below(first_slots)
+        found = np.flatnonzero(np.diff(cuts))
+        self.ordinals = found + (low if len(slots) else 0)
+        self.begins, self.ends = cuts[found], cuts[found + 1]
+        self.groups = -(-found.size // shards_open)
+        last = np.minimum(np.arange(1, self.groups + 1) * shards_open, found.size) - 1
+        self._group_ends = self.ends[last]
+
+    def find_group(self, done: int) -> tuple[int, int]:
+        """The group that a draw is in, and how many draws of that group come before it."""
+        group = int(np.searchsorted(self._group_ends, done, side="right"))
+        return group, done - (int(self._group_ends[group - 1]) if group else 0)
+
+
+def _window_bounds(total: int, window: int, *, ramp: bool) -> list[int]:
+    """Where the windows over so many draws begin and end."""
+    bounds = [0]
+    if ramp:
+        for part in _FIRST_WINDOWS:
+            size = max(window // part, 1)
+            if bounds[-1] + size < total:
+                bounds.append(bounds[-1] + size)
+    start = bounds[-1]
+    windows = -(-(total - start) // window)
+    return bounds + [start + (total - start) * (n + 1) // windows for n in range(windows)]
+
+
+def places_of(draws: int, layout: Layout, rank: int, worker: int) -> Slots:
+    """The places of one worker's share among the draws that are left, ascending.
+
+    Some are there twice if ranks do not divide the draws, or none's, see `Layout.drop_last`.
+    """
+    own = layout.per_rank(draws)
     start, stop = rank * own, (rank + 1) * own
-    if stop <= len(slots):
-        mine = slots[start:stop]
-    else:
+    mine = Slots.run(start, min(stop, draws))
+    if stop > draws:
         # Pad with the last slots, so that what is repeated is read towards the end, and mostly of a
         # shard that the last rank reads anyway. `Cursor` pads with an epoch's first draws, whose
         # order is random; the first slots are all of one shard, which rank 0 reads.
-        indices = np.arange(start, stop)
-        over = indices >= len(slots)
-        indices[over] = len(slots) - 1 - (indices[over] - len(slots)) % len(slots)
-        mine = _as_array(slots)[np.sort(indices)]
-    shares = layout.shares(len(slots))
+        repeated = draws - 1 - np.arange(max(start - draws, 0), stop - draws) % draws
+        single = max(int(repeated.min()), start)
+        last = np.arange(single, draws)
+        mine = Slots.joined([Slots.run(start, single), Slots.of(np.concatenate([last, repeated]))])
+    shares = layout.shares(draws)
     begin = sum(shares[:worker])
-    return mine[begin : begin + shares[worker]]
+    return mine.cut(begin, begin + shares[worker])
 
 
-def _indices_of(slots: Slots, found: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where some of the slots are among all of them."""
-    if isinstance(slots, range):
-        return found - slots.start
-    return np.searchsorted(slots, found)
+def share_of(slots: Slots, layout: Layout, rank: int, worker: int) -> Slots:
+    """The slots of one worker, see `places_of`."""
+    return slots.select(places_of(len(slots), layout, rank, worker))
 
 
-def _as_array(slots: Slots) -> NDArray[np.int64]:
-    if isinstance(slots, range):
-        return np.arange(slots.start, slots.stop, dtype=np.int64)
-    return slots
+def require_fitting_strata(strata: Strata | None, ranks: int, batch_size: int | None) -> None:
+    """Make sure that the batches of strata are those of all ranks together.
+
+    Raises:
+        ValueError: if they are not, as far as batches are known.
+    """
+    if strata is None:
+        return
+    each, over = divmod(strata.batch_size, ranks)
+    if over or batch_size not in (None, each):
+        raise ValueError(
+            f"strata are of batches of {strata.batch_size} draws over all ranks, but there are "
+            f"{ranks} ranks with batches of {batch_size or each}: give "
+            "Strata(batch_size=batch size of a rank x ranks)"
+        )

@@ -5,18 +5,20 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from flowdata.core.plan import EpochPlan, non_negative
+from flowdata.core.plan import non_negative
+from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.states import PLAN, SEED, read_state, save_state
 from flowdata.errors import warn
 from flowdata.guards.counts import EpochCount
 from flowdata.guards.stream import StreamGuard
-from flowdata.streaming.order import Layout, StreamOrder, share_of
+from flowdata.streaming.order import Layout, StreamOrder, require_fitting_strata, share_of
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
+    CURRENT_ORDER,
+    ORDER,
+    STREAM,
     STRETCHES,
     SavedProcess,
     Stretch,
@@ -25,6 +27,7 @@ from flowdata.streaming.stretches import (
     read_process,
     read_stretches,
     remaining_slots,
+    require_current_order,
     require_fitting,
     require_possible,
     require_saved_worker,
@@ -37,16 +40,13 @@ from flowdata.streaming.stretches import (
 )
 from flowdata.streaming.worker_epoch import WorkerEpoch
 
-_STREAM = "stream"
-
 
 class Progress:
     """What a stream's epochs are made of, and where in them it is."""
 
     def __init__(
         self,
-        plan: EpochPlan,
-        bounds: NDArray[np.int64],
+        plan: ShardPlan,
         *,
         ranks: int,
         rank: int,
@@ -60,9 +60,9 @@ class Progress:
                 f"window + shards_open must be at most 65,536, got window={window:,} and "
                 f"shards_open={shards_open:,}"
             )
-        self._plan, self._bounds = plan, bounds
+        self._plan = plan
         # What divides the table into shards: with other shards, a state means other draws.
-        self._division = hashlib.sha256(bounds.astype("<i8").tobytes()).hexdigest()[:32]
+        self._division = hashlib.sha256(plan.bounds.astype("<i8").tobytes()).hexdigest()[:32]
         self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
         self._window, self._shards_open = window, shards_open
         self.batch_size = batch_size
@@ -83,6 +83,7 @@ class Progress:
             raise ValueError(
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
             )
+        require_fitting_strata(self._plan.strata, ranks, batch_size)
 
     def following(self, batch_size: int | None) -> "Progress":
         """A progress of its own, that begins where the next pass would."""
@@ -102,7 +103,7 @@ class Progress:
         return self._epochs.upcoming()
 
     @property
-    def plan(self) -> EpochPlan:
+    def plan(self) -> ShardPlan:
         """The plan of that epoch."""
         return self._plan_of(self.epoch)
 
@@ -164,6 +165,7 @@ class Progress:
             MismatchError: when the state of a worker was loaded into another one.
             RuntimeError, ValueError: see `StreamGuard.on_begin`.
         """
+        require_fitting_strata(self._plan.strata, self._ranks, self.batch_size)
         self._guard.on_begin(ranks=self._ranks, items=items)
         epoch = self._epochs.begin()
         self._count.on_first_draw(epoch)
@@ -190,7 +192,8 @@ class Progress:
         require_fitting(current, len(slots))
         worker_on_turn = layout.on_turn(worker, current.done)
         share = share_of(slots, layout, self._rank, worker_on_turn)
-        run = WorkerEpoch(order, share, (len(over), self._rank, worker_on_turn))
+        random_key = (len(over), self._rank, worker_on_turn)
+        run = WorkerEpoch(order, share, random_key, self._ranks)
         run.done = layout.by_worker(len(slots), current.done)[worker_on_turn]
         run.drawn = run.read = run.done
         return run
@@ -278,6 +281,7 @@ class Progress:
         Raises:
             MismatchError: when it is of other draws, or no state of a stream.
         """
+        require_current_order(state)
         found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
         # All is checked before anything is set: a refused state changes nothing.
         epoch = require_storable(found)
@@ -358,10 +362,10 @@ class Progress:
             )
         return done
 
-    def _order(self, plan: EpochPlan) -> StreamOrder:
-        return StreamOrder(plan, self._bounds, window=self._window, shards_open=self._shards_open)
+    def _order(self, plan: ShardPlan) -> StreamOrder:
+        return StreamOrder(plan, window=self._window, shards_open=self._shards_open)
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
+    def _plan_of(self, epoch: int) -> ShardPlan:
         """The plan of an epoch, with the seed of the state that was loaded last, if one was."""
         return self._plan.at_epoch(epoch, seed=self._epochs.seed)
 
@@ -369,7 +373,7 @@ class Progress:
         """The stretches of an epoch, if it is the one that was loaded or is running."""
         return self._stretches if self._stretches_epoch == epoch else ()
 
-    def _left(self, plan: EpochPlan, stretches: Sequence[Stretch]) -> int:
+    def _left(self, plan: ShardPlan, stretches: Sequence[Stretch]) -> int:
         """Draws of an epoch that are left after some stretches."""
         return len(remaining_slots(self._order(plan), len(plan), stretches) if stretches else plan)
 
@@ -377,16 +381,17 @@ class Progress:
         return Layout(self._ranks, max(workers, 1), self.batch_size or 1, self._drop_last)
 
     def _identity(self) -> dict[str, Any]:
-        return {PLAN: self._plan.identity(), _STREAM: self._options()}
+        return {PLAN: self._plan.identity(), STREAM: self._options()}
 
     def _options(self) -> dict[str, Any]:
         """What decides, beside the plan, in which order samples come."""
         return {
+            ORDER: CURRENT_ORDER,
             "window": self._window,
             "shards_open": self._shards_open,
             "shards": self._division,
         }
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
-        progress = {_STREAM: self._options(), STRETCHES: write_stretches(stretches)}
+        progress = {STREAM: self._options(), STRETCHES: write_stretches(stretches)}
         return save_state(self._plan_of(epoch), **progress)

@@ -1,6 +1,5 @@
 """FlowShards: an exact, weighted, resumable stream of samples from tar shards."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -12,11 +11,14 @@ from numpy.typing import ArrayLike
 from torch.utils.data import get_worker_info
 from webdataset.compat import FluidInterface
 
-from flowdata.core.plan import EpochPlan, EpochSize, Scheme
+from flowdata.core.plan import EpochSize, Scheme
+from flowdata.core.shard_plan import ShardPlan
+from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import warn
 from flowdata.streaming.decoding import SampleDecoder
 from flowdata.streaming.progress import Progress
+from flowdata.streaming.replicas import size_and_rank
 from flowdata.streaming.sample_reader import SampleReader
 from flowdata.streaming.stages import (
     apply_stages,
@@ -50,7 +52,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     The order is a pure function of (seed, epoch, weights) and the numbers of ranks and workers:
     shards come in a random order, ``shards_open`` of them at a time, and the draws of a
     ``window`` over these come out in a random order. Memory is that of one window of raw samples
-    for each worker, of two with remote shards, and about 12 bytes a row of the table.
+    for each worker, of two with remote shards, and some 50 bytes a shard.
 
     Every pass is the next epoch, unless `set_epoch` names one. A stream made of this one, by a
     stage, counts epochs and positions for itself, from where this one is; what this one is told,
@@ -64,6 +66,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         table: a loss table of these shards, or their index, or the path of a loss table.
         weights: default those of the table; needed with an index.
         epoch_size, seed, scheme: see `EpochPlan`.
+        strata: fill every batch evenly from groups of rows, as far as a window has them; its
+            batch size is that of all ranks together.
         mode: "resample", or "reweight": draw all samples alike and give each its weight, as
             ``"__weight__"``, for `flowdata.reweight.reweight`.
         alpha: draw by ``w ** alpha``: 1 to resample (the default), 0 to reweight (the default of
@@ -99,6 +103,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float | None = None,
+        strata: Strata | None = None,
         mode: Literal["resample", "reweight"] = "resample",
         window: int = 1000,
         shards_open: int = 8,
@@ -117,20 +122,28 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
         reweight = mode == "reweight"
         alpha = float(not reweight) if alpha is None else alpha
-        plan = EpochPlan(weights, epoch_size=epoch_size, seed=seed, scheme=scheme, alpha=alpha)
-        ranks, own = _size_and_rank(num_replicas, rank)
+        weights = as_weights(weights)
+        plan = ShardPlan(
+            weights,
+            index.bounds(),
+            epoch_size=epoch_size,
+            seed=seed,
+            scheme=scheme,
+            alpha=alpha,
+            strata=strata,
+        )
+        ranks, own = size_and_rank(num_replicas, rank)
         self._reader = SampleReader(
             urls,
             index,
             access or Access(),
             handler,
             _require_positive(shards_open, "shards_open"),
-            as_weights(weights).residual_of_draws(alpha) if reweight else None,
+            weights.residual_of_draws(alpha) if reweight else None,
         )
         self._view = View(
             Progress(
                 plan,
-                index.bounds(),
                 ranks=ranks,
                 rank=own,
                 drop_last=drop_last,
@@ -150,7 +163,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         return self._view.ask(lambda progress: progress.epoch)
 
     @property
-    def plan(self) -> EpochPlan:
+    def plan(self) -> ShardPlan:
         """The plan of `epoch`: how often an epoch draws each row of the table."""
         epoch, seed = self._view.ask(lambda progress: (progress.epoch, progress.plan.seed))
         return self._view.progress.plan.at_epoch(epoch, seed=seed)
@@ -321,7 +334,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         if self._ranks_given or not (dist.is_available() and dist.is_initialized()):
             return
         divided = (self._progress.ranks, self._progress.rank)
-        if (now := _size_and_rank(None, None)) != divided:
+        if (now := size_and_rank(None, None)) != divided:
             raise RuntimeError(
                 f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
                 f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
@@ -369,23 +382,6 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def iterator(self) -> Iterator[Any]:
         """The same as ``iter()``."""
         return iter(self)
-
-
-def _size_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
-    """Number of ranks, and which this is."""
-    if (num_replicas is None) != (rank is None):
-        raise ValueError("give both num_replicas and rank, or neither")
-    if num_replicas is None or rank is None:
-        if dist.is_available() and dist.is_initialized():
-            num_replicas, rank = dist.get_world_size(), dist.get_rank()
-        else:
-            num_replicas = int(os.environ.get("WORLD_SIZE", "1"))
-            rank = int(os.environ.get("RANK", "0"))
-    if not 0 <= rank < num_replicas:
-        raise ValueError(
-            f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
-        )
-    return num_replicas, rank
 
 
 def _require_positive(value: int, name: str) -> int:

@@ -15,10 +15,15 @@ import numpy as np
 
 from flowdata.core.states import EPOCH, SEED, shown
 from flowdata.errors import MismatchError
-from flowdata.streaming.order import Layout, Slots, StreamOrder
+from flowdata.streaming.order import Layout, StreamOrder
 from flowdata.streaming.shared_epochs import MOST_EPOCHS, MOST_WORKERS
+from flowdata.streaming.slots import Slots
 
 STRETCHES = "stretches"
+STREAM = "stream"
+ORDER = "order"
+CURRENT_ORDER = 2
+"""That in which the draws of an epoch come; the first was laid out row by row, and had no name."""
 
 _DONE = "done"
 _WORKER = "worker"
@@ -83,7 +88,7 @@ def remaining_slots(order: StreamOrder, draws: int, stretches: Sequence[Stretch]
     Raises:
         MismatchError: for stretches that no such epoch can have had.
     """
-    slots: Slots = range(draws)
+    slots = Slots.run(0, draws)
     for number, stretch in enumerate(stretches):
         require_fitting(stretch, len(slots))
         done = stretch.layout.by_worker(len(slots), stretch.done)
@@ -117,6 +122,24 @@ def write_process(saved: SavedProcess) -> dict[str, Any]:
 def seal(state: dict[str, Any]) -> dict[str, Any]:
     """The state with a checksum of what says where in which epoch it is."""
     return state | {_CHECK: _checksum(state)}
+
+
+def require_current_order(state: Any) -> None:
+    """Refuse states of before the order of streams changed, in words of their own.
+
+    Raises:
+        MismatchError: for one of these.
+    """
+    if not isinstance(state, Mapping):
+        return
+    options = state.get(STREAM, state)
+    if isinstance(options, Mapping) and "shards_open" in options and ORDER not in options:
+        raise MismatchError(
+            "the saved FlowShards state is of a flowdata in which the draws of a stream came in "
+            "another order, so that what it says is done cannot be told apart from what is left: "
+            "finish that epoch with the flowdata that saved it, or begin the next one, "
+            "by set_epoch"
+        )
 
 
 def require_storable(state: Mapping[str, Any]) -> int:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from flowdata.streaming.order import Slots, StreamOrder, Window
+from flowdata.streaming.order import StreamOrder, Window
+from flowdata.streaming.slots import Slots
 
 
 class WorkerEpoch:
@@ -17,8 +18,11 @@ class WorkerEpoch:
         ended: whether it gave out all.
     """
 
-    def __init__(self, order: StreamOrder, slots: Slots, random_key: Sequence[int]) -> None:
-        self._order, self._slots, self._random_key = order, slots, random_key
+    def __init__(
+        self, order: StreamOrder, slots: Slots, random_key: Sequence[int], ranks: int
+    ) -> None:
+        self._order, self._slots = order, slots
+        self._random_key, self._ranks = random_key, ranks
         self.epoch = order.epoch
         self.total = len(slots)
         self.done = self.drawn = self.read = 0
@@ -26,4 +30,5 @@ class WorkerEpoch:
 
     def windows(self) -> Iterator[tuple[Window, int]]:
         """The windows from the next draw on; after the last draw, the first comes once more."""
-        return self._order.windows(self._slots, self._random_key, self.read % self.total)
+        done = self.read % self.total
+        return self._order.windows(self._slots, self._random_key, done, ranks=self._ranks)

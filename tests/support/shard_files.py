@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from flowdata import EpochPlan, LossTable
+from flowdata import LossTable
+from flowdata.core.shard_plan import ShardPlan
 from flowdata.tar.indexing import index_shards
 
 SIZES = (50, 3, 200, 1, 77)
@@ -44,7 +45,8 @@ def names(table):
 
 def planned(table, epoch=0, **options):
     """How often each sample is drawn in an epoch."""
-    counts = EpochPlan(table, epoch=epoch, **options).counts().tolist()
+    plan = ShardPlan(table, table.index.bounds(), epoch=epoch, **options)
+    counts = plan.counts().tolist()
     return Counter({name: n for name, n in zip(names(table), counts, strict=True) if n})
 
 

@@ -73,7 +73,7 @@ class SharedEpochs:
         Raises:
             ValueError: for more workers than there are cells.
         """
-        worker, workers, loader = _this_worker()
+        worker, workers, loader = this_worker()
         if workers > MOST_WORKERS:
             raise ValueError(
                 f"at most {MOST_WORKERS} DataLoader workers are supported, got {workers}"
@@ -113,7 +113,7 @@ class SharedEpochs:
 
     def set_for_worker(self, epoch: int) -> None:
         """Make ``epoch`` the next one of this worker; the others say so themselves."""
-        worker, workers, loader = _this_worker()
+        worker, workers, loader = this_worker()
         # What loaders with other numbers of workers knew is past: it may be later than this epoch.
         others = np.ones(self._cells.shape, dtype=np.bool_)
         others[workers, :workers] = False
@@ -127,7 +127,7 @@ class SharedEpochs:
 
     def set_dropped(self, draws: int) -> None:
         """Say how many draws this process has dropped in its pass."""
-        self._dropped[_this_worker()[0]] = draws
+        self._dropped[this_worker()[0]] = draws
 
     @property
     def seed(self) -> int:
@@ -139,7 +139,7 @@ class SharedEpochs:
         self._seed[0] = seed
 
 
-def _this_worker() -> tuple[int, int, int]:
+def this_worker() -> tuple[int, int, int]:
     """Worker, number of workers and a number of the loader that started them; zeros without."""
     info = get_worker_info()
     if info is None:

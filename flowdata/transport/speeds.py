@@ -51,6 +51,11 @@ class Speeds:
         with self._lock:
             return self._speed()
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a request has succeeded."""
+        return bool(self._first_bytes)
+
     def probe(self, read: Callable[[int], None], size: int) -> int:
         """Let ``read`` ask for some first bytes and note them, where nothing is known.
 
@@ -107,9 +112,18 @@ class Speeds:
 
 def speeds_of(url: str) -> Speeds:
     """What this process knows of the host of a URL."""
+    return _of_host.setdefault(host_of(url), Speeds())
+
+
+def host_of(url: str) -> str:
+    """Scheme and host of a URL."""
     parts = urlsplit(url)
-    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return _of_host.setdefault(host, Speeds())
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def known_speeds() -> dict[str, Speed]:
+    """Those of all hosts that this process has read from."""
+    return {host: speeds.speed for host, speeds in list(_of_host.items()) if speeds.is_known}
 
 
 def _quantile(values: deque[float], share: float, otherwise: float) -> float:

@@ -14,11 +14,11 @@ from shard_streams import DRAWS, OPTIONS, SEED, SMALL, loader_over, make, one_pa
 from torch.utils.data import DataLoader
 
 from flowdata import (
-    EpochPlan,
     FlowShards,
     LossTable,
     MismatchError,
 )
+from flowdata.core.shard_plan import ShardPlan
 
 
 @pytest.mark.slow
@@ -55,7 +55,7 @@ def test_few_or_uneven_shards_are_divided_evenly(tmp_path, sizes, owing, draws):
     table = make_table(urls)
     index = table.index
     weights = np.random.default_rng(0).gamma(1, size=len(index)) * np.isin(index.shard, owing)
-    counts = EpochPlan(weights, epoch_size=draws, seed=SEED).counts().tolist()
+    counts = ShardPlan(weights, index.bounds(), epoch_size=draws, seed=SEED).counts().tolist()
     expected = Counter(dict(zip(names(table), counts, strict=True)))
     found = Counter()
     for rank in range(3):
@@ -207,7 +207,7 @@ def test_a_loader_that_knows_the_batch_size_has_the_length_it_says(urls, table):
 def test_an_index_and_weights_do_for_a_table(urls, table):
     weights = np.arange(1.0, len(table) + 1)
     drawn = Counter(make(urls, table.index, weights=weights))
-    counts = EpochPlan(weights, **OPTIONS).counts()
+    counts = ShardPlan(weights, table.index.bounds(), **OPTIONS).counts()
     assert [drawn[name] for name in names(table)] == counts.tolist()
     with pytest.raises(TypeError, match="give weights"):
         FlowShards(urls, table.index)
@@ -268,12 +268,9 @@ def test_bytes_read_are_those_of_the_draws_when_samples_are_large(tmp_path):
     urls = write_shards(tmp_path, (100,) * 3, content=150_000)
     table = make_table(urls)
     stream = FlowShards(urls, table, epoch_size="distinct")
+    owed = sum(int(table.index.sizes[row]) for row in np.flatnonzero(stream.plan.counts()))
     rows = list(stream)
     assert len(rows) < 220
-    owed = sum(
-        int(table.index.sizes[row])
-        for row in np.flatnonzero(EpochPlan(table, epoch_size="distinct").counts())
-    )
     assert owed <= stream.bytes_read <= 1.15 * owed
 
 

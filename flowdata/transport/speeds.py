@@ -4,7 +4,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -119,6 +119,12 @@ def host_of(url: str) -> str:
     """Scheme and host of a URL."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def hosts_of(urls: Iterable[str]) -> list[str]:
+    """The hosts of many URLs, in their order; paths and commands have none."""
+    starts = dict.fromkeys("/".join(url.split("/", 3)[:3]) for url in urls)
+    return list(dict.fromkeys(host_of(start) for start in starts if "://" in start))
 
 
 def known_speeds() -> dict[str, Speed]:

@@ -205,7 +205,9 @@ class _ShareOfRank:
         return _refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
 
     def _read_and_score(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
-        tokens, started = 0, time.monotonic()
+        tokens = size = 0
+        started = time.monotonic()
+        index = self.dataset.index if isinstance(self.dataset, ShardRows) else None
         for some, read in read_batches(
             self.dataset,
             rows,
@@ -213,13 +215,18 @@ class _ShareOfRank:
             collate_fn=self.scoring_pass.collate,
             num_workers=self.num_workers,
         ):
+            size += 0 if index is None else int(index.sizes[some].sum())
             for scores in self.scoring_pass.score_rows(some, read):
-                if scores.n_tokens is not None:
-                    tokens += int(scores.n_tokens.sum())
-                    rate = tokens / (time.monotonic() - started)
-                    self.bar.set_postfix_str(f"{rate:,.0f} response tokens/s", refresh=False)
+                tokens += 0 if scores.n_tokens is None else int(scores.n_tokens.sum())
+                self._show_rates(tokens, size, time.monotonic() - started)
                 self.bar.update(len(scores))
                 yield scores
+
+    def _show_rates(self, tokens: int, size: int, seconds: float) -> None:
+        """Show response tokens, and bytes of samples of shards, a second."""
+        rates = [f"{tokens / seconds:,.0f} response tokens/s"] * (tokens > 0)
+        rates += [f"{size / seconds / 1e6:,.1f} MB/s"] * (size > 0)
+        self.bar.set_postfix_str(", ".join(rates), refresh=False)
 
 
 def _refuse_or_drop_invalid(

@@ -1,7 +1,7 @@
 """Arrays that users give: losses and weights of n rows, in whatever form they have them."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowdata.errors import InvalidLossError
 
-_SHOWN_ROWS = 5
+SHOWN_ROWS = 5
+"""Rows that an error names."""
 _NUMBERS = (numbers.Real, Decimal, np.bool_)
 
 
@@ -116,6 +117,12 @@ def is_invalid(values: NDArray[Any]) -> NDArray[np.bool_]:
 def count_rows(mask: NDArray[np.bool_], what: str, values: NDArray[Any]) -> str:
     """How many rows a mask has, and the first of them with their values, for an error."""
     rows = np.flatnonzero(mask)
-    shown = ", ".join(f"row {row}: {values[row]}" for row in rows[:_SHOWN_ROWS])
-    more = ", ..." if rows.size > _SHOWN_ROWS else ""
-    return f"{rows.size:,} of {mask.size:,} {what} ({shown}{more})"
+    first = {row: values[row] for row in rows[:SHOWN_ROWS].tolist()}
+    return name_rows(rows.size, mask.size, what, first)
+
+
+def name_rows(count: int, of: int, what: str, first: Mapping[int, Any]) -> str:
+    """As `count_rows`, of rows that are counted: the first `SHOWN_ROWS` by number and value."""
+    shown = ", ".join(f"row {row}: {value}" for row, value in first.items())
+    more = ", ..." if count > len(first) else ""
+    return f"{count:,} of {of:,} {what} ({shown}{more})"

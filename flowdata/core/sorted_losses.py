@@ -1,10 +1,8 @@
 """Losses in sorted order: most likely not in the order of the data set that they belong to."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from flowdata.core.column import Source, pieces
 from flowdata.errors import warn
 
 _FEWEST_STEPS = 50
@@ -13,15 +11,18 @@ _MOST_BACK = 0.01
 """Share of steps the other way that sorted losses may have: a few are sorted in parts."""
 
 
-def warn_if_sorted(losses: NDArray[Any]) -> None:
+def warn_if_sorted(losses: Source) -> None:
     """Warn where losses of shape (n,) rise, or fall, all the way: they were sorted by somebody.
 
     Rows without a number, which sorting puts at the end, are left out. Few losses, or losses of
     few values, give no warning.
     """
-    known = losses[~np.isnan(losses)]
-    up = int(np.count_nonzero(known[1:] > known[:-1]))
-    down = int(np.count_nonzero(known[1:] < known[:-1]))
+    up, down, last = 0, 0, np.empty(0)
+    for _, some in pieces(losses):
+        known = np.concatenate([last, some[~np.isnan(some)]])
+        up += int(np.count_nonzero(known[1:] > known[:-1]))
+        down += int(np.count_nonzero(known[1:] < known[:-1]))
+        last = known[-1:]
     if up + down < _FEWEST_STEPS or min(up, down) > _MOST_BACK * (up + down):
         return
     direction = "ascending" if up > down else "descending"

@@ -6,12 +6,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.loss_statistics import HeldLosses, LossStatistics
 from flowdata.errors import InvalidLossError
 
 Temperature: TypeAlias = float | str
 
 
-def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float:
+def resolve_temperature(losses: NDArray[Any] | LossStatistics, temperature: Temperature) -> float:
     """tau as a positive number, from valid losses of shape (n,) and what the user asked for.
 
     Raises:
@@ -19,9 +20,10 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
         ValueError: when a number is not positive and finite, or the name is unknown.
     """
     if isinstance(temperature, str):
-        tau = _statistic(losses, temperature)
+        known = HeldLosses(losses) if isinstance(losses, np.ndarray) else losses
+        tau = _statistic(known, temperature)
         if tau == 0.0:
-            zeros = float(np.mean(losses == 0))
+            zeros = known.zeros() / known.size
             other = "" if zeros == 1.0 else 'temperature="mean" or '
             raise InvalidLossError(
                 f"temperature={temperature!r} is 0 because {zeros:.0%} of the losses are 0, and "
@@ -42,11 +44,11 @@ def resolve_temperature(losses: NDArray[Any], temperature: Temperature) -> float
     return tau
 
 
-def _statistic(losses: NDArray[Any], name: str) -> float:
+def _statistic(losses: LossStatistics, name: str) -> float:
     if name == "median":
         return _quantile(losses, 0.5)
     if name == "mean":
-        return float(losses.mean(dtype=np.float64))
+        return losses.mean()
     kind, _, argument = name.partition(":")
     try:
         q = float(argument)
@@ -60,12 +62,10 @@ def _statistic(losses: NDArray[Any], name: str) -> float:
     )
 
 
-def _quantile(losses: NDArray[Any], q: float) -> float:
+def _quantile(losses: LossStatistics, q: float) -> float:
     """Linear between neighbours, in float64, for any number of losses in their own dtype."""
     place = q * (losses.size - 1)
     below = math.floor(place)
     above = min(below + 1, losses.size - 1)
-    # Linear in the number of losses, where a sort is not.
-    ordered = np.partition(losses, [below, above])
-    low, high = float(ordered[below]), float(ordered[above])
+    low, high = losses.ordered([below, above])
     return low + (place - below) * (high - low)

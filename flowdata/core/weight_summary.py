@@ -49,3 +49,19 @@ class WeightSummary:
             f"rarely drawn             {self.rarely_drawn:.1%} of the rows (< 1 in 100 epochs)",
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def notes_on(ess: float, rows: int) -> list[str]:
+    """What a user should know about weights of this effective sample size, a sentence each."""
+    fraction = ess / rows
+    if fraction < 0.01:
+        return [
+            f"the effective sample size is {ess:.1f} of {rows:,} rows: a few rows "
+            "make up nearly all draws; raise the temperature or check the losses"
+        ]
+    if fraction > 0.9:
+        return [
+            f"the effective sample size is {fraction:.1%} of the rows: the weights are nearly "
+            "equal, and FLOW is then little more than a smaller learning rate"
+        ]
+    return []

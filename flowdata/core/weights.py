@@ -9,16 +9,16 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import count_rows, is_invalid, numbers_of, one_dimensional
-from flowdata.core.exponential import exp
+from flowdata.core.column import PIECE, Source, sum_pairwise
+from flowdata.core.loss_statistics import HeldLosses, SurveyedLosses
+from flowdata.core.relative_weights import Given, OfLosses, RelativeWeights
 from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature, resolve_temperature
-from flowdata.core.weight_summary import WeightSummary
+from flowdata.core.weight_summary import WeightSummary, notes_on
 from flowdata.errors import InvalidLossError, warn
 
 Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
 OnInvalid: TypeAlias = Literal["raise", "drop"]
-
-_CHUNK = 1 << 14
 
 
 @runtime_checkable
@@ -33,10 +33,11 @@ class HasWeights(Protocol):
 class FlowWeights:
     """Weights of n rows: immutable, float64, made by `from_losses` or `from_weights`.
 
-    They are held relative to the largest one, ``exp(-(loss - min loss) / tau)``, so none
-    overflows, and the largest never underflows. Eight bytes a row, beside the losses. Made from
-    losses they have the same bits on every machine; with ``power(alpha)`` of weights that were
-    given, the last bit depends on the processor.
+    They are relative to the largest one, ``exp(-(loss - min loss) / tau)``, so none overflows, and
+    the largest never underflows. Made from losses they have the same bits on every machine; with
+    ``power(alpha)`` of weights that were given, the last bit depends on the processor. Of losses
+    in memory they are held, eight bytes a row; of a column on a disk `part` computes those of a
+    run of rows, with the same bits, and statistics are made by going through it.
 
     >>> weights = FlowWeights.from_losses([0.0, 1.0, 2.0])
     >>> weights.temperature, weights.values.round(4).tolist()
@@ -45,28 +46,27 @@ class FlowWeights:
 
     def __init__(
         self,
-        relative: NDArray[np.float64],
+        relative: RelativeWeights,
         log_max: float,
         *,
-        source: NDArray[Any],
+        source: Source,
         temperature: float | None,
         normalize: Normalization,
         exponent: float = 1.0,
     ) -> None:
         """Not for callers: use `from_losses` or `from_weights`.
 
-        ``source`` is what ``relative`` was made from: losses if ``temperature`` is set, else
-        weights.
+        ``source`` is what ``relative`` is made from: losses if ``temperature`` is set, else
+        weights, or losses that have no part in them but by being valid.
         """
-        relative.flags.writeable = False
-        self.relative = relative
         self.temperature = temperature
         self.normalize = normalize
+        self._relative = relative
         self._log_max = log_max
         self._source = source
         self._exponent = exponent
-        self.total = float(relative.sum())
-        """Sum of the relative weights: at least 1."""
+        self._is_held = isinstance(source, np.ndarray)
+        self._powers: dict[float, FlowWeights] = {}
 
     @classmethod
     def from_losses(
@@ -109,37 +109,39 @@ class FlowWeights:
     @classmethod
     def from_kept_losses(
         cls,
-        array: NDArray[Any],
+        source: Source,
         *,
         temperature: Temperature = "median",
         normalize: Normalization = None,
         on_invalid: OnInvalid = "raise",
     ) -> "FlowWeights":
-        """As `from_losses`, of an array that nobody can change: it is kept, and not copied.
+        """As `from_losses`, of losses that nobody can change: they are kept, and not copied.
 
-        ``array`` is of float32 or float64 and shape (n,), a mapped file for one.
+        ``source`` is of float32 or float64 and shape (n,), or a float32 column on a disk. That is
+        read through three times: for its statistics, for the temperature if that is a median or a
+        quantile, and for the sums.
         """
         if on_invalid not in ("raise", "drop"):
             raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
-        invalid = is_invalid(array)
-        if invalid.any() and on_invalid == "raise":
+        losses = HeldLosses(source) if isinstance(source, np.ndarray) else SurveyedLosses(source)
+        if losses.invalid and on_invalid == "raise":
             raise InvalidLossError(
-                count_rows(invalid, "losses that are NaN, infinite or negative", array)
+                losses.describe_invalid()
                 + '; fix the samples or the model, or pass on_invalid="drop" to give these rows '
                 "weight 0"
             )
-        valid = array[~invalid] if invalid.any() else array
-        if valid.size == 0:
-            raise InvalidLossError(f"none of the {array.size:,} losses is finite and non-negative")
-        tau = resolve_temperature(valid, temperature)
-        lowest = float(valid.min())
-        relative = _relative_weights(array, lowest, tau)
-        relative[invalid] = 0.0
+        if losses.size == 0:
+            raise InvalidLossError(f"none of the {len(source):,} losses is finite and non-negative")
+        tau, lowest = resolve_temperature(losses, temperature), losses.lowest
         weights = cls(
-            relative, -lowest / tau, source=array, temperature=tau, normalize=_check(normalize)
+            OfLosses(source, lowest, tau, has_invalid=losses.invalid > 0),
+            -lowest / tau,
+            source=source,
+            temperature=tau,
+            normalize=_check(normalize),
         )
         if weights.ess < 0.01 * len(weights):
-            warn(weights._notes()[0])
+            warn(notes_on(weights.ess, len(weights))[0])
         return weights
 
     @classmethod
@@ -162,17 +164,23 @@ class FlowWeights:
         highest = float(array.max())
         if highest == 0.0:
             raise InvalidLossError(f"all {array.size:,} weights are 0: no row can be drawn")
-        relative = array.astype(np.float64) / highest
         return cls(
-            relative,
+            Given(array.astype(np.float64) / highest),
             math.log(highest),
             source=array,
             temperature=None,
             normalize=_check(normalize),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if not self._is_held:
+            # Another process makes those that it wants.
+            state.pop("relative", None)
+        return state
+
     def __len__(self) -> int:
-        return self.relative.size
+        return len(self._source)
 
     def __getitem__(self, rows: Any) -> Any:
         """The weight of a row, or of an array of rows, under `normalize`."""
@@ -184,9 +192,23 @@ class FlowWeights:
             f"mean={self.mean:.4g}, ess={self.ess:,.1f})"
         )
 
+    @functools.cached_property
+    def relative(self) -> NDArray[np.float64]:
+        """All weights, over the largest: float64, shape (n,), held from now on."""
+        relative = self._relative.part(0, len(self))
+        relative.flags.writeable = False
+        return relative
+
     def part(self, start: int, stop: int) -> NDArray[np.float64]:
         """The relative weights of rows [start, stop), float64: not to be written to."""
-        return self.relative[start:stop]
+        if self._is_held:
+            return self.relative[start:stop]
+        return self._relative.part(start, min(stop, len(self)))
+
+    @functools.cached_property
+    def total(self) -> float:
+        """Sum of the relative weights: at least 1."""
+        return float(self.relative.sum()) if self._is_held else self._sums[0]
 
     @property
     def values(self) -> NDArray[np.float64]:
@@ -206,18 +228,38 @@ class FlowWeights:
     @functools.cached_property
     def ess(self) -> float:
         """Effective sample size, ``(sum w)^2 / sum w^2`` (Kish), between 1 and n."""
-        return self.total**2 / float(np.square(self.relative).sum())
+        if self._is_held:
+            return self.total**2 / float(np.square(self.relative).sum())
+        return self.total**2 / self._sums[1]
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of what the weights were made from, equal on every machine."""
-        # Of what they were made from, not of the weights: the last bit of a power of given weights
-        # depends on the processor.
-        digest = xxhash.xxh3_128(
-            f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
-        )
+        if not self._is_held:
+            return self._sums[2]
+        digest = self._digest()
         digest.update(np.ascontiguousarray(self._source).data)
         return digest.hexdigest()
+
+    @functools.cached_property
+    def _sums(self) -> tuple[float, float, str]:
+        """Sums of the relative weights and of their squares, and the hash of the source."""
+        digest = self._digest()
+
+        def sums(start: int, stop: int) -> NDArray[np.float64]:
+            digest.update(np.ascontiguousarray(self._source[start:stop]).data)
+            relative = self.part(start, stop)
+            return np.array([relative.sum(), np.square(relative).sum()])
+
+        total, squares = sum_pairwise(sums, 0, len(self)).tolist()
+        return total, squares, digest.hexdigest()
+
+    def _digest(self) -> xxhash.xxh3_128:
+        # Of what they were made from, not of the weights: the last bit of a power of given weights
+        # depends on the processor.
+        return xxhash.xxh3_128(
+            f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
+        )
 
     @functools.cached_property
     def _scale(self) -> float:
@@ -247,26 +289,23 @@ class FlowWeights:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         if alpha == 1.0:
             return self
-        if alpha == 0.0 or self.temperature is None:
-            # alpha = 0 gives equal weights, which no finite temperature does.
-            logarithms = self._log_relative()
-            kept = ~np.isneginf(logarithms)
-            relative = np.zeros(len(self))
-            relative[kept] = exp(alpha * logarithms[kept])
-            return FlowWeights(
-                relative,
-                alpha * self._log_max,
-                source=self._source,
-                temperature=None,
-                normalize=self.normalize,
-                exponent=alpha * self._exponent,
-            )
+        if self._is_held:
+            return self._power(alpha)
+        # Its sums are made by going through the column: once.
+        if alpha not in self._powers:
+            self._powers[alpha] = self._power(alpha)
+        return self._powers[alpha]
+
+    def _power(self, alpha: float) -> "FlowWeights":
+        # alpha = 0 gives equal weights, which no finite temperature does.
+        of_losses = alpha > 0.0 and self.temperature is not None
         return FlowWeights(
-            exp(alpha * self._log_relative()),
+            self._relative.power(alpha, self.temperature),
             alpha * self._log_max,
             source=self._source,
-            temperature=self.temperature / alpha,
+            temperature=self.temperature / alpha if of_losses and self.temperature else None,
             normalize=self.normalize,
+            exponent=1.0 if of_losses else alpha * self._exponent,
         )
 
     def residual(self, alpha: float) -> NDArray[np.float64]:
@@ -291,50 +330,32 @@ class FlowWeights:
         Those are of rows of positive weight alone, each alike: with k of n rows, ``w / mean(w)``
         times k / n.
         """
+        return self.residual_part(alpha, 0, len(self))
+
+    def residual_part(self, alpha: float, start: int, stop: int) -> NDArray[np.float64]:
+        """`residual_of_draws` of rows [start, stop) alone."""
         drawn, kept = self.power(alpha), self.power(1.0 - alpha)
-        return kept.relative * (drawn.total / self.total)
+        return kept.part(start, stop) * (drawn.total / self.total)
 
     def summary(self) -> WeightSummary:
         """The figures to look at before training with these weights."""
-        counts_below = float(np.mean(self.relative * (len(self) / self.total) < 0.01))
+        rare = dropped = 0
+        for start in range(0, len(self), PIECE):
+            relative = self.part(start, start + PIECE)
+            rare += int(np.count_nonzero(relative * (len(self) / self.total) < 0.01))
+            dropped += int(np.count_nonzero(relative == 0.0))
         return WeightSummary(
             rows=len(self),
-            dropped=int(np.count_nonzero(self.relative == 0.0)),
+            dropped=dropped,
             temperature=self.temperature,
             mean=self.mean,
             max=self.max,
             mean_over_max=self.total / len(self),
             ess=self.ess,
             largest_expected_count=len(self) / self.total,
-            rarely_drawn=counts_below,
-            notes=tuple(self._notes()),
+            rarely_drawn=rare / len(self),
+            notes=tuple(notes_on(self.ess, len(self))),
         )
-
-    def _log_relative(self) -> NDArray[np.float64]:
-        """Logarithms of `relative` that do not underflow; -inf where the weight is exactly 0."""
-        if self.temperature is None:
-            with np.errstate(divide="ignore"):
-                return np.log(self.relative)
-        losses = self._source.astype(np.float64)
-        invalid = is_invalid(losses)
-        with np.errstate(invalid="ignore"):
-            logarithms: NDArray[np.float64] = (losses[~invalid].min() - losses) / self.temperature
-        logarithms[invalid] = -np.inf
-        return logarithms
-
-    def _notes(self) -> list[str]:
-        fraction = self.ess / len(self)
-        if fraction < 0.01:
-            return [
-                f"the effective sample size is {self.ess:.1f} of {len(self):,} rows: a few rows "
-                "make up nearly all draws; raise the temperature or check the losses"
-            ]
-        if fraction > 0.9:
-            return [
-                f"the effective sample size is {fraction:.1%} of the rows: the weights are nearly "
-                "equal, and FLOW is then little more than a smaller learning rate"
-            ]
-        return []
 
 
 def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:
@@ -344,18 +365,6 @@ def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:
     if isinstance(weights, HasWeights):
         return weights.weights()
     return FlowWeights.from_weights(weights)
-
-
-def _relative_weights(losses: NDArray[Any], lowest: float, tau: float) -> NDArray[np.float64]:
-    relative = np.empty(losses.size, dtype=np.float64)
-    for start in range(0, losses.size, _CHUNK):
-        part = relative[start : start + _CHUNK]
-        # Infinite and NaN losses come this far only to be given weight 0 by the caller.
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.subtract(lowest, losses[start : start + _CHUNK], out=part, dtype=np.float64)
-            part /= tau
-            exp(part)
-    return relative
 
 
 def _check(normalize: Normalization) -> Normalization:

@@ -1,132 +1,209 @@
-"""WindowReader: the bytes of drawn samples, window by window, the next one read ahead."""
+"""WindowReader: the bytes of drawn samples, window by window; from servers some windows ahead."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from threading import Event
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import ShardError
 from flowdata.streaming.order import Window
-from flowdata.table.shard_index import ShardIndex
+from flowdata.table.shard_index import ShardIndex, ShardSamples, plain_keys
+from flowdata.tar.pieces import Piece, Views
 from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.access import Access
-from flowdata.transport.retrying import wait_until
+from flowdata.transport.counts import Counts
+from flowdata.transport.pool import ReadingPool
 from flowdata.transport.urls import is_remote
 
 Content: TypeAlias = memoryview | ShardError
-Contents: TypeAlias = dict[int, Content]
+
+
+class Drawn(NamedTuple):
+    """One drawn sample: its row, shard and key, and its bytes, or why they cannot be had."""
+
+    row: int
+    shard: int
+    key: str
+    content: Content
+
+
+class _OpenShard(NamedTuple):
+    """A shard of the group whose windows begin now."""
+
+    number: int
+    reader: ShardReader
+    samples: ShardSamples
+
+
+class _Wanted(NamedTuple):
+    """What a window wants of one shard: places in it, ascending, and the pool's piece of these."""
+
+    shard: _OpenShard
+    places: NDArray[np.int64]
+    piece: Piece | None
+
+
+class _Begun(NamedTuple):
+    """A window that is being read: its rows as they come out, and what they lie in."""
+
+    drawn: NDArray[np.int64]
+    wanted: list[_Wanted]
+
+    @property
+    def size(self) -> int:
+        """Bytes that are read for it."""
+        return sum(wanted.piece.size for wanted in self.wanted if wanted.piece is not None)
+
+    def is_there(self) -> bool:
+        """Whether a pool has read all."""
+        return all(
+            wanted.piece is None or wanted.piece.contents is not None for wanted in self.wanted
+        )
 
 
 class WindowReader:
     """Reads windows in the order they come; of a sample drawn twice in one, mostly one read.
 
-    Where shards are remote, as many threads as shards are open read the next window while this
-    one is used: memory is that of two windows of samples, with local shards of one, and of the
-    8 MB that a read takes at most.
+    Where shards are on servers, so many threads as `Access` allows connections read ahead: as many
+    windows as stay within its bytes, and one at least. Memory is that and the window that is used;
+    of local shards, which are read when a window is asked for, it is that of one.
+
+    Args:
+        index, urls: of the shards.
+        access: how they are reached.
+
+    Attributes:
+        reading: what was read so far.
     """
 
-    def __init__(
-        self, index: ShardIndex, urls: Sequence[str], access: Access, *, shards_open: int
-    ) -> None:
+    def __init__(self, index: ShardIndex, urls: Sequence[str], access: Access) -> None:
         self._index, self._urls, self._access = index, urls, access
-        self._threads = shards_open if any(map(is_remote, urls)) else 0
-        self._readers: dict[int, ShardReader] = {}
-        self._group = -1
-        self._closed_bytes = 0
+        self.reading = Counts()
+        self._pool: ReadingPool | None = None
+        if any(map(is_remote, urls)):
+            self._pool = ReadingPool(access.connections, self.reading)
+        self._open: dict[int, _OpenShard] = {}
+        self._group = self._windows = 0
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that were read from all shards."""
-        return self._closed_bytes + sum(reader.bytes_read for reader in self._readers.values())
+        """Bytes that were read of all shards, headers and gaps included."""
+        return self.reading.bytes_read
 
-    def draws(self, windows: Iterable[tuple[Window, int]]) -> Iterator[tuple[int, Content]]:
-        """(row, its bytes, or why they cannot be had) of each draw that is not done yet."""
+    def draws(self, windows: Iterable[tuple[Window, int]]) -> Iterator[Drawn]:
+        """Each draw that is not done yet."""
+        todo, ahead = iter(windows), deque[_Begun]()
         with ExitStack() as stack:
-            stack.callback(self._close)
-            pool = None
-            if self._threads:
-                stopped = Event()
-                pool = ThreadPoolExecutor(
-                    self._threads, "flowdata", initializer=wait_until, initargs=(stopped,)
-                )
-                stack.callback(pool.shutdown, cancel_futures=True)
-                # Before that: a server may have asked them to wait for minutes.
-                stack.callback(stopped.set)
-            todo = ((window, _drawn_rows(window)[done:]) for window, done in windows)
-            ahead = self._start(next(todo, None), pool)
-            while ahead is not None:
-                rows, fetch = ahead
-                contents = fetch()
-                ahead = self._start(next(todo, None), pool)
-                for row in rows:
-                    yield row, contents[row]
+            stack.callback(self._close, ahead)
+            if self._pool is not None:
+                stack.callback(self._pool.close)
+            while ahead or self._begin_more(ahead, todo):
+                samples = self._samples(ahead, todo)
+                for row in ahead.popleft().drawn.tolist():
+                    yield samples[row]
                 # Not with those of the next window.
-                contents.clear()
+                samples.clear()
 
-    def _start(
-        self, item: tuple[Window, NDArray[np.int64]] | None, pool: ThreadPoolExecutor | None
-    ) -> tuple[list[int], Callable[[], Contents]] | None:
-        """Start to read a window: its rows as they come out, and what waits for their bytes."""
-        if item is None:
-            return None
-        window, drawn = item
+    def _begin_more(self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]) -> bool:
+        """Begin to read one more window where there is room; False where it is not."""
+        if ahead and (self._pool is None or not self._has_room(ahead)):
+            return False
+        item = next(todo, None)
+        if item is not None:
+            ahead.append(self._begin(*item))
+        return item is not None
+
+    def _has_room(self, ahead: deque[_Begun]) -> bool:
+        """Whether another window may be read while the first of these is used."""
+        sizes = [begun.size for begun in ahead]
+        return len(sizes) < 2 or sum(sizes[1:]) + sizes[-1] <= self._access.bytes_ahead
+
+    def _begin(self, window: Window, done: int) -> _Begun:
+        if window.group != self._group:
+            # Those of the group before are read to their end.
+            for shard in self._open.values():
+                shard.reader.retire()
+            self._open.clear()
+            self._group = window.group
+        drawn = np.concatenate(window.rows)[window.order[done:]]
         needed = np.unique(drawn)
-        jobs: list[tuple[ShardReader, NDArray[np.int64]]] = []
-        for shard, rows in zip(window.shards, window.rows, strict=True):
+        parts = []
+        for number, rows in zip(window.shards, window.rows, strict=True):
             first, last = np.searchsorted(needed, (rows[0], rows[-1] + 1))
             if first < last:
-                jobs.append((self._reader(window.group, shard), needed[first:last]))
-        if pool is None:
-            return drawn.tolist(), lambda: _merge(self._read(*job) for job in jobs)
-        # All reads of the window before are done: whoever waits for it starts this one.
-        futures = deque(pool.submit(self._read, *job) for job in jobs)
-        return drawn.tolist(), lambda: _merge(_results(futures))
+                shard = self._shard(number)
+                parts.append((shard, needed[first:last] - shard.samples.first))
+        wanted = [
+            _Wanted(shard, places, self._submit(shard, places, len(parts)))
+            for shard, places in parts
+        ]
+        self._windows += 1
+        return _Begun(drawn, wanted)
 
-    def _read(self, reader: ShardReader, rows: NDArray[np.int64]) -> Contents:
-        try:
-            views: Sequence[Content] = reader.read(
-                self._index.offsets[rows], self._index.sizes[rows]
+    def _submit(self, shard: _OpenShard, places: NDArray[np.int64], shards: int) -> Piece | None:
+        samples = shard.samples
+        offsets, sizes = samples.offsets[places], samples.sizes[places]
+        self.reading.add(bytes_owed=int(sizes.sum()))
+        if self._pool is None:
+            return None
+        return shard.reader.submit(
+            self._pool,
+            (self._windows, 0),
+            offsets,
+            sizes,
+            connections=self._access.connections / shards,
+        )
+
+    def _samples(
+        self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]
+    ) -> dict[int, Drawn]:
+        """The samples of the first window, by their rows, when they are there."""
+        begun, started = ahead[0], time.monotonic()
+        if self._pool is not None:
+            # One at least is read while this one is used, and each time one more than before.
+            self._begin_more(ahead, todo)
+            while self._begin_more(ahead, todo) and not begun.is_there():
+                pass
+            self._pool.wait(begun.is_there)
+        samples: dict[int, Drawn] = {}
+        for (number, reader, inside), places, piece in begun.wanted:
+            keys = plain_keys(inside.keys.take(places))
+            found = _read(reader, inside, places) if piece is None else piece.contents
+            contents: Sequence[Content] = (
+                found if isinstance(found, list) else [cast(ShardError, found)] * places.size
             )
-        except ShardError as error:
-            reader.close()
-            views = [error] * rows.size
-        return dict(zip(rows.tolist(), views, strict=True))
+            rows = (places + inside.first).tolist()
+            for row, key, content in zip(rows, keys, contents, strict=True):
+                samples[row] = Drawn(row, number, key, content)
+        self.reading.add(seconds_waited=time.monotonic() - started)
+        return samples
 
-    def _reader(self, group: int, shard: int) -> ShardReader:
-        # Shards of the group before are read to their end: their files and connections go.
-        if group != self._group:
-            self._close()
-            self._group = group
-        if shard not in self._readers:
-            self._readers[shard] = ShardReader(
-                ShardInfo.from_index(self._index, shard, self._urls[shard]), self._access
-            )
-        return self._readers[shard]
+    def _shard(self, number: int) -> _OpenShard:
+        if number not in self._open:
+            info = ShardInfo.from_index(self._index, number, self._urls[number])
+            reader = ShardReader(info, self._access, self.reading)
+            self._open[number] = _OpenShard(number, reader, self._index.of_shard(number))
+        return self._open[number]
 
-    def _close(self) -> None:
-        for reader in self._readers.values():
-            self._closed_bytes += reader.bytes_read
-            reader.close()
-        self._readers.clear()
-
-
-def _drawn_rows(window: Window) -> NDArray[np.int64]:
-    """The rows of a window as they come out."""
-    return np.concatenate(window.rows)[window.order]
+    def _close(self, ahead: Iterable[_Begun]) -> None:
+        for shard in [
+            *self._open.values(),
+            *(wanted.shard for begun in ahead for wanted in begun.wanted),
+        ]:
+            shard.reader.close()
+        self._open.clear()
 
 
-def _results(futures: deque[Future[Contents]]) -> Iterator[Contents]:
-    while futures:
-        yield futures.popleft().result()
-
-
-def _merge(parts: Iterable[Contents]) -> Contents:
-    merged: Contents = {}
-    for part in parts:
-        merged |= part
-    return merged
+def _read(
+    reader: ShardReader, samples: ShardSamples, places: NDArray[np.int64]
+) -> Views | ShardError:
+    """The bytes of samples, or why they cannot be had."""
+    try:
+        return reader.read(samples.offsets[places], samples.sizes[places])
+    except ShardError as error:
+        reader.close()
+        return error

@@ -2,6 +2,10 @@
 
 import contextlib
 import errno
+import heapq
+import math
+import threading
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,16 +15,16 @@ from flowdata.errors import ShardError
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.forward import ForwardStream
+from flowdata.tar.pieces import Parts, Piece, Spans, Views
 from flowdata.transport.access import Access, NoRangesError, Readable, Transport
 from flowdata.transport.connect import connect
+from flowdata.transport.counts import Counts
 from flowdata.transport.identity import Identity
+from flowdata.transport.local import LocalTransport
+from flowdata.transport.planner import ON_DISK, plan_requests
+from flowdata.transport.pool import Order, Outcome, ReadingPool
+from flowdata.transport.speeds import speeds_of
 from flowdata.transport.urls import redact
-
-# About what the disk and the kernel read ahead anyway; see benchmarks/streaming.py for servers.
-GAP = 16_384
-"""Bytes between two samples that are read over rather than asked for anew."""
-# Bytes of one read, so that a window of neighbouring samples does not become one allocation.
-_SPAN = 1 << 23
 
 
 class ShardInfo(NamedTuple):
@@ -50,27 +54,40 @@ class ShardReader:
 
     Where any bytes can be asked for, only spans of wanted samples are. Compressed shards, pipes and
     servers without ranges are read from the start; going back reopens them.
+
+    Args:
+        shard, access: which, and how it is reached.
+        counts: what is added to.
     """
 
-    def __init__(self, shard: ShardInfo, access: Access) -> None:
+    def __init__(self, shard: ShardInfo, access: Access, counts: Counts | None = None) -> None:
         self._shard, self._access = shard, access
+        self._counts = counts or Counts()
         self._transport: Transport | None = None
         self._raw: Readable | None = None
         self._stream: ForwardStream | None = None
         # Draws of one sample may be in two reads; a stream would have to be reopened for that.
         self._last_sample: tuple[int, memoryview] | None = None
-        self.bytes_read = 0
+        self._lock = threading.Lock()
+        self._pieces: list[Piece] = []
+        self._is_busy = self._is_retired = False
+        self._unfinished = 0
 
-    def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that were read, also by others that add to the same counts."""
+        return self._counts.bytes_read
+
+    def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Views:
         """The bytes of samples in ascending order.
 
         Raises:
             ShardError: for a shard that cannot be read or has another length than its index.
         """
         for is_last in (False, True):
-            transport = self._connect()
             try:
-                if transport.supports_ranges and not self._shard.compressed:
+                transport = self._connect()
+                if self._has_ranges(transport):
                     with contextlib.suppress(NoRangesError):
                         return self._read_spans(transport, offsets, sizes)
                 return self._read_sequentially(transport, offsets, sizes)
@@ -79,10 +96,158 @@ class ShardReader:
                 if getattr(error, "errno", None) == errno.ESTALE and not is_last:
                     self.close()
                     continue
-                raise ShardError(
-                    f"{redact(self._shard.url)} is cut off or corrupt: {error}; copy it again"
-                ) from error
+                raise self._damaged(error) from error
         raise AssertionError("unreachable")
+
+    def submit(
+        self,
+        pool: ReadingPool,
+        order: Order,
+        offsets: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        *,
+        connections: float,
+    ) -> Piece:
+        """Have a pool read samples in ascending order; it tells when the piece has its contents.
+
+        What is opened, and read from its start, is so for one piece after another, in their order.
+
+        Args:
+            pool: whose threads read.
+            order: when.
+            offsets, sizes: of the samples.
+            connections: that this piece can have, about.
+        """
+        piece = Piece(order, offsets, sizes, connections)
+        piece.size = min(
+            int(offsets[-1] + sizes[-1] - offsets[0]),
+            int(sizes.sum() * self._access.most_overread),
+        )
+        with self._lock:
+            self._unfinished += 1
+        self._enqueue(pool, piece)
+        return piece
+
+    def retire(self) -> None:
+        """Close it when all pieces that were submitted are there: no others will be."""
+        with self._lock:
+            self._is_retired = True
+            is_idle = not self._unfinished
+        if is_idle:
+            self.close()
+
+    def _enqueue(self, pool: ReadingPool, piece: Piece) -> None:
+        with self._lock:
+            heapq.heappush(self._pieces, piece)
+            is_busy, self._is_busy = self._is_busy, True
+        if not is_busy:
+            pool.submit(piece.order, partial(self._begin_next, pool))
+
+    def _begin_next(self, pool: ReadingPool) -> None:
+        """Read the first piece that waits, or plan its requests; then let the next one begin."""
+        with self._lock:
+            piece = heapq.heappop(self._pieces)
+        try:
+            self._begin(pool, piece)
+        except Exception as error:
+            self.close()
+            self._fail(pool, piece, error)
+        with self._lock:
+            self._is_busy = bool(self._pieces)
+            following = self._pieces[0].order if self._pieces else None
+        if following is not None:
+            pool.submit(following, partial(self._begin_next, pool))
+
+    def _begin(self, pool: ReadingPool, piece: Piece) -> None:
+        transport = self._connect()
+        if self._has_ranges(transport) and not piece.in_sequence:
+            if not isinstance(transport, LocalTransport):
+                with contextlib.suppress(NoRangesError):
+                    self._request(pool, transport, piece)
+                    return
+            else:
+                self._end(pool, piece, self._read_spans(transport, piece.offsets, piece.sizes))
+                return
+        self._end(pool, piece, self._read_sequentially(transport, piece.offsets, piece.sizes))
+
+    def _request(self, pool: ReadingPool, transport: Transport, piece: Piece) -> None:
+        """Plan and make the requests of a piece."""
+        speeds = speeds_of(self._shard.url)
+        offsets, sizes = piece.offsets, piece.sizes
+
+        def probe(count: int) -> None:
+            fetch = transport.fetch(int(offsets[0]), count)
+            self._counts.add(requests=1, bytes_read=len(pool.run(fetch)))
+            speeds.note(count, fetch.first_byte, fetch.body)
+
+        # A server of which nothing is known is asked for one range alone. Then it is known how long
+        # it takes; and one without ranges sends its shard once.
+        speeds.probe(probe, int(sizes[0]))
+        firsts = plan_requests(
+            offsets,
+            sizes,
+            speeds.speed,
+            connections=piece.connections,
+            most_overread=self._access.most_overread,
+        )
+        spans = Spans.of_samples(offsets, sizes, firsts)
+        piece.size = sum(size for _, size in spans.wanted)
+        parts = Parts(spans)
+        window, _ = piece.order
+        for number, (start, size) in enumerate(spans.wanted):
+            end = pool.fetch(
+                # Those of the other shards are between.
+                (window, number + 1),
+                partial(transport.fetch, start, size),
+                size,
+                speeds,
+                partial(self._take, pool, piece, parts, number),
+            )
+            parts.ended_by(end)
+
+    def _take(
+        self, pool: ReadingPool, piece: Piece, parts: Parts, number: int, outcome: Outcome
+    ) -> None:
+        """Take the answer to one request of a piece."""
+        if isinstance(outcome, NoRangesError):
+            if parts.end():
+                piece.in_sequence = True
+                self._enqueue(pool, piece)
+        elif isinstance(outcome, Exception):
+            if parts.end():
+                self._fail(pool, piece, outcome)
+        else:
+            self._counts.add(requests=1, bytes_read=len(outcome))
+            if (views := parts.add(number, outcome)) is not None:
+                self._end(pool, piece, views)
+
+    def _fail(self, pool: ReadingPool, piece: Piece, error: Exception) -> None:
+        """End a piece by the error that it is for its samples."""
+        if isinstance(error, ShardError):
+            self._end(pool, piece, error)
+        elif isinstance(error, DAMAGED):
+            self._end(pool, piece, self._damaged(error))
+        else:
+            raise error
+
+    def _end(self, pool: ReadingPool, piece: Piece, contents: Views | ShardError) -> None:
+        piece.contents = contents
+        pool.tell()
+        with self._lock:
+            self._unfinished -= 1
+            is_last = self._is_retired and not self._unfinished
+        if is_last:
+            self.close()
+
+    def _has_ranges(self, transport: Transport) -> bool:
+        return transport.supports_ranges and not self._shard.compressed
+
+    def _damaged(self, error: Exception) -> ShardError:
+        damaged = ShardError(
+            f"{redact(self._shard.url)} is cut off or corrupt: {error}; copy it again"
+        )
+        damaged.__cause__ = error
+        return damaged
 
     def close(self) -> None:
         """Let go of the file or process."""
@@ -105,22 +270,13 @@ class ShardReader:
 
     def _read_spans(
         self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
-    ) -> list[memoryview]:
-        views: list[memoryview] = []
-        # Numbers of the samples that begin and end a span, then the bytes of spans.
-        firsts = span_starts(offsets, sizes)
-        lasts = [*firsts[1:], offsets.size]
-        starts = offsets[firsts].tolist()
-        ends = (offsets + sizes)[np.array(lasts) - 1].tolist()
-        wanted = [(start, end - start) for start, end in zip(starts, ends, strict=True)]
-        contents = transport.read(wanted)
-        for first, last, start, buffer in zip(firsts, lasts, starts, contents, strict=True):
-            content = memoryview(buffer)
-            self.bytes_read += len(content)
-            for begin, size in zip(
-                (offsets[first:last] - start).tolist(), sizes[first:last].tolist(), strict=True
-            ):
-                views.append(content[begin : begin + size])
+    ) -> Views:
+        firsts = plan_requests(offsets, sizes, ON_DISK, connections=1, most_overread=math.inf)
+        spans = Spans.of_samples(offsets, sizes, firsts)
+        views: Views = []
+        for number, buffer in enumerate(transport.read(spans.wanted)):
+            self._counts.add(requests=1, bytes_read=len(buffer))
+            views += spans.views(number, buffer)
         return views
 
     def _read_sequentially(
@@ -138,29 +294,13 @@ class ShardReader:
             self._close_stream()
             name = redact(self._shard.url)
             self._raw = transport.stream()
+            self._counts.add(requests=1)
             unpacked, _ = decompress(self._raw, name, max_expansion=self._access.max_expansion)
             self._stream = ForwardStream(unpacked, name)
         before = self._stream.tell()
         self._stream.seek(offset)
         content = self._stream.read(size)
-        self.bytes_read += self._stream.tell() - before
+        self._counts.add(bytes_read=self._stream.tell() - before)
         if len(content) < size:
             raise EOFError(f"it ends at byte {self._stream.tell():,}")
         return memoryview(content)
-
-
-def span_starts(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[int]:
-    """Numbers of the samples that begin a new read: after a gap wider than `GAP`, and before 8 MB.
-
-    >>> span_starts(np.array([0, 512, 99_328]), np.array([512, 512, 1024]))
-    [0, 2]
-    """
-    ends = offsets + sizes
-    wide = np.flatnonzero(offsets[1:] - ends[:-1] > GAP) + 1
-    firsts = []
-    for first, last in zip([0, *wide.tolist()], [*wide.tolist(), offsets.size], strict=True):
-        while first < last:
-            firsts.append(first)
-            fits = int(np.searchsorted(ends[first:last], offsets[first] + _SPAN, side="right"))
-            first += max(fits, 1)
-    return firsts

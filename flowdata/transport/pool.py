@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
-from flowdata.errors import ShardError
-from flowdata.transport.access import AbandonedError, Buffer
+from flowdata.transport.access import Buffer
+from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Fetch
 from flowdata.transport.retrying import wait_until
 from flowdata.transport.speeds import Speeds
@@ -25,25 +25,6 @@ _LOOK, _FAREWELL = 0.05, 1.0
 # Repetitions of one request, and of how many requests one may be repeated: where all are slow,
 # more of them would make it worse.
 _MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 2, 8, 4
-
-
-@dataclass
-class Counts:
-    """What was read from servers.
-
-    Attributes:
-        requests: that were answered.
-        bytes_read: of their answers.
-        hedges: requests that were made once more because an answer was overdue.
-        retries: requests that were made again after a failure.
-        seconds_waited: in which the consumer had to wait.
-    """
-
-    requests: int = 0
-    bytes_read: int = 0
-    hedges: int = 0
-    retries: int = 0
-    seconds_waited: float = 0.0
 
 
 @dataclass(eq=False)
@@ -69,10 +50,12 @@ class ReadingPool:
 
     Args:
         connections: requests side by side, without those that are repeated.
+        counts: what is added to.
     """
 
-    def __init__(self, connections: int) -> None:
-        self.counts = Counts()
+    def __init__(self, connections: int, counts: Counts) -> None:
+        self._counts = counts
+        self._answered = self._hedged = 0
         self._connections, self._spare = connections, max(connections // 4, 1)
         self._process = os.getpid()
         self._lock = threading.RLock()
@@ -81,10 +64,12 @@ class ReadingPool:
         self._numbers = itertools.count()
         self._hedges: list[_Request] = []
         self._asked: list[_Request] = []
+        self._alone: list[Fetch] = []
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._next_look = 0.0
         self._stopped = threading.Event()
+        self._failure: BaseException | None = None
 
     def submit(self, order: Order, job: Callable[[], None]) -> None:
         """Have a job done, which deals with its errors itself."""
@@ -116,16 +101,28 @@ class ReadingPool:
         self.submit(order, partial(self._run, request))
         return partial(self._end, request)
 
+    def run(self, fetch: Fetch) -> Buffer:
+        """Run a fetch in this thread, a job's, until the pool is closed."""
+        with self._lock:
+            self._alone.append(fetch)
+            if self._stopped.is_set():
+                fetch.abandon()
+        try:
+            return fetch.run()
+        finally:
+            with self._lock:
+                self._alone.remove(fetch)
+
     def wait(self, is_done: Callable[[], bool]) -> None:
         """Wait until this is so; it is asked after each `tell`."""
         with self._lock:
             if is_done():
                 return
-            started = time.monotonic()
             while not is_done():
+                if self._failure is not None:
+                    raise self._failure
                 self._news.wait(_LOOK)
                 self._look_for_overdue()
-            self.counts.seconds_waited += time.monotonic() - started
 
     def tell(self) -> None:
         """Something is done that may be waited for."""
@@ -141,6 +138,7 @@ class ReadingPool:
             self._jobs.clear()
             self._hedges.clear()
             fetches = [fetch for request in self._asked for fetch in request.running]
+            fetches += self._alone
             self._work.notify_all()
         for fetch in fetches:
             fetch.abandon()
@@ -151,10 +149,11 @@ class ReadingPool:
 
     def _call_thread(self) -> None:
         """Let a thread look for work; it may have to be made."""
-        most = self._connections + self._spare
-        if self._busy < len(self._threads):
+        idle = len(self._threads) - self._busy
+        wanted = min(len(self._jobs), self._connections - self._busy) + len(self._hedges)
+        if wanted <= idle:
             self._work.notify()
-        elif len(self._threads) < most and not self._stopped.is_set():
+        elif len(self._threads) < self._connections + self._spare and not self._stopped.is_set():
             name = f"flowdata-{len(self._threads)}"
             # A daemon: what cannot be stopped should not keep a process from its end.
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
@@ -172,6 +171,9 @@ class ReadingPool:
                 self._busy += 1
             try:
                 job()
+            except BaseException as error:
+                self._failure = error
+                self.tell()
             finally:
                 # What it holds would stay until the next one.
                 del job
@@ -203,20 +205,20 @@ class ReadingPool:
             outcome = fetch.run()
         except Exception as error:
             outcome = error
+        self._counts.add(retries=max(fetch.attempts - 1, 0))
         with self._lock:
             request.running.remove(fetch)
             if not request.running:
                 self._asked.remove(request)
-            self.counts.retries += max(fetch.attempts - 1, 0)
             # A failure is none while there may be an answer.
             failed = isinstance(outcome, Exception)
-            if request.is_done or (failed and (request.running or request in self._hedges)):
+            if self._stopped.is_set() or request.is_done:
+                return
+            if failed and (request.running or request in self._hedges):
                 return
             request.is_done = True
             others = list(request.running)
-            if not failed:
-                self.counts.requests += 1
-                self.counts.bytes_read += request.size
+            self._answered += not failed
         for other in others:
             other.abandon()
         if not failed:
@@ -240,11 +242,12 @@ class ReadingPool:
             if (
                 not request.is_done
                 and request.hedges < _MOST_HEDGES
-                and self.counts.hedges < _FIRST_HEDGES + self.counts.requests // _HEDGED_SHARE
+                and self._hedged < _FIRST_HEDGES + self._answered // _HEDGED_SHARE
                 and request not in self._hedges
                 and now - request.asked > request.speeds.patience(request.size)
             ):
                 request.hedges += 1
-                self.counts.hedges += 1
+                self._hedged += 1
+                self._counts.add(hedged=1)
                 self._hedges.append(request)
                 self._call_thread()

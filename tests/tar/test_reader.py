@@ -24,7 +24,8 @@ from flowdata import (
 )
 from flowdata.tar.indexing import index_shards
 from flowdata.tar.names import match_all, shard_names
-from flowdata.tar.reader import GAP, ShardInfo, ShardReader, span_starts
+from flowdata.tar.reader import ShardInfo, ShardReader
+from flowdata.transport.planner import GAP, ON_DISK, plan_requests
 from flowdata.transport.urls import expand_braces, local_path, redact
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -48,19 +49,18 @@ sample_spans = st.lists(
 
 
 @given(sample_spans)
-def test_spans_skip_wide_gaps_and_stay_small(found):
+def test_spans_of_files_skip_wide_gaps_and_stay_small(found):
     offsets, sizes = found
-    firsts = span_starts(offsets, sizes)
+    firsts = plan_requests(offsets, sizes, ON_DISK, connections=1, most_overread=np.inf)
     assert firsts[0] == 0
     assert firsts == sorted(set(firsts))
     ends = offsets + sizes
     for first, last in zip(firsts, [*firsts[1:], offsets.size], strict=True):
         assert (offsets[first + 1 : last] - ends[first : last - 1] <= GAP).all()
         assert last - first == 1 or ends[last - 1] - offsets[first] <= 1 << 23
-    for first in firsts[1:]:
+    for before, first, last in zip(firsts, firsts[1:], [*firsts[2:], offsets.size], strict=False):
         wide = offsets[first] - ends[first - 1] > GAP
-        before = max(start for start in firsts if start < first)
-        assert wide or ends[first] - offsets[before] > 1 << 23
+        assert wide or ends[last - 1] - offsets[before] > 1 << 23
 
 
 SERVERS = {

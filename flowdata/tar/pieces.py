@@ -1,0 +1,118 @@
+"""Pieces: samples of one shard that a pool reads together, and the spans they lie in."""
+
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import ShardError
+from flowdata.transport.access import Buffer, Span
+from flowdata.transport.pool import Order
+
+Views: TypeAlias = list[memoryview]
+
+
+class Spans(NamedTuple):
+    """The bytes that are asked for at once, and the samples in them.
+
+    Attributes:
+        wanted: first byte and number of bytes of each span.
+        samples: (first byte, end) of each sample in its span, span by span.
+    """
+
+    wanted: list[Span]
+    samples: list[list[tuple[int, int]]]
+
+    @classmethod
+    def of_samples(
+        cls, offsets: NDArray[np.int64], sizes: NDArray[np.int64], firsts: list[int]
+    ) -> "Spans":
+        """Those of samples, by the numbers of the ones that begin a span."""
+        bounds = [*firsts, offsets.size]
+        starts = offsets[firsts]
+        begins = offsets - np.repeat(starts, np.diff(bounds))
+        places = list(zip(begins.tolist(), (begins + sizes).tolist(), strict=True))
+        samples = [places[low:high] for low, high in itertools.pairwise(bounds)]
+        ends = [inside[-1][1] for inside in samples]
+        return cls(list(zip(starts.tolist(), ends, strict=True)), samples)
+
+    def views(self, number: int, content: Buffer) -> Views:
+        """The samples in the bytes of one span."""
+        view = memoryview(content)
+        return [view[begin:end] for begin, end in self.samples[number]]
+
+
+@dataclass(eq=False)
+class Piece:
+    """Samples of one shard, ascending.
+
+    Attributes:
+        order: when they are read.
+        offsets, sizes: of the samples.
+        connections: that they can have, about.
+        contents: the bytes of each, or why they cannot be had; None until then.
+        size: bytes that are read for it, at most; of the requests when they are planned.
+        in_sequence: read them from the start of the shard on, as its server knows no ranges.
+    """
+
+    order: Order
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    connections: float
+    contents: Views | ShardError | None = None
+    size: int = 0
+    in_sequence: bool = False
+
+    def __lt__(self, other: "Piece") -> bool:
+        return self.order < other.order
+
+
+class Parts:
+    """What comes in answer to the requests of a piece; any thread may bring it.
+
+    Args:
+        spans: of the requests.
+    """
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+        self._views: list[Views] = [[] for _ in spans.wanted]
+        self._left = len(spans.wanted)
+        self._is_over = False
+        self._end_requests: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def ended_by(self, end: Callable[[], None]) -> None:
+        """Call this when the other parts are wanted no more."""
+        with self._lock:
+            if not self._is_over:
+                self._end_requests.append(end)
+                return
+        end()
+
+    def add(self, number: int, content: Buffer) -> Views | None:
+        """Take the bytes of a span: all samples if it was the last one, else None."""
+        views = self._spans.views(number, content)
+        with self._lock:
+            if self._is_over:
+                return None
+            self._views[number] = views
+            self._left -= 1
+            if self._left:
+                return None
+            self._is_over = True
+        self._end_requests.clear()
+        return [view for part in self._views for view in part]
+
+    def end(self) -> bool:
+        """End the requests; False where they have ended already."""
+        with self._lock:
+            was_over, self._is_over = self._is_over, True
+            ends, self._end_requests = self._end_requests, []
+        for end in ends:
+            end()
+        return not was_over

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,10 @@ from tqdm import tqdm
 
 from flowdata.map_style.shared_memory import SharedArray
 from flowdata.streaming.shared_epochs import MOST_WORKERS, this_worker
-from flowdata.transport.speeds import Speed
+from flowdata.transport.counts import Counts
+from flowdata.transport.speeds import Speed, known_speeds
+
+_Window = TypeVar("_Window")
 
 _LOGGER = logging.getLogger("flowdata")
 # Hosts whose speeds are kept: shards are mostly on one.
@@ -66,8 +70,9 @@ class StreamStats:
         return "; ".join(parts)
 
 
-# What is added up.
+# What is added up, and which of it readers count.
 _COUNTS = tuple(part.name for part in fields(StreamStats) if part.name not in ("epoch", "hosts"))
+_COUNTS_OF_READERS = tuple(name for name in _COUNTS if name not in ("samples", "dropped"))
 
 
 class SharedStats:
@@ -121,32 +126,54 @@ class SharedStats:
 
 
 class PassStats:
-    """The statistics of one pass of one process; see `SharedStats.begin`."""
+    """What one pass of one process takes; see `SharedStats.begin`.
+
+    Attributes:
+        samples, dropped: see `StreamStats`.
+        read: what each reader has read.
+    """
 
     def __init__(self, cell: NDArray[np.void], hosts: tuple[str, ...]) -> None:
         self._cell, self._hosts = cell, hosts
-        self._began = float(cell["began"][0])
+        self._epoch, self._began = int(cell["epoch"][0]), float(cell["began"][0])
+        self.samples = self.dropped = 0
+        self.read: list[Counts] = []
 
-    def write(self, stats: StreamStats) -> None:
-        """Show others what this process took so far."""
+    def stats(self) -> StreamStats:
+        """What was taken so far."""
+        speeds = known_speeds()
+        return StreamStats(
+            self._epoch,
+            samples=self.samples,
+            # Fewer where a stage gives out later what it holds.
+            dropped=max(self.dropped, 0),
+            hosts={host: speeds[host] for host in self._hosts if host in speeds},
+            **{name: sum(getattr(part, name) for part in self.read) for name in _COUNTS_OF_READERS},
+        )
+
+    def show(self) -> None:
+        """Show others what was taken so far, unless another pass has begun in its place."""
         if self._cell["began"][0] != self._began:
             return
+        stats = self.stats()
         self._cell["counts"] = [getattr(stats, name) for name in _COUNTS]
         for number, host in enumerate(self._hosts):
             self._cell["speeds"][0, number] = stats.hosts.get(host, (0.0, 0.0))
 
-    def log(self, rank: int, ranks: int) -> None:
-        """Say at level INFO what this process took."""
+    def shown_at_each(self, windows: Iterable[_Window]) -> Iterator[_Window]:
+        """The windows; at each of them, what was taken so far is shown."""
+        for window in windows:
+            self.show()
+            yield window
+
+    def log(self, name: str) -> None:
+        """Say at level INFO what this process took, of a rank that may have a name."""
         if not _LOGGER.isEnabledFor(logging.INFO):
             return
         worker, workers, _ = this_worker()
-        who = [f"rank {rank} of {ranks}"] * (ranks > 1)
-        who += [f"worker {worker} of {workers}"] * (workers > 0)
-        _LOGGER.info(
-            "FlowShards%s: %s",
-            f" ({', '.join(who)})" if who else "",
-            _added_up(self._cell, self._hosts),
-        )
+        if workers:
+            name = f"{name}, ".lstrip(", ") + f"worker {worker} of {workers}"
+        _LOGGER.info("FlowShards%s: %s", f" ({name})" if name else "", self.stats())
 
 
 def _added_up(cells: NDArray[np.void], hosts: tuple[str, ...]) -> StreamStats:

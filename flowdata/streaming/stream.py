@@ -29,6 +29,7 @@ from flowdata.streaming.stages import (
     is_slice,
     require_stage,
 )
+from flowdata.streaming.stats import StreamStats
 from flowdata.streaming.tables import Table, index_and_weights
 from flowdata.streaming.views import View
 from flowdata.streaming.worker_epoch import WorkerEpoch
@@ -139,7 +140,8 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             access or Access(),
             handler,
             _require_positive(shards_open, "shards_open"),
-            weights.residual_of_draws(alpha) if reweight else None,
+            (weights, alpha) if reweight else None,
+            name=f"rank {own} of {ranks}" if ranks > 1 else "",
         )
         self._view = View(
             Progress(
@@ -172,6 +174,13 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def bytes_read(self) -> int:
         """Bytes of shards that this process has read, headers and gaps included."""
         return self._reader.bytes_read
+
+    def stats(self) -> StreamStats:
+        """What reading took, in all workers, in the epoch that runs or ran last.
+
+        Of this stream and those made of it by adding stages, in the pass that began last.
+        """
+        return self._reader.stats()
 
     @property
     def num_replicas(self) -> int:

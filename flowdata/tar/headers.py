@@ -4,6 +4,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import adler32
 
 from flowdata.errors import ShardError
 from flowdata.tar.compression import DAMAGED
@@ -124,7 +125,7 @@ def parse_common_header(block: bytes) -> Header | None:
     """Parse a header as almost all are written, ten times as fast as tarfile; None for others."""
     match = _COMMON_HEADER.match(block)
     # The checksum is the sum of all bytes, with its own field taken for eight spaces.
-    if match is None or int(match[3], 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    if match is None or int(match[3], 8) != _sum(block) - sum(block[148:156]) + 8 * ord(" "):
         return None
     name, kind = match[1].split(b"\0", 1)[0], match[4]
     if match[5][0] and kind not in tarfile.GNU_TYPES:
@@ -133,6 +134,12 @@ def parse_common_header(block: bytes) -> Header | None:
     if kind == tarfile.AREGTYPE and name.endswith(b"/"):
         kind = tarfile.DIRTYPE
     return Header(_decode(name), kind, int(match[2], 8))
+
+
+def _sum(block: bytes) -> int:
+    """The sum of the bytes of a block, in a fifth of the time that Python's sum takes."""
+    # Adler-32 has it in its lower half, modulo 65,521, which 256 bytes do not come to.
+    return (adler32(block[:256], 0) & 0xFFFF) + (adler32(block[256:], 0) & 0xFFFF)
 
 
 def _read_header(stream: ForwardStream, name: str, last: str) -> Header | None:

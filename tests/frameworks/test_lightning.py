@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from framework_runs import by_step, flat, planned, same_rows, torchrun
 from frameworks_common import logged, plain_loop
+from long_run import some
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +51,31 @@ BETWEEN = ["rank sampler, workers", "rank sampler, stateful, workers", "wrapped 
 BETWEEN += ["dataset, workers", "rank sampler"]
 # What several processes do not change.
 ALONE = ("last", "late", "rank sampler at", "dataset, loaded", *SINGLE)
+# What is run on two processes.
+DOORS_OF_TWO = some(
+    DOORS,
+    "rank sampler",
+    "rank sampler, workers",
+    "rank sampler, stateful, workers",
+    "rank sampler, no callback",
+    "wrapped sampler, workers",
+    "dataset, workers",
+)
+INSIDE_OF_TWO = some(
+    [*RANK_SAMPLERS, "pair", "dataset", "wrapped sampler"],
+    "rank sampler",
+    "rank sampler, stateful, workers",
+    "pair",
+    "dataset",
+    "wrapped sampler",
+)
+BETWEEN_OF_TWO = some(
+    [f"{name} at {moment}" for name in BETWEEN for moment in ("last batch", "epoch end")],
+    "rank sampler, workers at last batch",
+    "rank sampler, stateful, workers at epoch end",
+    "wrapped sampler, workers at epoch end",
+    "dataset, workers at last batch",
+)
 LATE = WORKERS | {"callback": False}
 
 
@@ -88,13 +114,23 @@ def lives(folder, steps):
     return runs
 
 
+def is_for_two(run):
+    """Whether a run is made on two processes too."""
+    name, _, kind = run.rpartition(".")
+    if kind == "whole":
+        known = [*DOORS_OF_TWO, *MISUSED, *RAGGED_DOORS]
+    else:
+        known = [*INSIDE_OF_TWO, *BETWEEN_OF_TWO, "smaller"]
+    return name in known and not name.startswith(ALONE)
+
+
 class Outcomes:
     def __init__(self, folder, ranks, outcomes):
         self.folder, self.ranks, self._outcomes = folder, ranks, outcomes
         self.steps = DRAWS // BATCH // ranks
 
     def __getitem__(self, name):
-        if self.ranks > 1 and name.startswith(ALONE):
+        if self.ranks > 1 and not is_for_two(name):
             pytest.skip("one process is enough")
         return self._outcomes(name)
 
@@ -140,7 +176,7 @@ def one_process(tmp_path_factory):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     runs = lives(folder, DRAWS // BATCH // 2)
-    runs = {name: run for name, run in runs.items() if not name.startswith(ALONE)}
+    runs = {name: run for name, run in runs.items() if is_for_two(name)}
     outcomes = torchrun("frameworks_lightning.py", runs, folder)
     return Outcomes(folder, 2, outcomes.__getitem__)
 

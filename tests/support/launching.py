@@ -1,51 +1,132 @@
-"""Programs in several processes, started by torchrun."""
+"""Programs in several processes: ranks as torchrun starts them, and in a long run by itself."""
 
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import runpy
+import socket
 import subprocess
 import sys
+import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
+from long_run import LONG
 
 SUPPORT = Path(__file__).parent
 PROGRAMS = SUPPORT.parent / "programs"
 TIMEOUT = 150
 OUTPUT = "output.txt"
+# What takes seconds to import, and that once for all ranks that are forked.
+PRELOADED = [
+    "accelerate",
+    "datasets",
+    "lightning",
+    "peft",
+    "torch.distributed.fsdp",
+    "torch.nn.parallel",
+    "torchdata.stateful_dataloader",
+    "transformers.trainer",
+    "trl.trainer.sft_trainer",
+    "webdataset",
+]
 
 
-def torchrun(program, config, folder, *, processes=2, fails=False):
+def torchrun(program, config, folder, *, processes=2, fails=False, itself=LONG):
     """The outcome of a program, read from the JSON file that it is told to write.
 
-    None where it is to fail, or to be killed; what it printed is in ``folder / OUTPUT``.
+    None where it is to fail, or to be killed; what it printed is in ``folder / OUTPUT``. torchrun
+    takes 10 s to start ranks that import frameworks: an ordinary run forks them from one process
+    that has, with the environment that torchrun gives.
     """
     out, path = folder / "out.json", folder / "config.json"
     out.unlink(missing_ok=True)
     path.write_text(json.dumps(config | {"out": str(out)}))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        # For the process that loader workers are forked from.
+        "PYTHONPATH": os.pathsep.join(
+            [str(PROGRAMS), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    start = _by_torchrun if itself else _forked
+    command = [str(PROGRAMS / program), str(path)]
+    code = start(command, environment, folder / OUTPUT, processes)
+    expected = isinstance(code, int) and (code != 0) == fails
+    assert expected, f"{program}: {code}\n{(folder / OUTPUT).read_text()}"
+    return None if fails else json.loads(out.read_text())
+
+
+def _by_torchrun(command, environment, output, processes):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    with (folder / OUTPUT).open("w+") as output:
+    launcher += [f"--nproc-per-node={processes}"]
+    with output.open("w") as file:
         run = psutil.Popen(
-            [*launcher, f"--nproc-per-node={processes}", str(PROGRAMS / program), str(path)],
-            # The path is for the process that loader workers are forked from.
-            env=os.environ
-            | {
-                "OMP_NUM_THREADS": "1",
-                "ACCELERATE_USE_CPU": "true",
-                "PYTHONPATH": os.pathsep.join(
-                    [str(PROGRAMS), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
-                ),
-            },
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            [*launcher, *command], env=environment, stdout=file, stderr=subprocess.STDOUT
         )
         try:
-            code = run.wait(TIMEOUT)
+            return run.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             # Ranks have sessions of their own, and would be left over.
             for process in [*run.children(recursive=True), run]:
                 process.kill()
+            return f"still running after {TIMEOUT} s"
+
+
+def _forked(command, environment, output, processes):
+    output.write_text("")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(processes):
+        named = {
+            "LOCAL_RANK": rank,
+            "RANK": rank,
+            "LOCAL_WORLD_SIZE": processes,
+            "WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "TORCHELASTIC_RUN_ID": "none",
+            "TORCHELASTIC_RESTART_COUNT": 0,
+            "TORCHELASTIC_MAX_RESTARTS": 0,
+        }
+        its_own = dict(environment) | {name: str(value) for name, value in named.items()}
+        ranks.append(context.Process(target=_rank, args=(command, its_own, output)))
+        ranks[-1].start()
+    forked_from = psutil.Process(ranks[0].pid).ppid()
+    end, code = time.monotonic() + TIMEOUT, 0
+    # As torchrun does, the others are ended where one has failed.
+    while not code and (left := [rank for rank in ranks if rank.exitcode is None]):
+        wait([rank.sentinel for rank in left], max(end - time.monotonic(), 0))
+        code = next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+        if time.monotonic() > end:
             code = f"still running after {TIMEOUT} s"
-        output.seek(0)
-        expected = isinstance(code, int) and (code != 0) == fails
-        assert expected, f"torchrun: {code}\n{output.read()}"
-    return None if fails else json.loads(out.read_text())
+    if code:
+        for rank in ranks:
+            rank.kill()
+    for rank in ranks:
+        rank.join()
+    # Loader workers do not see the end of a rank that was killed: their parent is another process.
+    for process in psutil.Process(forked_from).children():
+        process.kill()
+    return code
+
+
+def _rank(command, environment, output):
+    """A rank, from its first line on; loader workers are forked from where it was itself."""
+    multiprocessing.forkserver.ForkServer.ensure_running = lambda self: None
+    os.setsid()
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [str(PROGRAMS), str(SUPPORT)]
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")

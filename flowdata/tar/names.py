@@ -21,7 +21,8 @@ def shard_names(urls: Sequence[str], signed_by: Iterable[str] = ()) -> tuple[str
 
     A query that is more than a signature is a part of the name, as a hash, since it may hold a
     secret that is not known as one. A shell command (``pipe:``) has the name of the one tar file
-    among its words; where there is none, or two commands have the same, commands are names.
+    among its words; where there is none, or two commands have the same, commands are names, with a
+    hash if there may be a secret in them.
 
     Raises:
         ShardError: when two of them are one.
@@ -54,12 +55,14 @@ def _comparable_name(url: str, signed_by: Iterable[str]) -> str:
 
 
 def _path_and_query(url: str, signed_by: Iterable[str]) -> str:
+    return _comparable_path(url) + _query_hash(url, signed_by)
+
+
+def _query_hash(url: str, signed_by: Iterable[str]) -> str:
     query = address(url, signed_by)
-    return _comparable_path(url) + (_query_hash(query) if query else "")
-
-
-def _query_hash(query: str) -> str:
-    return "?" + xxhash.xxh3_64_hexdigest(query.encode())
+    if url.startswith(PIPE) and redact(url) != url:
+        query = url
+    return "?" + xxhash.xxh3_64_hexdigest(query.encode()) if query else ""
 
 
 def match_all(
@@ -133,10 +136,9 @@ class ShardNames:
 
     def _find(self, url: str) -> set[int]:
         """The numbers of the longest names that a URL ends with: several may differ in queries."""
-        of_path, query = list(self._of_path(url)), address(url, self._signed_by)
+        of_path, query = list(self._of_path(url)), _query_hash(url, self._signed_by)
         if query:
-            queried = _query_hash(query)
-            fits = [number for number in of_path if self._names[number].endswith(queried)]
+            fits = [number for number in of_path if self._names[number].endswith(query)]
             # A shard may be scored from a disk and read from a server, or the other way round.
             of_path = fits or [n for n in of_path if not _QUERY_HASH.search(self._names[n])]
         lengths = [len(_QUERY_HASH.sub("", self._names[number])) for number in of_path]
@@ -146,6 +148,9 @@ class ShardNames:
     def _of_path(self, url: str) -> Iterator[int]:
         """The numbers of all names that the path of a URL ends with, whatever their query."""
         path = _comparable_path(url)
+        # As tables of before secrets were left out of commands have it.
+        if url.startswith(PIPE) and (number := self._by_path.get(_in_one(url))) is not None:
+            yield number
         start = 0
         while True:
             ending = path[start:]
@@ -185,6 +190,10 @@ def _comparable_path(url: str) -> str:
     """Return the path that a URL is compared by, the same wherever the process runs."""
     if url.startswith(PIPE):
         # A command is one name, whatever paths are in it.
-        return url.replace("/", "\u2215")
+        return _in_one(redact(url))
     path = local_path(url)
     return redact(url) if path is None else os.path.abspath(path).replace(os.sep, "/")
+
+
+def _in_one(command: str) -> str:
+    return command.replace("/", "\u2215")

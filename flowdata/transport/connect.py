@@ -9,7 +9,7 @@ from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.pipe import PipeTransport
 from flowdata.transport.remote import open_remote
-from flowdata.transport.urls import PIPE, local_path
+from flowdata.transport.urls import PIPE, local_path, redact
 
 
 def connect(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport:
@@ -24,8 +24,8 @@ def connect(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport
     if url.startswith(PIPE):
         if not access.allow_pipe:
             raise ShardError(
-                f"{url}: a shell command is run only with allow_pipe=True; do that for shard "
-                "lists that you trust"
+                f"{redact(url)}: a shell command is run only with allow_pipe=True; do that for "
+                "shard lists that you trust"
             )
         return PipeTransport(url[len(PIPE) :])
     path = local_path(url)

@@ -8,6 +8,7 @@ from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Readable, Span
 from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity
+from flowdata.transport.urls import PIPE, redact
 
 
 class PipeTransport:
@@ -51,7 +52,7 @@ class _PipeStream:
         assert self._process.stdout is not None
         content = self._process.stdout.read(size)
         if size and not content and (code := self._process.wait()):
-            raise ShardError(f"pipe:{self._command} ended with exit status {code}")
+            raise ShardError(f"{redact(PIPE + self._command)} ended with exit status {code}")
         return content
 
     def close(self) -> None:

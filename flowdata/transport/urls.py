@@ -26,6 +26,14 @@ _SIGNED = re.compile(
     r"|q-(sign-algorithm|ak|sign-time|key-time|header-list|url-param-list)"
 )
 
+_WORD = r"""('[^']*'|"[^"]*"|[^\s'"]+)"""
+_SECRETS_OF_COMMANDS = (
+    (re.compile(r"""://[^/\s'"]*@"""), "://"),
+    (re.compile(r"""(://[^\s'"?#]*)[?#][^\s'"]*"""), r"\1"),
+    (re.compile(rf"(\s(?:-H|--header|-u|--user)[ =]*){_WORD}"), r"\1..."),
+    (re.compile(rf"(?i)(\w*(?:key|token|secret|password|passwd)\w*[ =]){_WORD}"), r"\1..."),
+)
+
 
 def expand_braces(urls: Urls) -> list[str]:
     """Expand one or several URLs with braces, ``"data-{000..009}.tar"``, to a list.
@@ -69,8 +77,19 @@ def local_path(url: str) -> Path | None:
 
 
 def redact(url: str) -> str:
-    """Return a URL without its query, which may hold a signature, and without a password."""
-    if url.startswith(PIPE) or not _SCHEME.match(url):
+    """Return a URL without its query, which may hold a signature, and without a password.
+
+    Of a shell command it is one without those of its URLs, and without headers and what is named
+    as a secret.
+
+    >>> redact("pipe:curl -H 'Authorization: Bearer 1' 'https://user:word@host/a.tar?sig=2'")
+    "pipe:curl -H ... 'https://host/a.tar'"
+    """
+    if url.startswith(PIPE):
+        for secret, shown in _SECRETS_OF_COMMANDS:
+            url = secret.sub(shown, url)
+        return url
+    if not _SCHEME.match(url):
         return url
     bare = url.split("?", 1)[0].split("#", 1)[0]
     return re.sub(r"://[^/]*@", "://", bare)

@@ -135,6 +135,22 @@ def test_shards_of_a_command_have_one_name_however_they_are_reached():
         shard_names(["pipe:cat a.tar", "pipe:cat a.tar"])
 
 
+def test_what_is_secret_in_a_command_is_neither_shown_nor_in_a_table():
+    urls = [
+        f"pipe:curl -H 'X-Auth: se-cret' -u me:se-cret 'https://me:se-cret@h/get?t={n}&s=se-cret'"
+        for n in range(2)
+    ]
+    names = shard_names(urls)
+    assert len(set(names)) == 2
+    assert "se-cret" not in str(names)
+    assert match_all(urls[::-1], names) == urls
+    # Tables of before that was so have the commands.
+    assert match_all(urls[::-1], [url.replace("/", "\u2215") for url in urls]) == urls
+    with pytest.raises(MismatchError) as caught:
+        ShardNames(("a.tar",)).number(f"{urls[0]} | KEY=se-cret sign --token se-cret")
+    assert "se-cret" not in str(caught.value)
+
+
 def test_a_name_is_found_among_many_without_going_through_them():
     names = GoneThroughOnce(f"{n % 7}/{n:07}.tar" for n in range(100_000))
     known = ShardNames(names)

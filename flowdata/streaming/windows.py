@@ -155,7 +155,8 @@ class WindowReader:
             (self._windows, 0),
             offsets,
             sizes,
-            connections=self._access.connections / shards,
+            # Behind the first window there is enough to do for all of them.
+            connections=1 if self._windows else self._access.connections / shards,
         )
 
     def _samples(

@@ -1,5 +1,6 @@
 """Speeds: how soon a server answers and how fast it sends, learned while it is read from."""
 
+import heapq
 import math
 import os
 import threading
@@ -10,8 +11,8 @@ from urllib.parse import urlsplit
 
 # What an object store gives, until more is known of this one.
 _LATENCY, _BANDWIDTH = 0.03, 60e6
-# Requests that are remembered; enough that one slow minute does not count, and one old one neither.
-_MEMORY = 64
+# Requests that are remembered, and those of which the fastest ones are.
+_MEMORY, _LONG_MEMORY = 64, 1024
 # Shorter bodies come with the first packets, and say nothing of the rate.
 _SMALLEST_BODY = 1 << 18
 _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 3, 0.01
@@ -30,13 +31,15 @@ class Speeds:
     """What is known of one host; any thread may note and ask.
 
     Threads of Python wait for one another, so a measured time is the server's or longer, never
-    shorter. The latency is that of the fastest tenth of the last requests, as BBR (Cardwell et al.,
-    2016) takes it. The bandwidth is the median of the last large bodies, all of which had the other
+    shorter, and an answer may stand behind the others that were asked for. The latency is that of
+    the fastest of many requests but one, which may be an exception, as BBR (Cardwell et al., 2016)
+    takes it. The bandwidth is the median of the last large bodies, all of which had the other
     connections beside them: where network or processors are full, it is what one more would add.
     """
 
     def __init__(self) -> None:
-        self._first_bytes: deque[float] = deque(maxlen=_MEMORY)
+        self._first_bytes: deque[float] = deque(maxlen=_LONG_MEMORY)
+        self._latency = _LATENCY
         self._rates: deque[float] = deque(maxlen=_MEMORY)
         self._factors: deque[float] = deque(maxlen=_MEMORY)
         self.renew_locks()
@@ -92,6 +95,7 @@ class Speeds:
             if math.isnan(first_byte):
                 first_byte = max(seconds - size / speed.bandwidth, 0.0)
             self._first_bytes.append(first_byte)
+            self._latency = heapq.nsmallest(2, self._first_bytes)[-1]
             if size >= _SMALLEST_BODY:
                 # Bytes that wait in the socket while the thread does not run are no fast body.
                 self._rates.append(size / max(seconds - speed.latency, seconds / 10, 1e-6))
@@ -105,9 +109,7 @@ class Speeds:
         return _GRACE + factor * (speed.latency + size / speed.bandwidth)
 
     def _speed(self) -> Speed:
-        return Speed(
-            _quantile(self._first_bytes, 0.1, _LATENCY), _quantile(self._rates, 0.5, _BANDWIDTH)
-        )
+        return Speed(self._latency, _quantile(self._rates, 0.5, _BANDWIDTH))
 
 
 def speeds_of(url: str) -> Speeds:

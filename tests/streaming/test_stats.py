@@ -9,9 +9,10 @@ import zlib
 
 import pytest
 import torch
+from server import ShardServer
 from torch.utils.data import DataLoader
 
-from flowdata import FlowShards, ShardRows, score
+from flowdata import Access, FlowShards, ShardRows, score
 from flowdata.streaming.stats import StreamStats
 
 SAMPLES = 400
@@ -147,6 +148,30 @@ def test_workers_say_which_they_are(stream, capfd):
         "FlowShards (worker 0 of 2)",
         "FlowShards (worker 1 of 2)",
     ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_server_is_named_with_what_it_took(folder, table, workers):
+    with ShardServer(folder, latency=0.02, fails=2) as server:
+        urls = [
+            server.url(f"s-{shard}.tar?secret={shard}").replace("//", "//me:secret@", 1)
+            for shard in range(5)
+        ]
+        options = {"epoch_size": SAMPLES, "window": 50, "batch_size": 8}
+        stream = FlowShards(urls, table, **options, access=Access(signed_by=["secret"]))
+        read_through(stream, workers)
+        stats = stream.stats()
+        [(host, speed)] = stats.hosts.items()
+        assert host == server.url("").rstrip("/")
+        assert speed.latency >= 0.02
+        assert speed.bandwidth > 0
+        assert stats.retries == 2
+        assert stats.requests > 5
+        assert SAMPLES * 512 < stats.bytes_owed <= stats.bytes_read <= server.bytes_sent
+        assert stats.seconds_waited > 0.02
+        assert f"; {host} " in str(stats)
+        assert "; 2 retries" in str(stats)
+        assert "secret" not in repr(stats)
 
 
 def size_of(sample):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from long_run import LONG
 from scoring_lines import rows_saved
 from torch import nn
 
@@ -70,7 +71,12 @@ def result(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills", "batch"), [("function", 10, 4), ("language", 3, 20)])
+@pytest.mark.parametrize(
+    ("kind", "kills", "batch"),
+    [("function", 10, 4), ("language", 3, 20)]
+    if LONG
+    else [("function", 4, 4), ("language", 1, 20)],
+)
 def test_a_pass_killed_at_random_moments_scores_nothing_twice_but_what_was_in_flight(
     config, tmp_path, kind, kills, batch
 ):

@@ -1,6 +1,8 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
 from typing import Any
@@ -10,15 +12,19 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from flowdata.core.arrays import numbers_of
+from flowdata.core.column import Column, Source
 from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
-from flowdata.files import local_path, reason_of, replacing
+from flowdata.files import reason_of
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.table.provenance import Provenance
 from flowdata.table.shard_index import ShardIndex
 from flowdata.table.stored_table import LOSS, METADATA_KEY, N_TOKENS, TOKEN_LOSSES, read_table
+from flowdata.table.writing import write_parquet
+
+_READ = ("losses", "n_tokens")
 
 
 class LossTable:
@@ -26,7 +32,8 @@ class LossTable:
 
     A table of a language model also knows ``n_tokens``, the response tokens of each row, and, if
     asked for, ``token_losses``: the losses of all response tokens, row after row, float32. A
-    table of tar shards has an ``index``: the shard, key and place of each row.
+    table of tar shards has an ``index``: the shard, key and place of each row. A large table stays
+    in its file, see `load`.
 
     >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
     >>> len(table), table.weights().temperature
@@ -35,24 +42,40 @@ class LossTable:
 
     def __init__(
         self,
-        losses: NDArray[np.float32],
+        losses: NDArray[np.float32] | Column,
         provenance: Provenance,
         *,
-        n_tokens: NDArray[np.int32] | None = None,
+        n_tokens: NDArray[np.int32] | Column | None = None,
         token_losses: NDArray[np.float32] | None = None,
         index: ShardIndex | None = None,
     ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
         # Weights, plans and fingerprints are made of them once: they must not change under those.
-        if losses.flags.writeable and losses.base is not None:
-            losses = losses.copy()
-        losses.flags.writeable = False
-        self.losses = losses
+        if isinstance(losses, np.ndarray):
+            if losses.flags.writeable and losses.base is not None:
+                losses = losses.copy()
+            losses.flags.writeable = False
         self.provenance = provenance
-        self.n_tokens = n_tokens
         self.token_losses = token_losses
         self.index = index
+        self._losses = losses
+        self._n_tokens = n_tokens
+        self._weights: dict[tuple[Temperature, Normalization, OnInvalid], FlowWeights] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Columns that were read from a file are read by another process if it wants them.
+        return {name: value for name, value in vars(self).items() if name not in _READ}
+
+    @functools.cached_property
+    def losses(self) -> NDArray[np.float32]:
+        """The loss of each row, float32, shape (n,); held from now on, if it was not."""
+        return self._losses[:]
+
+    @functools.cached_property
+    def n_tokens(self) -> NDArray[np.int32] | None:
+        """Response tokens of each row, int32, shape (n,); held from now on, if it was not."""
+        return None if self._n_tokens is None else self._n_tokens[:]
 
     @classmethod
     def from_losses(
@@ -101,30 +124,19 @@ class LossTable:
         Raises:
             TableFileError: when the directory is missing or cannot be written.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        metadata = {METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}
-        columns = {LOSS: pa.array(self.losses)}
-        if self.n_tokens is not None:
-            columns[N_TOKENS] = pa.array(self.n_tokens)
+        metadata, block = {METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}, b""
+        columns = {LOSS: runs_of(self._losses)}
+        if self._n_tokens is not None:
+            columns[N_TOKENS] = runs_of(self._n_tokens)
         if self.token_losses is not None:
-            columns[TOKEN_LOSSES] = to_list_array(self.token_losses, self.token_offsets)
+            lists = to_list_array(self.token_losses, self.token_offsets)
+            columns[TOKEN_LOSSES] = lists.__getitem__
         if self.index is not None:
             columns |= self.index.columns()
-            metadata |= self.index.metadata()
-        table = pa.table(columns).replace_schema_metadata(metadata)
+            of_shards, block = self.index.lists().stored()
+            metadata |= of_shards
         try:
-            with replacing(local_path(path, "loss table")) as temporary:
-                # Plain pages can be read from the mapped file without decoding; losses hardly
-                # compress anyway.
-                pq.write_table(
-                    table,
-                    temporary,
-                    compression="none",
-                    use_dictionary=False,
-                    write_page_checksum=True,
-                )
+            write_parquet(path, "loss table", len(self), columns, metadata, block)
         except OSError as error:
             raise TableFileError(
                 f"cannot write the loss table {path}: {reason_of(error)}; the table is "
@@ -141,6 +153,10 @@ class LossTable:
         tokens: bool = False,
     ) -> "LossTable":
         """Read a table, and `check` it if a data set or a model is given.
+
+        One of more than `MOST_ROWS_HELD` rows stays in its file, if token losses are not asked
+        for: `weights` goes through the column of losses, and ``losses``, ``n_tokens`` and what
+        ``index`` has of each row are read when they are asked for. The file must stay as it is.
 
         Args:
             path: the file.
@@ -177,9 +193,17 @@ class LossTable:
         on_invalid: OnInvalid = "raise",
     ) -> FlowWeights:
         """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
-        return FlowWeights.from_kept_losses(
-            self.losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
-        )
+        if isinstance(self._losses, np.ndarray):
+            return FlowWeights.from_kept_losses(
+                self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+            )
+        # Made by going through the file: once.
+        asked = (temperature, normalize, on_invalid)
+        if asked not in self._weights:
+            self._weights[asked] = FlowWeights.from_kept_losses(
+                self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+            )
+        return self._weights[asked]
 
     @property
     def token_offsets(self) -> NDArray[np.int64]:
@@ -282,6 +306,13 @@ def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
     offsets = np.zeros(counts.size + 1, dtype=np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
+
+
+def runs_of(column: Source) -> Callable[[slice], Any]:
+    """What gives the Arrow array of a run of rows of a column of numbers."""
+    import pyarrow as pa
+
+    return lambda rows: pa.array(column[rows])
 
 
 def to_list_array(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:

@@ -74,15 +74,24 @@ class ParquetColumns:
     """The columns of an open file, and what its footer says.
 
     Attributes:
+        path: of the file.
+        what: what it should be, for errors: "loss table".
+        remedy: what to do about a damaged one.
+        footer: pyarrow's metadata of it.
+        status: what the system says of the file.
         names: of all columns.
         metadata: texts that the writer left.
         rows: number of rows, if the footer is right.
     """
 
-    def __init__(self, file: Any, path: str | PathLike[str], remedy: str) -> None:
+    def __init__(self, file: Any, source: Any, path: Path, what: str, remedy: str) -> None:
+        self.path = path
+        self.what = what
+        self.remedy = remedy
+        self.footer = file.metadata
+        self.status = os.fstat(source.fileno())
         self._file = file
-        self._path = path
-        self._remedy = remedy
+        self._source = source
         schema = file.schema_arrow
         self._types = list(schema.types)
         self.names: list[str] = list(schema.names)
@@ -117,28 +126,37 @@ class ParquetColumns:
         """
         import pyarrow as pa
 
-        for name, kind in kinds.items():
-            self._check(name, kind)
         found: dict[str, list[Any]] = {name: [] for name in kinds}
+        for batch in self.batches(kinds):
+            for name in kinds:
+                found[name].append(batch[name])
+        return {
+            name: pa.chunked_array(chunks, self._types[self.names.index(name)])
+            for name, chunks in found.items()
+        }
+
+    def batches(self, kinds: Mapping[str, Kind]) -> Iterator[dict[str, Any]]:
+        """The same, some rows at a time: Arrow arrays by name."""
+        self.check_kinds(kinds)
         left = self.rows
         for batch in self._file.iter_batches(_BATCH_ROWS, columns=list(kinds), use_threads=False):
             left -= len(batch)
             if left < 0:
                 break
-            for name in kinds:
-                found[name].append(batch.column(name))
+            found = {name: batch.column(name) for name in kinds}
+            for name, values in found.items():
+                self.check_values(name, values, kinds[name])
+            yield found
         if left:
             raise self.damaged(
                 f"the file says that it has {self.rows:,} rows, but holds "
                 f"{'more' if left < 0 else f'{self.rows - left:,}'}"
             )
-        columns = {
-            name: pa.chunked_array(chunks, self._types[self.names.index(name)])
-            for name, chunks in found.items()
-        }
-        for name, column in columns.items():
-            self._check_values(name, column, kinds[name])
-        return columns
+
+    def read_bytes(self, start: int, size: int) -> bytes:
+        """Bytes of the file, as many as it has of these."""
+        content: bytes = self._source.read_at(max(0, min(size, self.status.st_size - start)), start)
+        return content
 
     def json(self, key: bytes) -> dict[str, Any]:
         """A JSON object that the writer left in a text; empty where there is none.
@@ -160,7 +178,12 @@ class ParquetColumns:
 
     def damaged(self, what: str) -> DamagedFileError:
         """An error that says what is wrong with the content."""
-        return DamagedFileError(f"{self._path} is damaged: {what}; {self._remedy}")
+        return DamagedFileError(f"{self.path} is damaged: {what}; {self.remedy}")
+
+    def check_kinds(self, kinds: Mapping[str, Kind]) -> None:
+        """Refuse a file that has not each of these columns once, and of its kind."""
+        for name, kind in kinds.items():
+            self._check(name, kind)
 
     def _check(self, name: str, kind: Kind) -> None:
         if (times := self.names.count(name)) != 1:
@@ -169,13 +192,14 @@ class ParquetColumns:
         if not kind.fits(found := self._types[self.names.index(name)]):
             raise self.damaged(f"the column {name} is {found}, not {kind.value}")
 
-    def _check_values(self, name: str, column: Any, kind: Kind) -> None:
-        inside = flattened(column) if kind is Kind.FLOAT32_LISTS else column
-        if column.null_count or inside.null_count:
+    def check_values(self, name: str, values: Any, kind: Kind) -> None:
+        """Refuse values of a column that are missing, or are no text."""
+        inside = values.flatten() if kind is Kind.FLOAT32_LISTS else values
+        if values.null_count or inside.null_count:
             raise self.damaged(f"values are missing in the column {name}")
         if kind is Kind.TEXT:
             # Parquet readers take any bytes for text.
-            column.validate(full=True)
+            values.validate(full=True)
 
 
 def flattened(lists: Any) -> Any:
@@ -198,18 +222,34 @@ def open_parquet(path: str | PathLike[str], *, what: str, remedy: str) -> Iterat
         DamagedFileError: where the content is no Parquet, or damaged.
         TableFileError: where the file is missing, is no file, or cannot be read now.
     """
-    import pyarrow as pa
+    with naming_errors(path, what, remedy), contextlib.ExitStack() as stack:
+        place = local_path(path, what)
+        source = stack.enter_context(open_source(place, what))
+        file = stack.enter_context(open_reader(source))
+        yield ParquetColumns(file, source, place, what, remedy)
+
+
+def open_reader(source: Any, footer: Any = None) -> Any:
+    """pyarrow's reader of an open file, whose footer may be known."""
     import pyarrow.parquet as pq
 
+    # Neither mapped, since a disk that fails would end the process, nor read ahead.
+    return pq.ParquetFile(
+        source,
+        metadata=footer,
+        page_checksum_verification=True,
+        pre_buffer=False,
+        buffer_size=1 << 20,
+    )
+
+
+@contextlib.contextmanager
+def naming_errors(path: str | PathLike[str], what: str, remedy: str) -> Iterator[None]:
+    """Make errors of reading a file ours, as `open_parquet` does."""
+    import pyarrow as pa
+
     try:
-        with (
-            _open_source(local_path(path, what), what) as source,
-            # Neither mapped, since a disk that fails would end the process, nor read ahead.
-            pq.ParquetFile(
-                source, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20
-            ) as file,
-        ):
-            yield ParquetColumns(file, path, remedy)
+        yield
     except FlowDataError:
         raise
     except FileNotFoundError as error:
@@ -241,8 +281,8 @@ def _not_parquet(path: str | PathLike[str], error: Exception, remedy: str) -> Da
     )
 
 
-@contextlib.contextmanager
-def _open_source(path: Path, what: str) -> Iterator[Any]:
+def open_source(path: Path, what: str) -> Any:
+    """Open a file for pyarrow, if it can be Parquet; a disk that fails for a moment is retried."""
     import pyarrow as pa
 
     for wait in (*RETRY_WAITS, None):
@@ -255,17 +295,22 @@ def _open_source(path: Path, what: str) -> Iterator[Any]:
             if error.errno not in _PASSING or wait is None:
                 raise
             time.sleep(wait)
-    with source:
-        size = source.size()
-        if size < _SMALLEST:
-            raise ValueError(f"it has {size} bytes")
-        source.seek(size - 8)
-        footer = int.from_bytes(source.read(4), "little")
-        # Some copies are made of it before anything in it can be looked at.
-        if footer > _MOST_FOOTER and footer > _MOST_FOOTER_OF_FILE * size:
-            raise ValueError(f"its footer has {footer:,} of {size:,} bytes")
-        source.seek(0)
-        yield source
+    try:
+        _check_footer(source)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _check_footer(source: Any) -> None:
+    size = source.size()
+    if size < _SMALLEST:
+        raise ValueError(f"it has {size} bytes")
+    footer = int.from_bytes(source.read_at(4, size - 8), "little")
+    # Some copies are made of it before anything in it can be looked at.
+    if footer > _MOST_FOOTER and footer > _MOST_FOOTER_OF_FILE * size:
+        raise ValueError(f"its footer has {footer:,} of {size:,} bytes")
 
 
 def _require_file(status: os.stat_result, path: Path, what: str) -> None:

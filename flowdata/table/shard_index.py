@@ -1,9 +1,8 @@
 """ShardIndex: the shard, key and place of every sample."""
 
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -11,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import TableFileError
-from flowdata.files import local_path, replacing
+from flowdata.files import reason_of
+from flowdata.table.columns import StoredColumn, StoredFile, can_stay, compact_texts
+from flowdata.table.keys import plain_keys as plain_keys
 from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
+from flowdata.table.shard_lists import ShardLists, has_names
+from flowdata.table.writing import write_parquet
 
-METADATA_KEY = b"flowdata.shards"
 INDEX_KINDS = {
     "shard": Kind.TEXT,
     "key": Kind.TEXT,
@@ -22,9 +24,16 @@ INDEX_KINDS = {
     "size": Kind.INT64,
 }
 """The columns of an index."""
+MOST_ROWS_HELD = 1 << 20
+"""Tables and indexes of more rows than this stay in their file: a column, or the rows of a shard,
+are read when they are asked for."""
 
 _REMEDY = "index or score the shards again"
 _LARGEST = np.iinfo(np.int64).max
+_CONTRADICTION = (
+    "the places of the samples contradict each other: rows of a shard must follow one another "
+    "without overlap, inside the shard"
+)
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,14 @@ class ShardSamples:
 
     def key(self, place: int) -> str:
         """The key of one sample, counted from the first of the shard."""
-        key: str = self.keys[place].as_py()
-        return _unescaped(key) if _ESCAPE in key else key
+        return plain_keys(self.keys[place : place + 1])[0]
 
 
-@dataclass(frozen=True)
 class ShardIndex:
-    """Where the samples of tar shards lie, shard by shard, in their order.
+    """Where the samples of tar shards lie, shard by shard, in their order; not to be changed.
+
+    An index of more than `MOST_ROWS_HELD` rows that was loaded stays in its file: `of_shard` reads
+    the rows of a shard, and each of the columns is read when it is asked for, and then held.
 
     Attributes:
         shards: names of the shards, relative to the folder they share.
@@ -67,36 +77,97 @@ class ShardIndex:
             empty where it said nothing; none at all in an index of before that was kept.
     """
 
-    shards: tuple[str, ...]
-    shard: NDArray[np.int32]
-    keys: Any
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    compressed: NDArray[np.bool_]
-    versions: tuple[str, ...] = ()
+    def __init__(
+        self,
+        shards: tuple[str, ...],
+        shard: NDArray[np.int32] | None,
+        keys: Any,
+        offsets: Any,
+        sizes: Any,
+        lengths: NDArray[np.int64],
+        compressed: NDArray[np.bool_],
+        versions: tuple[str, ...] = (),
+        *,
+        rows: NDArray[np.int64] | None = None,
+        file: StoredFile | None = None,
+    ) -> None:
+        """Of columns that are held, or that give the values of a run of rows for a slice.
+
+        ``rows`` of each shard say the same as ``shard``, which then is None. The values of a
+        ``file`` are checked when they are read.
+        """
+        if rows is None:
+            # Numbers of another type would have numpy make a copy of the column in that.
+            numbers = np.arange(len(shards) + 1, dtype=np.int32)
+            rows = np.diff(np.searchsorted(np.asarray(shard, dtype=np.int32), numbers))
+        self.shards = shards
+        self.lengths = lengths
+        self.compressed = compressed
+        self.versions = versions
+        self._bounds = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._columns = {"key": keys, "offset": offsets, "size": sizes}
+        self._file = file
 
     def __len__(self) -> int:
-        return self.shard.size
+        return int(self._bounds[-1])
+
+    def __repr__(self) -> str:
+        return f"ShardIndex(shards={len(self.shards):,}, rows={len(self):,})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Columns that were read from a file are read by another process if it wants them.
+        read = ("shard", "keys", "offsets", "sizes")
+        return {name: value for name, value in vars(self).items() if name not in read}
+
+    @functools.cached_property
+    def shard(self) -> NDArray[np.int32]:
+        """Number of the shard of each row."""
+        numbers = np.arange(len(self.shards), dtype=np.int32)
+        return np.repeat(numbers, np.diff(self._bounds))
+
+    @functools.cached_property
+    def keys(self) -> Any:
+        """Key of each row."""
+        return self._columns["key"][:]
+
+    @functools.cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """First byte of each sample in its shard."""
+        return self._places()[0]
+
+    @functools.cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each sample."""
+        return self._places()[1]
 
     def key(self, row: int) -> str:
         """The key of one row."""
-        key: str = self.keys[row].as_py()
-        return _unescaped(key) if _ESCAPE in key else key
+        return plain_keys(self._columns["key"][row : row + 1])[0]
 
     def of_shard(self, number: int) -> ShardSamples:
-        """The samples of one shard, by its number in `shards`."""
-        first, end = self._first_rows(number, number + 2).tolist()
-        rows = slice(first, end)
-        return ShardSamples(first, self.keys[rows], self.offsets[rows], self.sizes[rows])
+        """The samples of one shard, by its number in `shards`.
+
+        Raises:
+            DamagedFileError: for an index in a file whose rows of the shard contradict each other,
+                or are not what was written.
+        """
+        first, end = self._bounds[number : number + 2].tolist()
+        keys, offsets, sizes = (column[first:end] for column in self._columns.values())
+        if self._file is not None:
+            limit = -1 if self.compressed[number] else self.lengths[number]
+            if not _places_agree(offsets, sizes, _LARGEST if limit < 0 else limit):
+                raise self._file.damaged(f"in {self.shards[number]}, {_CONTRADICTION}")
+        return ShardSamples(first, keys, offsets, sizes)
 
     def bounds(self) -> NDArray[np.int64]:
         """The first row of each shard, and n: shape (shards + 1,)."""
-        return self._first_rows(0, len(self.shards) + 1)
+        return self._bounds
 
-    def _first_rows(self, number: int, end: int) -> NDArray[np.int64]:
-        # Numbers of another type would have numpy make a copy of the column in that.
-        return np.searchsorted(self.shard, np.arange(number, end, dtype=np.int32))
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        offsets, sizes = self._columns["offset"][:], self._columns["size"][:]
+        if self._file is not None and not _all_places_agree(self, offsets, sizes):
+            raise self._file.damaged(_CONTRADICTION)
+        return offsets, sizes
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the index as Parquet, atomically.
@@ -104,15 +175,11 @@ class ShardIndex:
         Raises:
             TableFileError: when the directory is missing or cannot be written.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.table(self.columns()).replace_schema_metadata(self.metadata())
+        metadata, block = self.lists().stored()
         try:
-            with replacing(local_path(path, "index")) as temporary:
-                pq.write_table(table, temporary, write_page_checksum=True)
+            write_parquet(path, "index", len(self), self.columns(), metadata, block)
         except OSError as error:
-            raise TableFileError(f"cannot write the index {path}: {error}") from error
+            raise TableFileError(f"cannot write the index {path}: {reason_of(error)}") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> "ShardIndex":
@@ -127,151 +194,154 @@ class ShardIndex:
                     f"{path} is no index of shards (columns: {file.names[:20]}); make one with "
                     "flowdata index"
                 )
+            if file.rows > MOST_ROWS_HELD and can_stay(file):
+                return cls.in_file(file, StoredFile(file))
             return cls.from_file(file, file.read(INDEX_KINDS))
 
-    def columns(self) -> dict[str, Any]:
-        """The index as Arrow columns."""
+    def columns(self) -> dict[str, Callable[[slice], Any]]:
+        """For each column of a file, what gives the Arrow array of a run of rows."""
         import pyarrow as pa
 
-        names = pa.DictionaryArray.from_arrays(pa.array(self.shard), pa.array(self.shards))
-        values = (names, self.keys, pa.array(self.offsets), pa.array(self.sizes))
-        return dict(zip(INDEX_KINDS, values, strict=True))
-
-    def metadata(self) -> dict[bytes, bytes]:
-        """What is known of whole shards, for the metadata of a file."""
-        known = {
-            "shards": self.shards,
-            "lengths": self.lengths.tolist(),
-            "compressed": self.compressed.tolist(),
+        return {
+            "shard": self._names_of,
+            # One type for all runs, whatever each of them needs.
+            "key": lambda rows: self._columns["key"][rows].cast(pa.large_string()),
+            "offset": lambda rows: pa.array(self._columns["offset"][rows]),
+            "size": lambda rows: pa.array(self._columns["size"][rows]),
         }
-        if any(self.versions):
-            known["versions"] = self.versions
-        return {METADATA_KEY: json.dumps(known).encode()}
+
+    def lists(self) -> ShardLists:
+        """What is known of whole shards."""
+        rows = np.diff(self._bounds)
+        return ShardLists(self.shards, self.lengths, self.compressed, self.versions, rows)
+
+    def _names_of(self, rows: slice) -> Any:
+        """The names of the shards of a run of rows, each of these shards once."""
+        import pyarrow as pa
+
+        first, last = np.searchsorted(self._bounds, [rows.start, rows.stop - 1], "right") - 1
+        inside = np.clip(self._bounds[first : last + 2], rows.start, rows.stop)
+        numbers = np.repeat(np.arange(inside.size - 1, dtype=np.int32), np.diff(inside))
+        names = pa.array(self.shards[first : last + 1], pa.string())
+        return pa.DictionaryArray.from_arrays(pa.array(numbers), names)
 
     @classmethod
     def from_file(cls, file: ParquetColumns, columns: Mapping[str, Any]) -> "ShardIndex":
-        """The index of a file that has the four columns.
+        """The index of a file whose four columns were read.
 
         Raises:
             DamagedFileError: when they contradict each other.
         """
         if missing := INDEX_KINDS.keys() - columns.keys():
             raise file.damaged(f"it has no column {', '.join(sorted(missing))}")
-        known = file.json(METADATA_KEY)
-        names = _list_of(file, known, "shards", str)
-        if len(set(names or ())) != len(names or ()):
-            raise file.damaged("it has a shard twice")
-        shards, shard = _numbered(file, columns["shard"], names)
-        lengths = _list_of(file, known, "lengths", int, len(shards), default=-1)
-        if min(lengths, default=0) < -1 or max(lengths, default=0) > _LARGEST:
-            raise file.damaged("a shard has no possible length")
-        index = cls(
-            shards,
-            shard,
-            compact_keys(columns["key"]),
-            columns["offset"].to_numpy(),
-            columns["size"].to_numpy(),
-            np.array(lengths, dtype=np.int64),
-            np.array(
-                _list_of(file, known, "compressed", bool, len(shards), default=False),
-                dtype=np.bool_,
-            ),
-            tuple(_list_of(file, known, "versions", str, len(shards), default="")),
-        )
+        lists = _counted(file, columns["shard"].chunks)
+        offsets, sizes = columns["offset"].to_numpy(), columns["size"].to_numpy()
+        index = cls._of(lists, compact_texts(columns["key"]), offsets, sizes)
         # Readers seek to these places and read these sizes: a damaged index must not reach them.
-        if not index._places_agree():
-            raise file.damaged(
-                "the places of the samples contradict each other: rows of a shard must follow one "
-                "another without overlap, inside the shard"
-            )
+        if not _all_places_agree(index, offsets, sizes):
+            raise file.damaged(_CONTRADICTION)
         return index
 
-    def _places_agree(self) -> bool:
-        steps = np.diff(self.offsets) - self.sizes[:-1]
-        known = (self.lengths >= 0) & ~self.compressed
-        limits = np.where(known, self.lengths, _LARGEST)[self.shard]
-        return bool(
-            (np.diff(self.shard) >= 0).all()
-            and ((steps >= 0) | (np.diff(self.shard) > 0)).all()
-            and (self.offsets >= 0).all()
-            and (self.sizes > 0).all()
-            and (self.sizes <= limits - self.offsets).all()
+    @classmethod
+    def in_file(cls, file: ParquetColumns, stored: StoredFile) -> "ShardIndex":
+        """The index of a file that stays there, but for what is known of whole shards.
+
+        Raises:
+            DamagedFileError: for a file without the columns, or with impossible lists of shards.
+        """
+        file.check_kinds(INDEX_KINDS)
+        lists = ShardLists.read(file, ()) if has_names(file) else None
+        if lists is None or lists.rows is None:
+            kind = {"shard": Kind.TEXT}
+            lists = _counted(file, (batch["shard"] for batch in file.batches(kind)))
+        keys, offsets, sizes = (
+            StoredColumn(stored, name, INDEX_KINDS[name]) for name in ("key", "offset", "size")
+        )
+        return cls._of(lists, keys, offsets, sizes, stored)
+
+    @classmethod
+    def _of(
+        cls, lists: ShardLists, keys: Any, offsets: Any, sizes: Any, file: StoredFile | None = None
+    ) -> "ShardIndex":
+        return cls(
+            lists.names,
+            None,
+            keys,
+            offsets,
+            sizes,
+            lists.lengths,
+            lists.compressed,
+            lists.versions,
+            rows=lists.rows,
+            file=file,
         )
 
 
-def _list_of(
-    file: ParquetColumns,
-    known: Mapping[str, Any],
-    name: str,
-    kind: type,
-    size: int | None = None,
-    default: Any = None,
-) -> Any:
-    """What is known of each shard; the default of each where it is not.
+def _all_places_agree(
+    index: ShardIndex, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> bool:
+    known = (index.lengths >= 0) & ~index.compressed
+    limits = np.where(known, index.lengths, _LARGEST)
+    begins = np.zeros(len(index) + 1, dtype=np.bool_)
+    begins[index.bounds()] = True
+    rows = np.diff(index.bounds())
+    return _places_agree(offsets, sizes, np.repeat(limits, rows), begins[1:-1])
 
-    Raises:
-        DamagedFileError: for values of another type or number.
+
+def _places_agree(
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    limits: NDArray[np.int64] | int,
+    begins: NDArray[np.bool_] | bool = False,
+) -> bool:
+    """Whether samples follow one another, inside their shards.
+
+    Args:
+        offsets, sizes: of the samples, shape (m,).
+        limits: bytes of their shards.
+        begins: whether each but the first is the first of its shard.
     """
-    if name not in known:
-        return None if size is None else [default] * size
-    values = known[name]
-    # Exactly: True is an int to isinstance.
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise file.damaged(f"its {name} are no list of {kind.__name__}")
-    if size is not None and len(values) != size:
-        raise file.damaged(f"it has {size:,} shards, but {name} of {len(values):,}")
-    return values
+    steps = np.diff(offsets) - sizes[:-1]
+    return bool(
+        ((steps >= 0) | begins).all()
+        and (offsets >= 0).all()
+        and (sizes > 0).all()
+        and (sizes <= limits - offsets).all()
+    )
 
 
-def _numbered(
-    file: ParquetColumns, column: Any, shards: list[str] | None
-) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The shards of an index, those without samples too, and the number of each row's.
+def _counted(file: ParquetColumns, texts: Iterable[Any]) -> ShardLists:
+    """What a file knows of its shards, with the rows that the column of their names has of each.
 
     Raises:
-        DamagedFileError: for a row of a shard that is not among those of the file.
+        DamagedFileError: for rows of a shard that is not among those of the file, that are not
+            together, or are not as many as the file says.
     """
     import pyarrow as pa
 
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    column = column.unify_dictionaries().combine_chunks()
-    found = column.dictionary.to_pylist()
-    every = found if shards is None else shards
-    numbers = {name: number for number, name in enumerate(every)}
-    if unknown := [name for name in found if name not in numbers]:
-        raise file.damaged(
-            f"it has rows of the shard {unknown[0]!r:.200}, which is not among its shards"
-        )
-    of_found = np.array([numbers[name] for name in found], dtype=np.int32)
-    return tuple(every), of_found[column.indices.to_numpy()]
-
-
-# No name in a tar header has a zero in it.
-_ESCAPE = "\0"
-_ESCAPED = re.compile(f"{_ESCAPE}([0-9a-f]{{2}})")
-_NO_UTF8 = re.compile("[\udc80-\udcff]")
-
-
-def escaped_key(key: str) -> str:
-    """A key as UTF-8 can hold it: bytes that are not UTF-8, which Python keeps as surrogates."""
-    return _NO_UTF8.sub(lambda match: f"{_ESCAPE}{ord(match[0]) & 0xFF:02x}", key)
-
-
-def plain_keys(column: Any) -> list[str]:
-    """The keys in an Arrow column, as WebDataset has them."""
-    keys: list[str] = column.to_pylist()
-    return [_unescaped(key) for key in keys] if any(_ESCAPE in key for key in keys) else keys
-
-
-def _unescaped(key: str) -> str:
-    return _ESCAPED.sub(lambda match: chr(0xDC00 | int(match[1], 16)), key)
-
-
-def compact_keys(keys: Any) -> Any:
-    """Keys in one piece, with offsets of 4 bytes where they are below 2 GB together."""
-    import pyarrow as pa
-
-    # pyarrow 26: offsets of `string` are int32, those of `large_string` int64.
-    keys = keys.cast(pa.string() if keys.nbytes < 1 << 31 else pa.large_string())
-    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+    lists = ShardLists.read(file, ()) if has_names(file) else None
+    numbers = {} if lists is None else {name: number for number, name in enumerate(lists.names)}
+    counts = np.zeros(len(numbers), dtype=np.int64)
+    last = 0
+    for some in texts:
+        column = some if pa.types.is_dictionary(some.type) else some.dictionary_encode()
+        found = column.dictionary.to_pylist()
+        if lists is None:
+            for name in found:
+                numbers.setdefault(name, len(numbers))
+            counts = np.pad(counts, (0, len(numbers) - counts.size))
+        if unknown := [name for name in found if name not in numbers]:
+            raise file.damaged(
+                f"it has rows of the shard {unknown[0]!r:.200}, which is not among its shards"
+            )
+        of_found = np.array([numbers[name] for name in found], dtype=np.int64)
+        shard = of_found[column.indices.to_numpy()]
+        begins = np.flatnonzero(np.diff(shard, prepend=-1))
+        if (np.diff(shard[begins], prepend=last) < 0).any():
+            raise file.damaged(_CONTRADICTION)
+        counts[shard[begins]] += np.diff(begins, append=shard.size)
+        last = int(shard[-1])
+    lists = lists or ShardLists.read(file, tuple(numbers))
+    if lists.rows is not None and not np.array_equal(lists.rows, counts):
+        raise file.damaged("its shards have other numbers of rows than it says")
+    return replace(lists, rows=counts)

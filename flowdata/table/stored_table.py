@@ -1,6 +1,7 @@
 """The file of a loss table, read without believing it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
@@ -9,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import TableFileError
+from flowdata.table.columns import StoredColumn, StoredFile, can_stay
 from flowdata.table.parquet import Kind, ParquetColumns, flattened, open_parquet
 from flowdata.table.provenance import SCHEMA_VERSION, Provenance
-from flowdata.table.shard_index import INDEX_KINDS, ShardIndex
+from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
 
 METADATA_KEY = b"flowdata"
 LOSS = "loss"
@@ -27,8 +29,8 @@ class StoredTable:
     """What the file of a loss table holds."""
 
     provenance: Provenance
-    losses: NDArray[np.float32]
-    n_tokens: NDArray[np.int32] | None
+    losses: NDArray[np.float32] | StoredColumn
+    n_tokens: NDArray[np.int32] | StoredColumn | None
     token_losses: NDArray[np.float32] | None
     index: ShardIndex | None
 
@@ -47,10 +49,25 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
             for name, kind in _KINDS.items()
             if name in file.names and (tokens or name != TOKEN_LOSSES)
         }
+        if file.rows > MOST_ROWS_HELD and not tokens and can_stay(file):
+            return _left_in_file(provenance, file, wanted)
         columns = file.read(wanted)
         n_tokens, token_losses = read_tokens(file, columns)
         index = ShardIndex.from_file(file, columns) if INDEX_KINDS.keys() & wanted else None
         return StoredTable(provenance, columns[LOSS].to_numpy(), n_tokens, token_losses, index)
+
+
+def _left_in_file(
+    provenance: Provenance, file: ParquetColumns, wanted: Mapping[str, Kind]
+) -> StoredTable:
+    file.check_kinds(wanted)
+    stored = StoredFile(file)
+    losses = StoredColumn(stored, LOSS, Kind.FLOAT32)
+    n_tokens = None
+    if N_TOKENS in wanted:
+        n_tokens = StoredColumn(stored, N_TOKENS, Kind.INT32, lowest=0)
+    index = ShardIndex.in_file(file, stored) if INDEX_KINDS.keys() & wanted else None
+    return StoredTable(provenance, losses, n_tokens, None, index)
 
 
 def read_tokens(

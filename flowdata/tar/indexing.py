@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from flowdata.errors import ShardError
-from flowdata.table.shard_index import ShardIndex, compact_keys, escaped_key
+from flowdata.table.columns import compact_texts
+from flowdata.table.keys import escaped_key
+from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.names import shard_names
 from flowdata.tar.samples import TarSample, walk
@@ -75,7 +77,7 @@ def _join(names: tuple[str, ...], parts: Sequence[_Part]) -> ShardIndex:
     return ShardIndex(
         names,
         np.repeat(np.arange(len(parts), dtype=np.int32), counts),
-        compact_keys(pa.concat_arrays([part.keys for part in parts])),
+        compact_texts(pa.concat_arrays([part.keys for part in parts])),
         offsets,
         sizes,
         np.array([part.identity.length for part in parts], dtype=np.int64),

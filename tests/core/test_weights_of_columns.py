@@ -56,6 +56,17 @@ def both(losses, **options):
         )
 
 
+def refusal(source, **options):
+    """Why no weights can be made of losses, empty if they can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FlowDataWarning)
+        try:
+            FlowWeights.from_kept_losses(source, **options)
+        except InvalidLossError as error:
+            return str(error)
+    return ""
+
+
 def figures(weights):
     figures = [weights.temperature, weights.total, weights.ess, weights.fingerprint]
     return [*figures, weights.mean, weights.max, weights.summary(), repr(weights)]
@@ -77,14 +88,12 @@ def parts(weights, step=40_001):
 )
 def test_all_figures_have_the_bits_of_those_of_an_array(rows, seed, temperature, kind, normalize):
     losses = losses_of(rows, seed, kind)
-    try:
-        held, read = both(losses, temperature=temperature, normalize=normalize)
-    except InvalidLossError as error:
-        assert "is 0 because" in str(error)
-        with pytest.raises(InvalidLossError) as same:
-            FlowWeights.from_kept_losses(Column(losses), temperature=temperature)
-        assert str(same.value) == str(error)
+    errors = [refusal(source, temperature=temperature) for source in (losses, Column(losses))]
+    assert errors[0] == errors[1]
+    if errors[0]:
+        assert "is 0 because" in errors[0]
         return
+    held, read = both(losses, temperature=temperature, normalize=normalize)
     assert figures(read) == figures(held)
     assert np.array_equal(parts(read), held.relative)
     assert np.array_equal(read.relative, held.relative)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import webdataset as wds
 from scipy import stats
-from shard_files import name_of, names, write_shards
+from shard_files import name_of, names, planned, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
-from flowdata import FlowDataWarning, FlowShards, LossTable, MismatchError
-from flowdata.core.shard_plan import ShardPlan
+from flowdata import Access, FlowDataWarning, FlowShards, LossTable, MismatchError, ShardRows
 from flowdata.streaming import resample as resample_module
 from flowdata.streaming.resample import resample
 from flowdata.tar.indexing import index_shards
@@ -25,12 +24,6 @@ OPTIONS = {"epoch_size": 400, "seed": 3}
 def pipeline(urls, stage, **options):
     options = {"shardshuffle": False, "nodesplitter": None, "empty_check": False} | options
     return wds.WebDataset(urls, **options).compose(stage)
-
-
-def planned(table, epoch=0, **options):
-    """How often each sample is drawn in an epoch."""
-    counts = ShardPlan(table, table.index.bounds(), epoch=epoch, **options).counts().tolist()
-    return Counter({name: n for name, n in zip(names(table), counts, strict=True) if n})
 
 
 def names_of(samples):
@@ -244,3 +237,20 @@ def test_it_draws_as_flowshards_of_the_same_seed_does(urls, table, scheme):
     dataset, stream = pipeline(urls, resample(table, **options)), FlowShards(urls, table, **options)
     for _ in range(2):
         assert names_of(dataset) == names_of(stream)
+
+
+def test_commands_are_the_shards_of_a_table_for_streams_and_rows_too(folder, table):
+    urls = [f"pipe:cat {folder}/s-{shard}.tar || true" for shard in range(5)]
+    access = Access(allow_pipe=True)
+    stream = FlowShards(urls[::-1], table, access=access, **OPTIONS)
+    assert names_of(stream) == planned(table, **OPTIONS)
+    rows = ShardRows(urls, index=table.index, access=access)
+    assert [name_of(rows[row]) for row in (0, 60, 330)] == ["0/0", "2/7", "4/76"]
+    with pytest.raises(MismatchError, match=r"knows no shard pipe:cat .*s-5\.tar"):
+        FlowShards([*urls, f"pipe:cat {folder}/s-5.tar"], table, access=access)
+    # Scored through commands, and read from the disk.
+    piped = index_shards(urls, access=access, progress=False)
+    assert piped.shards == table.index.shards
+    paths = [f"{folder}/s-{shard}.tar" for shard in range(5)]
+    local = FlowShards(paths, piped, table.weights(), **OPTIONS)
+    assert names_of(local) == planned(table, **OPTIONS)

@@ -1,40 +1,30 @@
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 import torch.distributed as dist
+from launching import PROGRAMS, ForkedRanks, environment
 from scoring_lines import rows_saved
 
 from flowdata import FlowDataError, LossTable
 from flowdata.scoring.ranks import Ranks
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "score_rows.py"
+PROGRAM = PROGRAMS / "score_rows.py"
 ROWS = 101
 
 
 def start(ranks, config):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), str(PROGRAM), json.dumps(config)]
-    return subprocess.Popen(
-        command,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    output = Path(config["log"] + ".txt")
+    return ForkedRanks([str(PROGRAM), json.dumps(config)], environment(), output, ranks), output
 
 
-def finish(process, *, code=0):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == code, out
-    return out
+def finish(started, *, code=0):
+    running, output = started
+    assert running.wait(300) == code, output.read_text()
+    return output.read_text()
 
 
 def configured(folder, **options):
@@ -82,19 +72,13 @@ def test_ranks_share_the_rows_and_all_get_the_whole_table(tmp_path, alone, ranks
 @pytest.mark.slow
 def test_two_ranks_finish_what_three_began(tmp_path, alone):
     slow = configured(tmp_path, pause=0.02)
-    process = start(3, slow)
+    running, output = start(3, slow)
     deadline = time.monotonic() + 120
     while logged(slow).total() < ROWS // 2:
-        assert process.poll() is None, process.communicate()
+        assert running.are_running(), output.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    # torchrun puts its workers into sessions of their own: each has to be killed.
-    for child in [
-        psutil.Process(process.pid),
-        *psutil.Process(process.pid).children(recursive=True),
-    ]:
-        child.kill()
-    process.communicate()
+    running.kill()
     begun = logged(slow)
     config = configured(tmp_path)
     finish(start(2, config))

@@ -34,6 +34,18 @@ PRELOADED = [
 ]
 
 
+def environment():
+    """Of programs."""
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        # For the process that loader workers are forked from.
+        "PYTHONPATH": os.pathsep.join(
+            [str(PROGRAMS), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+
+
 def torchrun(program, config, folder, *, processes=2, fails=False, itself=LONG):
     """The outcome of a program, read from the JSON file that it is told to write.
 
@@ -44,17 +56,9 @@ def torchrun(program, config, folder, *, processes=2, fails=False, itself=LONG):
     out, path = folder / "out.json", folder / "config.json"
     out.unlink(missing_ok=True)
     path.write_text(json.dumps(config | {"out": str(out)}))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        # For the process that loader workers are forked from.
-        "PYTHONPATH": os.pathsep.join(
-            [str(PROGRAMS), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
-        ),
-    }
-    start = _by_torchrun if itself else _forked
     command = [str(PROGRAMS / program), str(path)]
-    code = start(command, environment, folder / OUTPUT, processes)
+    start = _by_torchrun if itself else _forked
+    code = start(command, environment(), folder / OUTPUT, processes)
     expected = isinstance(code, int) and (code != 0) == fails
     assert expected, f"{program}: {code}\n{(folder / OUTPUT).read_text()}"
     return None if fails else json.loads(out.read_text())
@@ -77,45 +81,69 @@ def _by_torchrun(command, environment, output, processes):
 
 
 def _forked(command, environment, output, processes):
-    output.write_text("")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(processes):
-        named = {
-            "LOCAL_RANK": rank,
-            "RANK": rank,
-            "LOCAL_WORLD_SIZE": processes,
-            "WORLD_SIZE": processes,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "TORCHELASTIC_RUN_ID": "none",
-            "TORCHELASTIC_RESTART_COUNT": 0,
-            "TORCHELASTIC_MAX_RESTARTS": 0,
-        }
-        its_own = dict(environment) | {name: str(value) for name, value in named.items()}
-        ranks.append(context.Process(target=_rank, args=(command, its_own, output)))
-        ranks[-1].start()
-    forked_from = psutil.Process(ranks[0].pid).ppid()
-    end, code = time.monotonic() + TIMEOUT, 0
-    # As torchrun does, the others are ended where one has failed.
-    while not code and (left := [rank for rank in ranks if rank.exitcode is None]):
-        wait([rank.sentinel for rank in left], max(end - time.monotonic(), 0))
-        code = next((rank.exitcode for rank in ranks if rank.exitcode), 0)
-        if time.monotonic() > end:
-            code = f"still running after {TIMEOUT} s"
-    if code:
-        for rank in ranks:
+    return ForkedRanks(command, environment, output, processes).wait(TIMEOUT)
+
+
+class ForkedRanks:
+    """Ranks that were started.
+
+    Args:
+        command: a program and its arguments.
+        environment: of each, but for what torchrun gives.
+        output: the file for what they print.
+        processes: how many.
+    """
+
+    def __init__(self, command, environment, output, processes):
+        output.write_text("")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.ranks = []
+        for rank in range(processes):
+            named = {
+                "LOCAL_RANK": rank,
+                "RANK": rank,
+                "LOCAL_WORLD_SIZE": processes,
+                "WORLD_SIZE": processes,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "TORCHELASTIC_RUN_ID": "none",
+                "TORCHELASTIC_RESTART_COUNT": 0,
+                "TORCHELASTIC_MAX_RESTARTS": 0,
+            }
+            its_own = dict(environment) | {name: str(value) for name, value in named.items()}
+            self.ranks.append(context.Process(target=_rank, args=(command, its_own, output)))
+            self.ranks[-1].start()
+        self._forked_from = psutil.Process(self.ranks[0].pid).ppid()
+
+    def are_running(self):
+        return all(rank.exitcode is None for rank in self.ranks)
+
+    def wait(self, seconds):
+        """The exit code of the first that failed, or 0; or a text if they were still running."""
+        end, code = time.monotonic() + seconds, 0
+        while not code and (left := [rank for rank in self.ranks if rank.exitcode is None]):
+            wait([rank.sentinel for rank in left], max(end - time.monotonic(), 0))
+            code = next((rank.exitcode for rank in self.ranks if rank.exitcode), 0)
+            if time.monotonic() > end:
+                code = f"still running after {seconds} s"
+        # As torchrun does, the others are ended where one has failed, but not at once.
+        for rank in self.ranks:
+            rank.join(1 if code else None)
+        self.kill()
+        return code
+
+    def kill(self):
+        for rank in self.ranks:
             rank.kill()
-    for rank in ranks:
-        rank.join()
-    # Loader workers do not see the end of a rank that was killed: their parent is another process.
-    for process in psutil.Process(forked_from).children():
-        process.kill()
-    return code
+        for rank in self.ranks:
+            rank.join()
+        # Loader workers do not see the end of a rank that was killed, whose children they are not.
+        for process in psutil.Process(self._forked_from).children():
+            process.kill()
 
 
 def _rank(command, environment, output):

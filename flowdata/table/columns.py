@@ -152,15 +152,16 @@ class StoredColumn:
         return self._joined(parts)
 
     def _joined(self, parts: list[Any]) -> Any:
+        """The values in a piece of their own: a few rows do not keep a whole group in memory."""
         import pyarrow as pa
 
-        if len(parts) == 1:
-            return parts[0]
-        if self._kind is Kind.TEXT:
-            return compact_texts(pa.chunked_array([part.cast(pa.large_string()) for part in parts]))
-        joined = np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
-        joined.flags.writeable = False
-        return joined
+        if self._kind is not Kind.TEXT:
+            joined = np.concatenate(parts or [np.empty(0, dtype=self.dtype)])
+            joined.flags.writeable = False
+            return joined
+        if sum(part.nbytes for part in parts) >= 1 << 31:
+            parts = [part.cast(pa.large_string()) for part in parts]
+        return pa.concat_arrays(parts or [pa.array([], pa.string())])
 
 
 def can_stay(file: ParquetColumns) -> bool:

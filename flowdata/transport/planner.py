@@ -6,11 +6,15 @@ from numpy.typing import NDArray
 from flowdata.transport.speeds import Speed
 
 GAP = 16_384
-"""Bytes between two samples that are read over anyway: about what disks and kernels read ahead."""
+"""Bytes between two samples of a file that are read over: about what disks and kernels do."""
 LARGEST, SMALLEST = 1 << 23, 1 << 18
 """Bytes of a request at most, unless one sample is larger, and of one that is made shorter."""
-NEARBY = 0.002
-"""Seconds to a first byte below which it is work of processors, not a way: asking anew is cheap."""
+# What the latter are where there is enough to do for all connections.
+_LEAST_OF_MANY = 1 << 21
+NEARBY = 0.005
+"""Seconds to a first byte below which it is work of processors, not a way."""
+# There reading is work too, so not much is read over; but a request is work for some more bytes.
+_REACH_NEARBY, _OVERREAD_NEARBY = 1 << 18, 1.1
 ON_DISK = Speed(0.0, 1e9)
 """What a plan for a file on this machine is made for."""
 
@@ -28,8 +32,8 @@ def plan_requests(
     Requests cost ``(requests * latency + bytes / bandwidth) / connections``, and no less than the
     longest of them. So a gap is read over if its bytes come sooner than the answer to one request
     more would, ``latency * bandwidth``; the smallest gaps first, as far as ``most_overread``
-    allows. What is longer than that is cut at borders of samples, into requests that run side by
-    side: there the larger of two costs is at most twice the smaller.
+    allows. What is longer than twice that is cut at borders of samples, so that it comes side by
+    side; where that is less than all connections can have, it is cut into shorter parts.
 
     Args:
         offsets: first byte of each sample, ascending, shape (n,).
@@ -48,12 +52,20 @@ def plan_requests(
     """
     ends = offsets + sizes
     gaps = offsets[1:] - ends[:-1]
-    reach = speed.latency * speed.bandwidth if speed.latency >= NEARBY else 0.0
-    begins = ~_read_over(gaps, max(reach, GAP), (most_overread - 1) * int(sizes.sum()))
+    if speed == ON_DISK:
+        reach, request = GAP, LARGEST
+    elif speed.latency < NEARBY:
+        reach, request = _REACH_NEARBY, LARGEST
+        most_overread = min(most_overread, _OVERREAD_NEARBY)
+    else:
+        reach = speed.latency * speed.bandwidth
+        request = max(2 * reach, _LEAST_OF_MANY)
+    begins = ~_read_over(gaps, reach, (most_overread - 1) * int(sizes.sum()))
     runs = np.flatnonzero(np.concatenate([[True], begins]))
     lasts = np.append(runs[1:], offsets.size)
     lengths = ends[lasts - 1] - offsets[runs]
-    most = _request_size(reach, int(lengths.sum()), connections)
+    # Work for all connections, but not so little that it is mostly on its way.
+    most = int(min(max(min(request, lengths.sum() / connections), SMALLEST), LARGEST))
     if lengths.max() <= most:
         return runs.tolist()
     firsts: list[int] = []
@@ -70,12 +82,6 @@ def _read_over(gaps: NDArray[np.int64], reach: float, budget: float) -> NDArray[
         order = np.argsort(gaps, kind="stable")
         chosen[order[np.cumsum(gaps[order]) > budget]] = False
     return chosen
-
-
-def _request_size(reach: float, total: int, connections: float) -> int:
-    """Bytes of a request, about: as long on its way as in coming, and work for all connections."""
-    size = min(reach or LARGEST, total / connections)
-    return int(min(max(size, SMALLEST), LARGEST))
 
 
 def _even(length: int, most: int) -> int:

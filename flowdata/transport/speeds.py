@@ -17,7 +17,7 @@ _MEMORY, _LONG_MEMORY = 64, 1024
 _SMALLEST_BODY = 1 << 18
 _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 3, 0.01
 # A request is overdue when it takes so many times as long as most, and so many seconds more.
-_PATIENCE, _LEAST_FACTOR, _GRACE = 2.0, 3.0, 0.1
+_PATIENCE, _LEAST_FACTOR, _GRACE = 2.0, 3.0, 0.2
 
 
 class Speed(NamedTuple):
@@ -95,7 +95,9 @@ class Speeds:
             if math.isnan(first_byte):
                 first_byte = max(seconds - size / speed.bandwidth, 0.0)
             self._first_bytes.append(first_byte)
-            self._latency = heapq.nsmallest(2, self._first_bytes)[-1]
+            # Among the probes are no exceptions that are shorter.
+            rank = 1 + (len(self._first_bytes) > _MOST_PROBES)
+            self._latency = heapq.nsmallest(rank, self._first_bytes)[-1]
             if size >= _SMALLEST_BODY:
                 # Bytes that wait in the socket while the thread does not run are no fast body.
                 self._rates.append(size / max(seconds - speed.latency, seconds / 10, 1e-6))

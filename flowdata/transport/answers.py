@@ -3,19 +3,15 @@
 import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from flowdata.transport.access import BadAnswerError, Buffer, RefusedError, Span
+from flowdata.transport.access import BadAnswerError, RefusedError
 from flowdata.transport.identity import Identity
 
-LARGEST_PART_HEADER = 1024
-"""Bytes before each body of an answer of several parts."""
 # Statuses of failures that may pass: time-outs, too many requests, and servers that are in trouble.
 _RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RANGE = re.compile(r"bytes +(?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)", re.IGNORECASE)
-_PART_RANGE = re.compile(rb"\r\ncontent-range: *([^\r\n]+)", re.IGNORECASE)
-_BOUNDARY = re.compile(r'boundary="?([^";]+)', re.IGNORECASE)
 _DIGITS = re.compile(r"\d{1,18}")
 _PACKED = frozenset({"br", "compress", "dcb", "dcz", "deflate", "x-compress", "zstd"})
 
@@ -105,42 +101,3 @@ def _seconds_to_wait(headers: Mapping[str, str]) -> float:
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         now = parsedate_to_datetime(headers.get("Date", "")).timestamp()
     return max(until - now, 0.0)
-
-
-def split_multipart(
-    content: bytes, kind: str, spans: Sequence[Span], length: int
-) -> list[Buffer] | None:
-    """The bodies of an answer of several parts; None if they are not these spans in this order.
-
-    Args:
-        content: of the answer.
-        kind: its Content-Type.
-        spans: that were asked for.
-        length: bytes of the whole shard, -1 where unknown.
-
-    Raises:
-        EOFError: for fewer parts.
-    """
-    boundary = _BOUNDARY.search(kind)
-    delimiter = b"--" + boundary[1].strip().encode("latin-1") if boundary else b"--"
-    view, start = memoryview(content), 0
-    bodies: list[Buffer] = []
-    for offset, size in spans:
-        end = content.find(b"\r\n\r\n", start, start + LARGEST_PART_HEADER)
-        head = content[start : end + 2]
-        found = _PART_RANGE.search(head)
-        if end < 0 or found is None:
-            raise EOFError(f"only {len(bodies)} of {len(spans)} ranges came")
-        first, count, total = content_range(found[1].decode("latin-1"))
-        # Where no delimiter is, the part before was not as long as it said.
-        if (
-            not head.removeprefix(b"\r\n").startswith(delimiter)
-            or (first, count) != (offset, size)
-            or (total != length and -1 not in (total, length))
-        ):
-            return None
-        start = end + 4 + size
-        if start > len(content):
-            raise EOFError(f"only {len(bodies)} of {len(spans)} ranges came whole")
-        bodies.append(view[end + 4 : start])
-    return bodies if content[start:].startswith(b"\r\n" + delimiter) else None

@@ -87,7 +87,7 @@ class FsspecTransport:
         """One of these spans, to be read by any thread."""
 
         def attempt(_: Fetch) -> Buffer:
-            content = self._files.cat_file(self._path, start=offset, end=offset + size)
+            content: bytes = self._files.cat_file(self._path, start=offset, end=offset + size)
             return require_complete(content, size, offset, redact(self._url))
 
         return Fetch(attempt, self._url, self._access)

@@ -3,14 +3,12 @@
 import contextlib
 import functools
 import io
-import os
 import threading
-import urllib.request
-from collections.abc import Iterator, Sequence
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from urllib.parse import urlsplit
 
 from flowdata.errors import ShardError
+from flowdata.transport import connections, exchange
 from flowdata.transport.access import (
     Access,
     BadAnswerError,
@@ -20,59 +18,50 @@ from flowdata.transport.access import (
     RefusedError,
     Span,
 )
-from flowdata.transport.answers import (
-    LARGEST_PART_HEADER,
-    content_length,
-    content_range,
-    identity_of,
-    refusal,
-    require_plain,
-    split_multipart,
-)
+from flowdata.transport.answers import content_range, identity_of
+from flowdata.transport.connections import Response
 from flowdata.transport.fetching import Fetch
-from flowdata.transport.identity import UNKNOWN, Identity, place_of
-from flowdata.transport.pace import holding_sockets, paced_pools
+from flowdata.transport.identity import UNKNOWN, Identity, changed, place_of
+from flowdata.transport.pace import Pace
 from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import require_complete, retry
 from flowdata.transport.urls import redact
+from flowdata.version import __version__
 
-# Statuses of a server that does not take several ranges, or so many, in one request.
-_MULTIRANGE_REFUSED = frozenset({400, 413, 416, 431})
-# Ranges of one request: its header has to stay below what servers take.
-_MOST_RANGES = 64
-_LARGEST_REQUEST = 1 << 24
-# Bytes of an error's text that are read so that its connection can be used again.
-_LARGEST_DRAINED = 1 << 16
+# Statuses of an answer to If-Match, and of one that is not the range that was asked for.
+_CHANGED, _NO_SUCH_RANGE = 412, 416
 # What this process knows of hosts, by their names.
 _HOST_SUPPORTS_RANGES: dict[str, bool] = {}
-_ONE_RANGE_ONLY: set[str] = set()
 
 
 class HttpTransport:
     """A shard on an HTTP or HTTPS server.
 
-    Several ranges are asked for in one request (RFC 9110, section 15.3.7.2), which costs one
-    round trip; a server that does not give them so is asked for one after another from then on.
     Whatever an answer says of the shard's length and version has to be what is expected, and what
-    answers before it said.
+    answers before it said; servers are asked for a range only of that version (If-Match).
     """
 
     def __init__(self, url: str, access: Access, expected: Identity = UNKNOWN) -> None:
         self._url, self._access, self._name = url, access, redact(url)
-        self._host, self._place = _host(url), place_of(url)
+        self._host, self._place = urlsplit(url).netloc.rpartition("@")[2], place_of(url)
         self._request_url = (
             urlsplit(url)._replace(netloc=self._host).geturl() if "@" in url else url
         )
-        self._proxy = _proxy(url, self._host)
-        # Compressed on the way, byte ranges would be those of the compressed content.
         self._headers = (
-            {"Accept-Encoding": "identity"} | _basic_auth_headers(url) | dict(access.headers)
+            # Compressed on the way, byte ranges would be those of the compressed content.
+            {"Accept-Encoding": "identity", "User-Agent": f"flowdata/{__version__}"}
+            | connections.basic_auth_headers(url)
+            | dict(access.headers)
         )
+        self._head = exchange.head_of(self._request_url, self._headers)
+        self._idle = connections.IdleConnections(self._request_url, access)
         self._known = expected
         self._when = "it was first read" if expected == UNKNOWN else "it was indexed"
+        self._said: tuple[str | None, str | None, int] | None = None
         self._lock = threading.Lock()
+        self._takes_if_match = True
         self._supports_ranges = True
-        self._full_response: _Response | None = None
+        self._full_response: Response | None = None
         self._stream: ResumedStream | None = None
         self._is_whole = False
 
@@ -102,23 +91,14 @@ class HttpTransport:
 
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
         """Exactly these bytes, span by span."""
-        if spans and self._host not in _HOST_SUPPORTS_RANGES:
-            # One range first, alone: a server without ranges would send its whole shard twice.
-            yield self._read_one(*spans[0])
-            spans = spans[1:]
-        for group in _group_spans(spans):
-            contents = None
-            if len(group) > 1 and self._host not in _ONE_RANGE_ONLY:
-                contents = self._read_multirange(group)
-            if contents is None:
-                contents = [self._read_one(*span) for span in group]
-            yield from contents
+        for offset, size in spans:
+            yield retry(functools.partial(self._attempt, offset, size), self._url, self._access)
 
     def fetch(self, offset: int, size: int) -> Fetch:
         """One of these spans, to be read by any thread."""
 
         def attempt(fetch: Fetch) -> Buffer:
-            with holding_sockets(fetch.holds):
+            with connections.holding_sockets(fetch.holds):
                 return self._attempt(offset, size, fetch)
 
         return Fetch(attempt, self._url, self._access)
@@ -145,52 +125,98 @@ class HttpTransport:
             if response.status == 206:
                 length = content_range(response.headers.get("Content-Range", ""))[2]
             # Servers without an answer to HEAD say 0.
-            return self._identity(response, length or -1)
+            return self._identity(response.headers, length or -1)
 
-    def _identity(self, response: "_Response", length: int) -> Identity:
-        found = identity_of(response.headers, self._place, length)
+    def _identity(self, headers: Mapping[str, str], length: int) -> Identity:
+        found = identity_of(headers, self._place, length)
         return found if self._access.check_version else found.without_version()
 
-    def _note(self, response: "_Response", length: int) -> None:
+    def _note(self, headers: Mapping[str, str], length: int) -> None:
         """Compare what an answer says of the whole shard with what is known of it."""
-        found = self._identity(response, length)
+        said = headers.get("ETag"), headers.get("Last-Modified"), length
+        if said == self._said:
+            return
+        found = self._identity(headers, length)
+        with self._lock:
+            self._known = self._known.joined(found, self._name, when=self._when)
+            self._said = said
+
+    def _note_whole(self, response: Response) -> None:
         try:
-            with self._lock:
-                self._known = self._known.joined(found, self._name, when=self._when)
+            self._note(response.headers, response.length)
         except ShardError:
             response.close()
             raise
-
-    def _note_whole(self, response: "_Response") -> None:
-        self._note(response, response.length)
         self._is_whole = response.is_chunked or self._known.length >= 0
 
-    def _read_one(self, offset: int, size: int) -> Buffer:
-        return retry(lambda: self._attempt(offset, size), self._url, self._access)
+    def _attempt(self, offset: int, size: int, fetch: Fetch | None = None) -> Buffer:
+        """One request for a span."""
+        wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
+        validator = self._known.validator(self._place)
+        if self._takes_if_match and validator.startswith('"'):
+            wanted["If-Match"] = validator
+        begins = fetch.begins if fetch is not None else _nothing
+        try:
+            part = self._ask_idle(wanted, size, begins)
+            if part is not None:
+                self._check_part(part.headers, len(part.body), offset, size)
+                return require_complete(part.body, size, offset, self._name)
+            if fetch is not None and fetch.abandoned:
+                raise EOFError("it was abandoned")
+            return self._ask_carefully(wanted, offset, size, begins)
+        except RefusedError as error:
+            if error.status != _CHANGED or "If-Match" not in wanted:
+                raise
+            self._takes_if_match = False
+        # Asked without, it says which version it has; some have ETags that became weak.
+        content = self._attempt(offset, size, fetch)
+        if self._said is None or not self._said[0]:
+            how = f"the server has none of ETag {validator} as when {self._when} (HTTP {_CHANGED})"
+            raise changed(self._name, how)
+        return content
 
-    def _attempt(self, offset: int, size: int, fetch: Fetch | None = None) -> bytes:
-        response = self._request({"Range": f"bytes={offset}-{offset + size - 1}"})
-        if fetch is not None:
-            fetch.begins()
+    def _ask_idle(
+        self, wanted: Mapping[str, str], size: int, begins: Callable[[], None]
+    ) -> exchange.Part | None:
+        lines = "".join(f"\r\n{name}: {value}" for name, value in wanted.items())
+        request = self._head + f"{lines}\r\n\r\n".encode("latin-1")
+        timeout = self._access.timeout
+        pace = Pace(timeout, self._access.min_rate)
+        try:
+            return exchange.ask(self._idle, request, size, pace, timeout, begins)
+        except RefusedError as error:
+            self._note_refusal(error)
+            raise
+
+    def _ask_carefully(
+        self, wanted: dict[str, str], offset: int, size: int, begins: Callable[[], None]
+    ) -> Buffer:
+        response = self._request(wanted)
+        begins()
         if response.status == 200:
             self._note_whole(response)
             self._keep_full(response)
             raise NoRangesError
         with contextlib.closing(response):
-            first, count, total = content_range(response.headers.get("Content-Range", ""))
-            self._note(response, total)
-            _HOST_SUPPORTS_RANGES[self._host] = True
-            if first != offset or count > size or response.length not in (-1, count):
-                raise BadAnswerError(
-                    f"asked for {size:,} bytes from byte {offset:,} on, it sent "
-                    f"{max(count, response.length):,} from byte {first:,} on"
-                )
+            count = self._check_part(response.headers, response.length, offset, size)
             content = response.read(count)
             if response.length < 0 and response.read(1):
                 raise BadAnswerError(f"it sent more than the {count:,} bytes that it said")
             return require_complete(content, size, offset, self._name)
 
-    def _keep_full(self, response: "_Response") -> None:
+    def _check_part(self, headers: Mapping[str, str], length: int, offset: int, size: int) -> int:
+        """Bytes of the part that an answer has, if that is what was asked for."""
+        first, count, total = content_range(headers.get("Content-Range", ""))
+        self._note(headers, total)
+        _HOST_SUPPORTS_RANGES[self._host] = True
+        if first != offset or count > size or length not in (-1, count):
+            raise BadAnswerError(
+                f"asked for {size:,} bytes from byte {offset:,} on, it sent "
+                f"{max(count, length):,} from byte {first:,} on"
+            )
+        return count
+
+    def _keep_full(self, response: Response) -> None:
         """The whole shard is what will be asked for next, but once."""
         with self._lock:
             is_first = self._supports_ranges
@@ -199,30 +225,6 @@ class HttpTransport:
         _HOST_SUPPORTS_RANGES.setdefault(self._host, False)
         if not is_first:
             response.close()
-
-    def _read_multirange(self, spans: Sequence[Span]) -> list[Buffer] | None:
-        """The spans by one request; None if the server does not give them one by one."""
-        ranges = ",".join(f"{offset}-{offset + size - 1}" for offset, size in spans)
-        most = sum(size for _, size in spans) + LARGEST_PART_HEADER * (len(spans) + 1)
-
-        def fetch() -> list[Buffer] | None:
-            try:
-                with contextlib.closing(self._request({"Range": f"bytes={ranges}"})) as response:
-                    kind = response.headers.get("Content-Type", "")
-                    if response.status != 206 or not kind.startswith("multipart/byteranges"):
-                        return None
-                    self._note(response, -1)
-                    content = response.read(most)
-            except RefusedError as error:
-                if error.status in _MULTIRANGE_REFUSED:
-                    return None
-                raise
-            return split_multipart(content, kind, spans, self._known.length)
-
-        contents = retry(fetch, self._url, self._access)
-        if contents is None:
-            _ONE_RANGE_ONLY.add(self._host)
-        return contents
 
     def _open_at(self, offset: int) -> Readable:
         headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -241,7 +243,7 @@ class HttpTransport:
             to_skip = offset
             if response.status == 206:
                 first, _, total = content_range(response.headers.get("Content-Range", ""))
-                self._note(response, total)
+                self._note(response.headers, total)
                 self._is_whole = self._known.length >= 0
                 if first != offset:
                     raise BadAnswerError(f"asked for byte {offset:,} on, it sent {first:,} on")
@@ -258,121 +260,17 @@ class HttpTransport:
             raise
         return response
 
-    def _request(self, headers: dict[str, str], *, method: str = "GET") -> "_Response":
-        import urllib3
-
+    def _request(self, headers: Mapping[str, str], *, method: str = "GET") -> Response:
+        headers = self._headers | dict(headers)
         try:
-            response = _connections(os.getpid(), self._proxy, self._access.min_rate).request(
-                method,
-                self._request_url,
-                headers=self._headers | headers,
-                preload_content=False,
-                decode_content=False,
-                timeout=self._access.timeout,
-                retries=urllib3.Retry(
-                    total=5,
-                    connect=0,
-                    read=0,
-                    status=0,
-                    other=0,
-                    redirect=5,
-                    # Waiting is not for urllib3, which does not tell why it gave up.
-                    respect_retry_after_header=False,
-                    remove_headers_on_redirect=[
-                        *urllib3.Retry.DEFAULT_REMOVE_HEADERS_ON_REDIRECT,
-                        *self._access.headers,
-                    ],
-                ),
-            )
-        except urllib3.exceptions.MaxRetryError as error:
-            # Its message has the whole URL, and with it what may be a secret.
-            raise error.reason or EOFError("no answer") from None
-        answer = _Response(response)
-        try:
-            answer.length = content_length(response.headers)
-            if response.status in (200, 206):
-                require_plain(response.headers)
-                return answer
-            if 0 <= answer.length <= _LARGEST_DRAINED:
-                response.drain_conn()
-        except BaseException:
-            answer.close()
+            return connections.request(method, self._request_url, headers, self._access)
+        except RefusedError as error:
+            self._note_refusal(error)
             raise
-        answer.close()
-        refused = refusal(response.status, response.headers)
-        self._known.joined(Identity(refused.length), self._name, when=self._when)
-        raise refused
+
+    def _note_refusal(self, error: RefusedError) -> None:
+        self._known.joined(Identity(error.length), self._name, when=self._when)
 
 
-def _group_spans(spans: Sequence[Span]) -> Iterator[Sequence[Span]]:
-    """Spans in the groups in which they are asked for."""
-    first, total = 0, 0
-    for number, (_, size) in enumerate(spans):
-        if number > first and (number - first == _MOST_RANGES or total + size > _LARGEST_REQUEST):
-            yield spans[first:number]
-            first, total = number, 0
-        total += size
-    if spans:
-        yield spans[first:]
-
-
-class _Response:
-    """A response whose connection goes back to the pool only if it was read to its end."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-        self.status: int = response.status
-        self.headers = response.headers
-        self.length = -1
-        """Bytes of the body, -1 where that is not said."""
-        self.is_chunked = bool(response.chunked)
-
-    def read(self, size: int) -> bytes:
-        content: bytes = self._response.read(size)
-        return content
-
-    def close(self) -> None:
-        if not self._response.isclosed() and self._response.length_remaining != 0:
-            self._response.close()
-        self._response.release_conn()
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]
-
-
-def _basic_auth_headers(url: str) -> dict[str, str]:
-    import urllib3
-
-    user = urlsplit(url).netloc.rpartition("@")[0]
-    return urllib3.make_headers(basic_auth=unquote(user)) if user else {}
-
-
-def _proxy(url: str, host: str) -> str:
-    """The proxy that the environment names for this host, empty for none."""
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(urlsplit(url).scheme) or proxies.get("all") or ""
-    if not proxy or urllib.request.proxy_bypass(host):
-        return ""
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-@functools.cache
-def _connections(process: int, proxy: str, min_rate: float) -> Any:  # noqa: ARG001
-    """The connection pools of this process: sockets must not be shared with a forked one."""
-    import urllib3
-
-    user = urlsplit(proxy).netloc.rpartition("@")[0]
-    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
-    try:
-        pools = (
-            urllib3.ProxyManager(proxy, maxsize=64, proxy_headers=headers)
-            if proxy
-            else urllib3.PoolManager(maxsize=64)
-        )
-    except ValueError as error:
-        raise ShardError(
-            f"the proxy {redact(proxy)} of the environment cannot be used: {error}"
-        ) from error
-    pools.pool_classes_by_scheme = paced_pools(min_rate)
-    return pools
+def _nothing() -> None:
+    """Nobody wants to know when it begins."""

@@ -65,11 +65,7 @@ class Identity:
                 "shard, or score it again"
             )
         if (then := self._contradicts(found)) is not None:
-            raise ShardError(
-                f"{name} was changed: its {then[0]} is {then[2]}, but was {then[1]} when {when}. "
-                "Restore the shard, or score it again; if its content is the same, uploaded anew "
-                "or from another server, use Access(check_version=False)"
-            )
+            raise changed(name, f"its {then[0]} is {then[2]}, but was {then[1]} when {when}")
         length = max(self.length, found.length)
         if not found.version:
             return self.with_length(length)
@@ -94,6 +90,14 @@ class Identity:
 
 
 UNKNOWN = Identity()
+
+
+def changed(name: str, how: str) -> ShardError:
+    """The error of a shard whose content is another."""
+    return ShardError(
+        f"{name} was changed: {how}. Restore the shard, or score it again; if its content is the "
+        "same, uploaded anew or from another server, use Access(check_version=False)"
+    )
 
 
 def place_of(url: str) -> str:

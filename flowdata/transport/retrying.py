@@ -11,6 +11,7 @@ from flowdata.transport.access import AbandonedError, Access, NoRangesError, Ref
 from flowdata.transport.urls import redact
 
 T = TypeVar("T")
+Bytes = TypeVar("Bytes", bytes, memoryview)
 
 FIRST_WAIT = 0.2
 """Seconds before the first repetition; each of the next waits twice as long."""
@@ -104,7 +105,7 @@ def retry(
             attempts.failed(error)
 
 
-def require_complete(content: bytes, size: int, offset: int, name: str) -> bytes:
+def require_complete(content: Bytes, size: int, offset: int, name: str) -> Bytes:
     """Return the content if it has all bytes that were asked for.
 
     Raises:

@@ -52,20 +52,6 @@ class Request:
         found = {"Content-Range": f"bytes {first}-{last}/{len(self.content)}"}
         self.answer(206, found | dict(headers), self.content[first : last + 1], **options)
 
-    def parts(self, change=lambda parts: parts, headers=()):
-        """As one that knows several ranges."""
-        if len(self.spans) < 2:
-            self.ranged(headers)
-            return
-        parts = [(span, self.content[span[0] : span[1] + 1]) for span in self.spans]
-        body = b"".join(
-            f"\r\n--xyz\r\nContent-Range: bytes {first}-{last}/{len(self.content)}\r\n\r\n".encode()
-            + part
-            for (first, last), part in change(parts)
-        )
-        kind = {"Content-Type": "multipart/byteranges; boundary=xyz"}
-        self.answer(206, kind | dict(headers), body + b"\r\n--xyz--\r\n")
-
     def hang_up(self):
         self._handler.keep = False
 
@@ -194,7 +180,7 @@ def changing(name, values):
     return manner
 
 
-def times(first, count, then=Request.parts):
+def times(first, count, then=Request.ranged):
     """One manner for so many GET requests, then another."""
     left = itertools.count()
 
@@ -248,8 +234,7 @@ OK = b"HTTP/1.1 200 X\r\n"
 
 # What every operation gets right bytes from.
 MANNERS_THAT_SERVE = {
-    "several ranges": Request.parts,
-    "single ranges": Request.ranged,
+    "ranges": Request.ranged,
     "no ranges": Request.whole,
     "no length": lambda request: request.whole(sized=False),
     "chunks": in_chunks(),
@@ -268,16 +253,6 @@ MANNERS_THAT_SERVE = {
     "busy, wait a nonsense": asking_to_wait("soon", 2),
     "cut once": times(cut_in_half, 1),
     "nothing twice": times(Request.hang_up, 2),
-    "parts in another order": lambda request: request.parts(lambda parts: parts[::-1]),
-    "parts shorter than they say": lambda request: request.parts(
-        lambda parts: [(span, part[:-5]) for span, part in parts]
-    ),
-    "parts longer than they say": lambda request: request.parts(
-        lambda parts: [(span, part + b"12345") for span, part in parts]
-    ),
-    "parts in one": lambda request: request.parts(
-        lambda parts: [((parts[0][0][0], parts[-1][0][1]), b"".join(part for _, part in parts))]
-    ),
     "HEAD says 0": lambda request: (
         request.answer(200, {"Content-Length": 0}) if request.method == "HEAD" else request.ranged()
     ),
@@ -294,8 +269,8 @@ MANNERS_THAT_SERVE = {
     "an ETag that becomes weak": lambda request: request.ranged(
         {"ETag": 'W/"1"' if request.number else '"1"'}
     ),
-    "an ETag and a time": lambda request: request.parts(
-        headers={"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    "an ETag and a time": lambda request: request.ranged(
+        {"ETag": '"1"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
     ),
 }
 

@@ -4,11 +4,8 @@ import contextlib
 import http.server
 import re
 import threading
-import time
 from http import HTTPStatus
 from pathlib import Path
-
-from faults import reset
 
 
 class ShardServer:
@@ -22,8 +19,6 @@ class ShardServer:
         fail_status, fails: answer so many GET requests first with this status.
         cut_after, cuts: close the connection after so many bytes of a body, so many times.
         redirect: send all requests on to this URL.
-        latency: seconds before the first byte of each answer.
-        faults: `Faults`, which requests fail.
     """
 
     def __init__(
@@ -38,16 +33,12 @@ class ShardServer:
         cut_after=0,
         cuts=0,
         redirect="",
-        latency=0.0,
-        faults=None,
     ):
         self.folder = Path(folder)
         self.ranges, self.multipart, self.head = ranges, multipart, head
         self.fail_status, self.fails = fail_status, fails
         self.cut_after, self.cuts = cut_after, cuts
         self.redirect = redirect
-        self.latency, self.faults = latency, faults
-        self.stopped = threading.Event()
         self.requests = []
         self.headers = []
         self.bytes_sent = 0
@@ -64,7 +55,6 @@ class ShardServer:
         return self
 
     def __exit__(self, *error):
-        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -79,13 +69,6 @@ class ShardServer:
             setattr(self, what, max(left - 1, 0))
             return left > 0
 
-    def fault(self, path, wanted):
-        """How a request fails, as `Faults.next_of`."""
-        if self.faults is None:
-            return None
-        with self.lock:
-            return self.faults.next_of(path, wanted)
-
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -95,8 +78,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         path = self._path()
         self.owner.headers.append(self.headers)
-        if self._fails_at_once(path):
-            return
         if self.owner.redirect:
             self._end(HTTPStatus.FOUND)
         elif not self.owner.head or not path.is_file():
@@ -111,8 +92,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with owner.lock:
             owner.requests.append((path.name, self.headers.get("Range")))
             owner.headers.append(self.headers)
-        if self._fails_at_once(path):
-            return
         if owner.redirect:
             self._end(HTTPStatus.FOUND)
         elif owner.takes("fails"):
@@ -121,24 +100,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._end(HTTPStatus.NOT_FOUND)
         else:
             self._send(path.read_bytes(), self._spans())
-
-    def _fails_at_once(self, path):
-        """After the latency: whether this request failed before anything of an answer."""
-        time.sleep(self.owner.latency)
-        self.fault = self.owner.fault(path.name, self.headers.get("Range", self.command))
-        kind, after = self.fault or ("", 1.0)
-        if kind == "busy":
-            self._end(HTTPStatus.SERVICE_UNAVAILABLE)
-        elif kind == "stall" and not after:
-            self.owner.stopped.wait(self.owner.faults.stall)
-            self.fault = None
-            return False
-        elif kind and (self.command == "HEAD" or (kind == "reset" and not after)):
-            reset(self.connection)
-            self.close_connection = True
-        else:
-            return False
-        return True
 
     def _path(self):
         return self.owner.folder / Path(self.path.split("?")[0]).name
@@ -159,8 +120,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = content
         elif len(spans) == 1:
             [(first, last)] = spans
-            if self.fault and self.fault[0] == "less":
-                last = first + int((last - first) * self.fault[1])
             self.send_response(HTTPStatus.PARTIAL_CONTENT)
             self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             body = content[first : last + 1]
@@ -183,20 +142,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if len(body) > cut and self.owner.takes("cuts"):
             body = body[:cut]
             self.close_connection = True
-        kind, after = self.fault or ("", 1.0)
-        if kind not in ("reset", "stall", "short"):
-            self._write(body)
-            return
-        self._write(body[: int(len(body) * after)])
-        if kind == "stall":
-            self.owner.stopped.wait(self.owner.faults.stall)
-            self._write(body[int(len(body) * after) :])
-            return
-        self.close_connection = True
-        if kind == "reset":
-            reset(self.connection)
-
-    def _write(self, body):
         with contextlib.suppress(ConnectionError):
             for start in range(0, len(body), 1 << 16):
                 self.wfile.write(body[start : start + (1 << 16)])

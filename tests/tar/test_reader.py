@@ -65,7 +65,6 @@ def test_spans_of_files_skip_wide_gaps_and_stay_small(found):
 
 SERVERS = {
     "ranges": {},
-    "one range": {"multipart": False},
     "no ranges": {"ranges": False},
     "cuts": {"cut_after": 700, "cuts": 5},
     "cuts, no ranges": {"ranges": False, "cut_after": 70_000, "cuts": 4},
@@ -158,21 +157,6 @@ def test_a_shard_on_a_server_without_ranges_is_sent_once(folder):
         assert [span for _, span in server.requests] == ["bytes=0-9", None]
         reader.close()
         again.close()
-
-
-def test_a_missing_shard_does_not_tell_that_a_server_knows_one_range_only(folder):
-    far = np.array([0, 50_000, 100_000]), np.array([10, 10, 10])
-    with ShardServer(folder, head=False) as server:
-        ShardReader(ShardInfo(server.url("a.bin"), -1, False), Access()).read(*far)
-        for name, error in (("none.bin", ShardError), ("a.bin", None)):
-            del server.requests[:]
-            reader = ShardReader(ShardInfo(server.url(name), -1, False), Access())
-            if error:
-                with pytest.raises(error, match="HTTP 404"):
-                    reader.read(*far)
-            else:
-                reader.read(*far)
-            assert [span.count("-") for _, span in server.requests] == [3]
 
 
 # URLs and names

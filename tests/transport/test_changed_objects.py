@@ -46,7 +46,7 @@ OLD, NEW = tar(b"A"), tar(b"B")
 class Store(HostileServer):
     """Serves one object, with headers that say which one it is."""
 
-    def __init__(self, *, serve=Request.parts, **headers):
+    def __init__(self, *, serve=Request.ranged, **headers):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
         self.serve = serve
         super().__init__(OLD, lambda request: self.serve(request, headers=self.headers))
@@ -58,6 +58,15 @@ class Store(HostileServer):
 
 def without_ranges(request, headers):
     request.whole(headers)
+
+
+def matching(request, headers):
+    """As object stores do."""
+    wanted = request.headers.get("if-match")
+    if wanted is None or wanted == headers.get("ETag"):
+        request.ranged(headers)
+    else:
+        request.answer(412, {})
 
 
 def without_head(request, headers):
@@ -81,8 +90,8 @@ CHANGES = {
     ),
 }
 SERVED = {
-    "ranges": Request.parts,
-    "one range": Request.ranged,
+    "ranges": Request.ranged,
+    "If-Match": matching,
     "no ranges": without_ranges,
     "no HEAD": without_head,
 }
@@ -157,8 +166,8 @@ def test_another_server_has_other_etags(monkeypatch):
 
 
 CHANGE_BETWEEN = {
-    "several ranges": (Request.parts, [0, 60_000, 90_000]),
-    "single ranges": (Request.ranged, [0, 60_000]),
+    "ranges": (Request.ranged, [0, 60_000]),
+    "If-Match": (matching, [0, 60_000]),
 }
 
 
@@ -173,6 +182,53 @@ def test_a_change_between_two_requests_is_an_error(change, serve, offsets):
         store.replace(**after)
         with pytest.raises(ShardError, match=r"was changed: .* when it was"):
             reader.read(np.array(offsets), np.full(len(offsets), 512))
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ({"ETag": '"1"', "Last_Modified": FIRST}, '"1"'),
+        ({"Last_Modified": FIRST}, None),
+        ({"ETag": 'W/"1"'}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_each_range_is_asked_for_only_of_what_was_indexed(headers, sent):
+    def asked(access, **options):
+        index = ShardInfo(store.url(), len(OLD), False, **options)
+        count = len(store.requests)
+        ShardReader(index, access).read(np.array([0, 60_000, 90_000]), np.full(3, 512))
+        return [request[2].get("if-match") for request in store.requests[count:]]
+
+    with Store(serve=matching, **headers) as store:
+        [version] = index_shards(store.url(), progress=False).versions
+        assert asked(Access(), version=version) == [sent] * 3
+        # Where the index says nothing, the first answer does.
+        assert asked(Access()) == [None, sent, sent]
+        assert asked(Access(check_version=False), version=version) == [None] * 3
+
+
+def test_a_server_that_has_the_version_by_a_weak_etag_is_asked_without():
+    with Store(serve=matching, ETag='"1"') as store:
+        index = index_shards(store.url(), progress=False)
+        store.replace(OLD, ETag='W/"1"')
+        assert texts(store.url(), index, Access()) == {b"A"}
+        assert [status for status in store.requests if "if-match" in status[2]]
+
+
+def test_a_server_that_says_no_more_than_that_it_was_changed_is_believed():
+    def silently(request, headers):
+        if "if-match" in request.headers:
+            request.answer(412, {})
+        else:
+            request.ranged()
+
+    with Store(ETag='"1"') as store:
+        index = index_shards(store.url(), progress=False)
+        store.serve = silently
+        with pytest.raises(ShardError, match=r'a\.tar was changed: .* none of ETag "1" as when it'):
+            texts(store.url(), index, Access())
 
 
 @pytest.mark.parametrize("serve", [Request.ranged, without_ranges])

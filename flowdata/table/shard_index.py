@@ -24,7 +24,7 @@ INDEX_KINDS = {
     "size": Kind.INT64,
 }
 """The columns of an index."""
-MOST_ROWS_HELD = 1 << 20
+MOST_ROWS_HELD = 1 << 18
 """Tables and indexes of more rows than this stay in their file: a column, or the rows of a shard,
 are read when they are asked for."""
 

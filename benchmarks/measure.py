@@ -77,18 +77,20 @@ class Results:
 
 @dataclass(frozen=True)
 class Target:
-    """A limit that FlowSampler has to keep; ``measured`` is None where it was not measured."""
+    """A limit that has to be kept, a least one if so said; ``measured`` is None if it was not."""
 
     name: str
     limit: float
     measured: float | None
+    at_least: bool = False
 
     @property
     def verdict(self) -> str:
         """PASS, FAIL or "not run"."""
         if self.measured is None:
             return "not run"
-        return "PASS" if self.measured <= self.limit else "FAIL"
+        kept = self.measured >= self.limit if self.at_least else self.measured <= self.limit
+        return "PASS" if kept else "FAIL"
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def horizontal_bars(
 ) -> None:
     """Bars with their values written beside them, the first at the top."""
     drawn = axes.barh(range(len(values)), values, height=0.6)
-    axes.bar_label(drawn, [f"{value:.2f}" for value in values], padding=4)
+    axes.bar_label(drawn, [number(value) for value in values], padding=4)
     axes.set_yticks(range(len(values)), labels)
     axes.invert_yaxis()
     axes.set(title=title, xlabel=what, xlim=(0, 1.15 * max(values)))

@@ -1,4 +1,4 @@
-"""Shards of photographs, of real size, with a loss table, for the streaming benchmark."""
+"""Shards of photographs, of real size, with loss tables, for the streaming benchmark."""
 
 import io
 import tarfile
@@ -11,25 +11,30 @@ from tqdm import tqdm
 from flowdata import LossTable
 from flowdata.tar.indexing import index_shards
 
-SHARDS = 20
-ACCEPTED = 0.45
-"""Mean weight over the largest."""
+SHARDS = 16
+DRAWN = 0.5
+SHARES = (0.05, 0.2, DRAWN, 1.0)
+"""Shares of an epoch that are drawn, each by a loss table of its own: mean weights over largest."""
 
 
-def write_shards(folder: Path, samples: int) -> None:
-    """Shards of samples with a JPEG and a class, and their loss table."""
+def write_shards(folder: Path, samples: int) -> list[tuple[bytes, int]]:
+    """Shards of samples with a JPEG and a class, and their loss tables; all samples."""
     images = jpegs(np.random.default_rng(0), 1000)
+    written = []
     for shard in tqdm(range(SHARDS), desc="shards"):
         with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
             for sample in range(samples):
                 picture = images[(shard * 7919 + sample * 31) % len(images)]
+                written.append((picture, sample % 10))
                 for ext, data in (("jpg", picture), ("cls", str(sample % 10).encode())):
                     member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     index = index_shards(urls_in(str(folder)), progress=False)
-    losses = losses_of_mean_weight(len(index))
-    LossTable.from_losses(losses, index=index).save(folder / "losses.parquet")
+    for share in SHARES:
+        losses = losses_of_mean_weight(len(index), share)
+        LossTable.from_losses(losses, index=index).save(losses_in(folder, share))
+    return written
 
 
 def jpegs(random: np.random.Generator, count: int) -> list[bytes]:
@@ -55,11 +60,20 @@ def jpegs(random: np.random.Generator, count: int) -> list[bytes]:
     return made
 
 
-def losses_of_mean_weight(rows: int) -> np.ndarray[Any, Any]:
-    """Losses whose weights at temperature 1 are evenly spread, with mean 0.45 of the largest."""
+def losses_of_mean_weight(rows: int, share: float) -> np.ndarray[Any, Any]:
+    """Losses whose weights at temperature 1 are spread, with this mean over the largest."""
     weights = np.random.default_rng(1).beta(0.9, 1.1, rows)
-    weights /= weights.max()
-    return -np.log(np.clip(weights ** (np.log(ACCEPTED) / np.log(weights.mean())), 1e-12, 1))
+    weights = np.clip(weights / weights.max(), 1e-9, 1)
+    low, high = 0.0, 100.0
+    for _ in range(60):  # The mean falls as the power grows.
+        power = (low + high) / 2
+        low, high = (power, high) if np.mean(weights**power) > share else (low, power)
+    return -power * np.log(weights)
+
+
+def losses_in(folder: Path | str, share: float) -> Path:
+    """The loss table by which this share is drawn."""
+    return Path(folder) / f"losses-{share:g}.parquet"
 
 
 def urls_in(place: str) -> str:

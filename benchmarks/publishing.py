@@ -76,7 +76,7 @@ def table_of(goals: Sequence[Target]) -> Table:
     rows = [
         [
             goal.name,
-            f"{goal.limit:.4g}",
+            f"{'>=' if goal.at_least else '<='} {goal.limit:.4g}",
             "-" if goal.measured is None else f"{goal.measured:.4g}",
             goal.verdict,
         ]

@@ -176,10 +176,8 @@ class ShardReader:
         offsets, sizes = piece.offsets, piece.sizes
 
         def probe(count: int) -> None:
-            fetch = transport.fetch(int(offsets[0]), count)
-            size = len(pool.run(fetch))
-            self._counts.add(requests=1, bytes_read=size, retries=fetch.attempts - 1)
-            speeds.note(count, fetch.first_byte, fetch.body)
+            fetch = partial(transport.fetch, int(offsets[0]), count)
+            self._counts.add(requests=1, bytes_read=len(pool.run(fetch, count, speeds)))
 
         # A server of which nothing is known is asked for one range alone. Then it is known how long
         # it takes; and one without ranges sends its shard once.

@@ -52,12 +52,11 @@ def plan_requests(
     """
     ends = offsets + sizes
     gaps = offsets[1:] - ends[:-1]
-    if speed == ON_DISK:
-        reach, request = GAP, LARGEST
-    elif speed.latency < NEARBY:
-        reach, request = _REACH_NEARBY, LARGEST
+    reach, request = float(GAP), float(LARGEST)
+    if 0 < speed.latency < NEARBY:
+        reach = _REACH_NEARBY
         most_overread = min(most_overread, _OVERREAD_NEARBY)
-    else:
+    elif speed.latency > 0:
         reach = speed.latency * speed.bandwidth
         request = max(2 * reach, _LEAST_OF_MANY)
     begins = ~_read_over(gaps, reach, (most_overread - 1) * int(sizes.sum()))

@@ -1,16 +1,19 @@
 """ReadingPool: the threads that read from servers, in order, and ask again what is overdue."""
 
+import contextlib
 import heapq
 import itertools
+import math
 import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
-from flowdata.transport.access import Buffer
+from flowdata.transport.access import AbandonedError, Buffer
 from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Fetch
 from flowdata.transport.retrying import wait_until
@@ -21,7 +24,7 @@ Order: TypeAlias = tuple[int, int]
 Outcome: TypeAlias = Buffer | Exception
 
 # Seconds between two looks for requests that are overdue, and that are given to threads to end.
-_LOOK, _FAREWELL = 0.05, 1.0
+_LOOK, _FAREWELL = 0.03, 1.0
 # Repetitions of one request, and of how many requests one may be repeated: where all are slow,
 # more of them would make it worse.
 _MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 2, 8, 4
@@ -31,7 +34,6 @@ _MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 2, 8, 4
 class _Request:
     """One span that is wanted, and the fetches that are made for it: the first answer counts."""
 
-    order: Order
     make: Callable[[], Fetch]
     size: int
     speeds: Speeds
@@ -40,6 +42,11 @@ class _Request:
     asked: float = 0.0
     hedges: int = 0
     is_done: bool = False
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the fetch that began last takes longer than it should."""
+        has_begun = not math.isnan(self.running[-1].first_byte)
+        return self.speeds.is_overdue(self.size, now - self.asked, has_begun=has_begun)
 
 
 class ReadingPool:
@@ -64,7 +71,6 @@ class ReadingPool:
         self._numbers = itertools.count()
         self._hedges: list[_Request] = []
         self._asked: list[_Request] = []
-        self._alone: list[Fetch] = []
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._next_look = 0.0
@@ -97,21 +103,27 @@ class ReadingPool:
         Returns:
             What ends it, where nobody wants it any more: then ``done`` is not called.
         """
-        request = _Request(order, make, size, speeds, done)
+        request = _Request(make, size, speeds, done)
         self.submit(order, partial(self._run, request))
         return partial(self._end, request)
 
-    def run(self, fetch: Fetch) -> Buffer:
-        """Run a fetch in this thread, a job's, until the pool is closed."""
-        with self._lock:
-            self._alone.append(fetch)
+    def run(self, make: Callable[[], Fetch], size: int, speeds: Speeds) -> Buffer:
+        """Read a span in this thread, a job's.
+
+        Raises:
+            Exception: the error of the fetch, or `AbandonedError` where the pool is closed.
+        """
+        outcomes: SimpleQueue[Outcome] = SimpleQueue()
+        self._run(_Request(make, size, speeds, outcomes.put))
+        while True:
+            with contextlib.suppress(Empty):
+                # Another thread may have it still, which began when this one took too long.
+                outcome = outcomes.get(timeout=_LOOK)
+                if isinstance(outcome, Exception):
+                    raise outcome
+                return outcome
             if self._stopped.is_set():
-                fetch.abandon()
-        try:
-            return fetch.run()
-        finally:
-            with self._lock:
-                self._alone.remove(fetch)
+                raise AbandonedError
 
     def wait(self, is_done: Callable[[], bool]) -> None:
         """Wait until this is so; it is asked after each `tell`."""
@@ -138,7 +150,6 @@ class ReadingPool:
             self._jobs.clear()
             self._hedges.clear()
             fetches = [fetch for request in self._asked for fetch in request.running]
-            fetches += self._alone
             self._work.notify_all()
         for fetch in fetches:
             fetch.abandon()
@@ -244,7 +255,7 @@ class ReadingPool:
                 and request.hedges < _MOST_HEDGES
                 and self._hedged < _FIRST_HEDGES + self._answered // _HEDGED_SHARE
                 and request not in self._hedges
-                and now - request.asked > request.speeds.patience(request.size)
+                and request.is_overdue(now)
             ):
                 request.hedges += 1
                 self._hedged += 1

@@ -16,8 +16,9 @@ _MEMORY, _LONG_MEMORY = 64, 1024
 # Shorter bodies come with the first packets, and say nothing of the rate.
 _SMALLEST_BODY = 1 << 18
 _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 3, 0.01
-# A request is overdue when it takes so many times as long as most, and so many seconds more.
-_PATIENCE, _LEAST_FACTOR, _GRACE = 2.0, 3.0, 0.2
+# A request is overdue when it takes so many times as long as nine of ten did, or so many times as
+# long as it should, and so many seconds more.
+_PATIENCE, _LEAST, _GRACE = 1.5, 2.0, 0.1
 
 
 class Speed(NamedTuple):
@@ -41,6 +42,7 @@ class Speeds:
         self._first_bytes: deque[float] = deque(maxlen=_LONG_MEMORY)
         self._latency = _LATENCY
         self._rates: deque[float] = deque(maxlen=_MEMORY)
+        self._waits: deque[float] = deque(maxlen=_MEMORY)
         self._factors: deque[float] = deque(maxlen=_MEMORY)
         self.renew_locks()
 
@@ -95,6 +97,7 @@ class Speeds:
             if math.isnan(first_byte):
                 first_byte = max(seconds - size / speed.bandwidth, 0.0)
             self._first_bytes.append(first_byte)
+            self._waits.append(first_byte)
             # Among the probes are no exceptions that are shorter.
             rank = 1 + (len(self._first_bytes) > _MOST_PROBES)
             self._latency = heapq.nsmallest(rank, self._first_bytes)[-1]
@@ -103,12 +106,18 @@ class Speeds:
                 self._rates.append(size / max(seconds - speed.latency, seconds / 10, 1e-6))
             self._factors.append(seconds / (speed.latency + size / speed.bandwidth))
 
-    def patience(self, size: int) -> float:
-        """Seconds after which a request of so many bytes takes longer than it should."""
+    def is_overdue(self, size: int, seconds: float, *, has_begun: bool) -> bool:
+        """Whether a request of so many bytes takes longer than it should, after so many seconds.
+
+        Without a first byte it should not be much longer than most have waited for that.
+        """
         with self._lock:
             speed = self._speed()
-            factor = max(_LEAST_FACTOR, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
-        return _GRACE + factor * (speed.latency + size / speed.bandwidth)
+            if not has_begun:
+                waits = _quantile(self._waits, 0.9, speed.latency)
+                return seconds > _GRACE + max(_LEAST * speed.latency, _PATIENCE * waits)
+            factor = max(_LEAST, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
+        return seconds > _GRACE + factor * (speed.latency + size / speed.bandwidth)
 
     def _speed(self) -> Speed:
         return Speed(self._latency, _quantile(self._rates, 0.5, _BANDWIDTH))

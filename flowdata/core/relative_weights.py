@@ -1,7 +1,7 @@
 """Relative weights, 1 for the largest: those of any run of rows, from the losses of these rows."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +45,10 @@ class OfLosses:
 
     def part(self, start: int, stop: int) -> NDArray[np.float64]:
         """Those of rows [start, stop)."""
-        losses = self.losses[start:stop]
+        return self.of(self.losses[start:stop])
+
+    def of(self, losses: NDArray[Any]) -> NDArray[np.float64]:
+        """Those of rows of these losses, shape (m,)."""
         relative = np.empty(losses.size, dtype=np.float64)
         for first in range(0, losses.size, _CHUNK):
             some, part = losses[first : first + _CHUNK], relative[first : first + _CHUNK]

@@ -244,11 +244,13 @@ class FlowWeights:
     @functools.cached_property
     def _sums(self) -> tuple[float, float, str]:
         """Sums of the relative weights and of their squares, and the hash of the source."""
-        digest = self._digest()
+        digest, made = self._digest(), self._relative
+        assert isinstance(made, OfLosses)
 
         def sums(start: int, stop: int) -> NDArray[np.float64]:
-            digest.update(np.ascontiguousarray(self._source[start:stop]).data)
-            relative = self.part(start, stop)
+            losses = self._source[start:stop]
+            digest.update(np.ascontiguousarray(losses).data)
+            relative = made.of(losses)
             return np.array([relative.sum(), np.square(relative).sum()])
 
         total, squares = sum_pairwise(sums, 0, len(self)).tolist()

@@ -15,7 +15,8 @@ METADATA_KEY = b"flowdata.shards"
 BLOCK_START = 4
 """Where a file has the block: between the first four bytes of any Parquet file and its rows."""
 
-_MOST_TEXT = 1 << 18
+MOST_TEXT = 1 << 18
+"""Bytes of the longest lists that are a text of the file."""
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -37,7 +38,7 @@ class ShardLists:
     versions: tuple[str, ...]
     rows: NDArray[np.int64] | None
 
-    def stored(self, *, most_text: int = _MOST_TEXT) -> tuple[dict[bytes, bytes], bytes]:
+    def stored(self) -> tuple[dict[bytes, bytes], bytes]:
         """Texts for the metadata of a file, and a block of bytes, empty where the texts will do.
 
         Readers of Parquet make several copies of its texts, and refuse those of 100 MB, which a
@@ -53,7 +54,7 @@ class ShardLists:
         if self.rows is not None:
             known["rows"] = self.rows.tolist()
         text, block = json.dumps(known).encode(), b""
-        if len(text) > most_text:
+        if len(text) > MOST_TEXT:
             block = _to_block(known)
             place = {"start": BLOCK_START, "size": len(block), "xxh3": _hash(block)}
             text = json.dumps({"shards": place}).encode()

@@ -1,0 +1,429 @@
+"""Tables that stay in their file: the same values and figures, and damage found when it is read."""
+
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hostile_tables import REFUSED
+
+from flowdata import LossTable, Provenance, ShardIndex, TableFileError
+from flowdata.table import columns, shard_index, shard_lists, stored_table, writing
+from flowdata.table.parquet import DamagedFileError, open_reader
+
+ROWS, GROUP = 1000, 64
+COUNTS = [0, 130, 1, 300, 0, 64, 505, 0]
+KINDS = ("plain", "tokens", "shards", "many shards", "old shards", "old shards, unnamed")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "table.parquet"
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    monkeypatch.setattr(writing, "ROW_GROUP", GROUP)
+
+
+def held(monkeypatch, most):
+    """Tables of more rows than this stay in their file."""
+    monkeypatch.setattr(shard_index, "MOST_ROWS_HELD", most)
+    monkeypatch.setattr(stored_table, "MOST_ROWS_HELD", most)
+
+
+def index_of(counts=COUNTS):
+    sizes = np.random.default_rng(1).integers(1, 40, sum(counts)) * 512
+    ends = np.cumsum(sizes)
+    begins = np.cumsum([0, *counts])[:-1]
+    offsets = ends - sizes - np.repeat(np.append(0, ends)[begins], counts)
+    shards = len(counts)
+    return ShardIndex(
+        tuple(f"{number:03}.tar" for number in range(shards)),
+        np.repeat(np.arange(shards, dtype=np.int32), counts),
+        pa.array([f"key{row:04}\0e9" for row in range(sum(counts))]),
+        offsets,
+        sizes,
+        np.where(np.arange(shards) % 2, 1 << 30, -1),
+        np.arange(shards) % 3 == 1,
+        tuple(f"etag {number}" for number in range(shards)),
+    )
+
+
+def write(path, kind, monkeypatch):
+    """A table as this or an earlier version wrote it."""
+    losses = np.random.default_rng(0).gamma(2, size=ROWS).astype(np.float32)
+    losses[[7, 500]] = np.nan
+    counts = np.arange(ROWS, dtype=np.int32) % 5 if kind == "tokens" else None
+    tokens = None if counts is None else np.full(counts.sum(), 0.5, dtype=np.float32)
+    index = index_of() if "shards" in kind else None
+    known = Provenance(rows=ROWS, loss="x")
+    table = LossTable(losses, known, n_tokens=counts, token_losses=tokens, index=index)
+    monkeypatch.setattr(shard_lists, "MOST_TEXT", 0 if kind == "many shards" else 1 << 18)
+    table.save(path)
+    if "old" in kind:
+        found = pq.read_table(path)
+        texts = dict(found.schema.metadata)
+        lists = json.loads(texts[b"flowdata.shards"])
+        del lists["rows"]
+        texts[b"flowdata.shards"] = json.dumps(lists).encode()
+        if "unnamed" in kind:
+            del texts[b"flowdata.shards"]
+        found = found.replace_schema_metadata(texts)
+        pq.write_table(
+            found,
+            path,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
+            row_group_size=333,
+        )
+
+
+def values_of(table):
+    """All that a table knows, as plain values."""
+    index = table.index
+    found = {"losses": table.losses.tobytes(), "rows": len(table), "known": table.provenance}
+    found["n_tokens"] = None if table.n_tokens is None else table.n_tokens.tolist()
+    for temperature in ("median", "mean", 0.5):
+        weights = table.weights(temperature, on_invalid="drop")
+        found[temperature] = (weights.summary(), weights.fingerprint, weights.relative.tolist())
+        found[temperature, "part"] = weights.part(100, 900).tolist()
+    if index is not None:
+        found |= {
+            "columns": [index.shard.tolist(), index.offsets.tolist(), index.sizes.tolist()],
+            "keys": index.keys.to_pylist(),
+            "lists": [index.shards, index.lengths.tolist(), index.compressed.tolist()],
+            "versions": index.versions,
+            "bounds": index.bounds().tolist(),
+            "key": [index.key(row) for row in (0, 63, 64, 999)],
+            "samples": [
+                (
+                    samples.first,
+                    samples.keys.to_pylist(),
+                    samples.offsets.tolist(),
+                    samples.sizes.tolist(),
+                    len(samples),
+                )
+                for samples in map(index.of_shard, range(len(index.shards)))
+            ],
+        }
+    return found
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Columns and row groups that are read from files, as they are."""
+    groups = []
+    real = open_reader
+
+    def recording(source, footer=None):
+        file = real(source, footer)
+        read_row_group = file.read_row_group
+
+        def read(number, columns, **options):
+            groups.append((*columns, number))
+            return read_row_group(number, columns=columns, **options)
+
+        file.read_row_group = read
+        return file
+
+    monkeypatch.setattr(columns, "open_reader", recording)
+    return groups
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_in_its_file_knows_all_that_one_in_memory_does(path, kind, monkeypatch, read):
+    write(path, kind, monkeypatch)
+    in_memory = LossTable.load(path)
+    values = values_of(in_memory)
+    held(monkeypatch, 100)
+    in_file = LossTable.load(path)
+    assert not read
+    assert values_of(in_file) == values
+    assert read
+    assert values_of(pickle.loads(pickle.dumps(LossTable.load(path)))) == values
+    if in_file.index is not None:
+        alone = ShardIndex.load(path)
+        assert alone.bounds().tolist() == values["bounds"]
+        assert alone.of_shard(3).keys.to_pylist() == values["samples"][3][1]
+    again = path.with_name("again.parquet")
+    LossTable.load(path).save(again)
+    assert values_of(LossTable.load(again)) == values
+    if kind == "tokens":
+        assert LossTable.load(path, tokens=True).token_losses.size == in_memory.n_tokens.sum()
+
+
+@pytest.mark.parametrize("most", [0, 1 << 18])
+def test_an_index_alone_is_saved_and_loaded_with_its_shards(path, monkeypatch, most):
+    monkeypatch.setattr(shard_lists, "MOST_TEXT", most)
+    index = index_of()
+    index.save(path)
+    for rows in (1 << 20, 100):
+        held(monkeypatch, rows)
+        found = ShardIndex.load(path)
+        assert found.bounds().tolist() == index.bounds().tolist()
+        assert (found.shards, found.versions) == (index.shards, index.versions)
+        assert found.of_shard(6).offsets.tolist() == index.of_shard(6).offsets.tolist()
+        assert found.key(5) == "key0005\udce9" == found.of_shard(1).key(5)
+
+
+def test_loading_reads_no_column_and_a_part_reads_its_row_groups(path, monkeypatch, read):
+    write(path, "shards", monkeypatch)
+    held(monkeypatch, 100)
+    table = LossTable.load(path)
+    bounds = table.index.bounds()
+    assert read == []
+    table.index.of_shard(3)
+    first, last = bounds[3] // GROUP, (bounds[4] - 1) // GROUP
+    groups = range(first, last + 1)
+    assert sorted(read) == [(name, n) for name in ("key", "offset", "size") for n in groups]
+    del read[:]
+    # The next shard begins in a row group that is still there.
+    table.index.of_shard(5)
+    assert {number for _, number in read} <= {last, last + 1}
+    del read[:]
+    weights = table.weights(0.5, on_invalid="drop")
+    assert table.weights(0.5, on_invalid="drop") is weights
+    passes = len(read) / (ROWS // GROUP + 1)
+    assert {name for name, _ in read} == {"loss"}
+    assert passes == 2
+    del read[:]
+    weights.part(0, 10)
+    assert read == [("loss", 0)]
+
+
+def page_of(path, name, group):
+    """Where the values of a row group of a column lie in a file."""
+    column = pq.ParquetFile(path).metadata.row_group(group)
+    place = [i for i in range(column.num_columns) if column.column(i).path_in_schema == name]
+    found = column.column(place[0])
+    start = found.data_page_offset
+    return start + found.total_compressed_size // 2
+
+
+@pytest.mark.parametrize("name", ["loss", "key", "offset", "size"])
+def test_damage_in_a_row_group_is_found_when_that_is_read(path, name, monkeypatch):
+    write(path, "shards", monkeypatch)
+    held(monkeypatch, 100)
+    content = bytearray(path.read_bytes())
+    content[page_of(path, name, 12)] ^= 1
+    path.write_bytes(content)
+    table = LossTable.load(path)
+    row = 12 * GROUP + 5
+    shard = int(np.searchsorted(table.index.bounds(), row, side="right")) - 1
+    assert len(table.index.of_shard(3)) == 300
+    readers = {
+        "loss": [lambda: table.weights(0.5, on_invalid="drop"), lambda: table.losses],
+        "key": [lambda: table.index.of_shard(shard), lambda: table.index.keys],
+        "offset": [lambda: table.index.of_shard(shard), lambda: table.index.offsets],
+        "size": [lambda: table.index.of_shard(shard), lambda: table.index.sizes],
+    }
+    for read in readers[name]:
+        with pytest.raises(DamagedFileError, match=r"or restore the file") as error:
+            read()
+        assert str(path) in str(error.value)
+
+
+def test_places_that_contradict_each_other_are_found_when_their_shard_is_read(path, monkeypatch):
+    write(path, "shards", monkeypatch)
+    table = pq.read_table(path)
+    offsets = table["offset"].to_numpy().copy()
+    offsets[700] = offsets[701]
+    changed = table.set_column(table.column_names.index("offset"), "offset", pa.array(offsets))
+    pq.write_table(changed, path)
+    with pytest.raises(DamagedFileError, match="the places of the samples contradict"):
+        LossTable.load(path)
+    held(monkeypatch, 100)
+    index = LossTable.load(path).index
+    assert len(index.of_shard(3)) == 300
+    with pytest.raises(DamagedFileError, match=r"in 006\.tar, the places of the samples contra"):
+        index.of_shard(6)
+    with pytest.raises(DamagedFileError, match="the places of the samples contradict"):
+        index.sizes  # noqa: B018
+
+
+def test_shards_of_other_numbers_of_rows_than_a_file_says_are_damage(path, monkeypatch):
+    write(path, "shards", monkeypatch)
+    table = pq.read_table(path)
+    texts = dict(table.schema.metadata)
+    lists = json.loads(texts[b"flowdata.shards"])
+    for rows, most, text in (
+        ([*COUNTS[:-1], 5], 100, "its shards have 1,005 rows, but the file 1,000"),
+        ([-1, 131, *COUNTS[2:]], 100, "its shards have 1,000 rows, but"),
+        ([1, 129, *COUNTS[2:]], 1 << 20, "its shards have other numbers of rows than it says"),
+        ([1000], 100, "it has 8 shards, but rows of 1"),
+        ([float(count) for count in COUNTS], 100, "its rows are no list of int"),
+    ):
+        held(monkeypatch, most)
+        texts[b"flowdata.shards"] = json.dumps(lists | {"rows": rows}).encode()
+        pq.write_table(table.replace_schema_metadata(texts), path)
+        with pytest.raises(DamagedFileError, match=text):
+            LossTable.load(path)
+
+
+def test_long_lists_of_shards_are_a_block_of_which_nothing_is_believed(path, monkeypatch):
+    write(path, "many shards", monkeypatch)
+    whole = path.read_bytes()
+    text = pq.ParquetFile(path).schema_arrow.metadata[b"flowdata.shards"]
+    place = json.loads(text)["shards"]
+    assert place["start"] == shard_lists.BLOCK_START
+    for byte in range(place["start"], place["start"] + place["size"], 37):
+        changed = bytearray(whole)
+        changed[byte] ^= 4
+        path.write_bytes(changed)
+        with pytest.raises(DamagedFileError, match="the block of its shards is not what"):
+            LossTable.load(path)
+    path.write_bytes(whole)
+    table = pq.read_table(path)
+    # Another program that copies the texts of a file leaves the block behind.
+    for other in (place, {}, place | {"start": -4}, place | {"size": 1 << 60}, place | {"xxh3": 3}):
+        texts = {**table.schema.metadata, b"flowdata.shards": json.dumps({"shards": other})}
+        pq.write_table(table.replace_schema_metadata(texts), path)
+        with pytest.raises(
+            DamagedFileError, match=r"its shards (are nowhere|is not what)|block of"
+        ):
+            LossTable.load(path)
+
+
+@pytest.mark.parametrize("make", REFUSED.values(), ids=REFUSED)
+def test_a_table_that_is_none_is_refused_when_it_is_read_at_the_latest(path, make, monkeypatch):
+    make(path)
+    held(monkeypatch, 0)
+    try:
+        values_of(LossTable.load(path))
+        # Its token losses are wrong, and were not read.
+        LossTable.load(path, tokens=True)
+    except TableFileError as error:
+        refused = str(error)
+    assert str(path) in refused
+    assert len(refused) < 1000
+
+
+def total_of(weights, queue):
+    try:
+        queue.put(float(weights.part(0, ROWS).sum()))
+    except TableFileError as error:
+        queue.put(str(error))
+
+
+def in_another_process(method, weights):
+    context = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=total_of, args=(weights, queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_goes_on_with_the_file_that_was_opened(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
+    assert in_another_process("fork", weights) == weights.relative.sum()
+    copied = path.with_name("copy")
+    shutil.copy(path, copied)
+    os.replace(copied, path)
+    assert in_another_process("fork", weights) == weights.relative.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_file_that_is_written_over_is_noticed_in_a_forked_process(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
+    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
+    assert "table.parquet was replaced or changed since" in in_another_process("fork", weights)
+
+
+@pytest.mark.parametrize("change", ["replaced", "written over", "other losses", "gone"])
+def test_a_file_that_is_not_the_same_is_an_error_where_it_is_opened_again(
+    path, change, monkeypatch
+):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    table = LossTable.load(path)
+    travelling = pickle.dumps((table, table.weights(0.5, on_invalid="drop")))
+    pickle.loads(travelling)
+    if change == "gone":
+        path.unlink()
+    elif change == "written over":
+        path.write_bytes(path.read_bytes())
+    else:
+        other = LossTable.from_losses(np.ones(ROWS + 5)) if change == "other losses" else table
+        other.save(path)
+    text = "there is no loss table at" if change == "gone" else "was replaced or changed since this"
+    with pytest.raises(TableFileError, match=text) as error:
+        pickle.loads(travelling)
+    assert str(path) in str(error.value)
+    # What is open stays readable, unless it was written over.
+    if change != "written over":
+        assert np.count_nonzero(np.isnan(table.losses)) == 2
+
+
+@pytest.mark.slow
+def test_a_spawned_process_opens_the_file_again(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
+    assert in_another_process("spawn", weights) == weights.relative.sum()
+
+
+def test_threads_read_side_by_side(path, monkeypatch):
+    write(path, "shards", monkeypatch)
+    held(monkeypatch, 100)
+    index = LossTable.load(path).index
+    expected = [index.of_shard(number).offsets.tolist() for number in range(len(COUNTS))]
+    wrong = []
+
+    def read(seed):
+        for number in np.random.default_rng(seed).integers(0, len(COUNTS), 100).tolist():
+            if index.of_shard(number).offsets.tolist() != expected[number]:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_table_that_is_dropped_closes_its_file(path, monkeypatch):
+    write(path, "shards", monkeypatch)
+    held(monkeypatch, 100)
+    open_files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+    for _ in range(20):
+        LossTable.load(path).index.of_shard(1)
+    gc.collect()
+    if open_files:
+        assert len(os.listdir("/proc/self/fd")) <= open_files + 1
+
+
+def test_a_table_may_be_saved_over_its_own_file(path, monkeypatch):
+    write(path, "many shards", monkeypatch)
+    held(monkeypatch, 100)
+    table = LossTable.load(path)
+    table.save(path)
+    assert values_of(LossTable.load(path)) == values_of(table)
+
+
+def test_numbers_of_tokens_below_zero_are_found_when_they_are_read(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    table = pq.read_table(path)
+    counts = np.ones(ROWS, dtype=np.int32)
+    counts[600] = -3
+    pq.write_table(table.append_column("n_tokens", pa.array(counts)), path)
+    held(monkeypatch, 100)
+    table = LossTable.load(path)
+    with pytest.raises(DamagedFileError, match="row 600 has -3 in n_tokens"):
+        table.n_tokens  # noqa: B018

@@ -15,6 +15,7 @@ import flowdata
 from flowdata import Access, FlowDataWarning, FlowShards, LossTable, MismatchError, ShardRows
 from flowdata.streaming import resample as resample_module
 from flowdata.streaming.resample import resample
+from flowdata.table import shard_index, stored_table
 from flowdata.tar.indexing import index_shards
 from flowdata.tar.names import ShardNames
 
@@ -254,3 +255,20 @@ def test_commands_are_the_shards_of_a_table_for_streams_and_rows_too(folder, tab
     paths = [f"{folder}/s-{shard}.tar" for shard in range(5)]
     local = FlowShards(paths, piped, table.weights(), **OPTIONS)
     assert names_of(local) == planned(table, **OPTIONS)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_table_that_stays_in_its_file_is_read_shard_by_shard(
+    urls, table, tmp_path, monkeypatch, workers
+):
+    table.save(tmp_path / "losses.parquet")
+    for module in (shard_index, stored_table):
+        monkeypatch.setattr(module, "MOST_ROWS_HELD", 100)
+    stored = LossTable.load(tmp_path / "losses.parquet")
+    dataset = pipeline(urls, resample(stored, **OPTIONS))
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    for epoch in range(2):
+        assert names_of(loader) == planned(table, epoch=epoch, **OPTIONS)
+    # A column of all rows would be held from then on.
+    held = vars(stored).keys() | vars(stored.index).keys()
+    assert not {"losses", "shard", "keys", "offsets", "sizes"} & held

@@ -115,7 +115,7 @@ class Speeds:
             speed = self._speed()
             if not has_begun:
                 waits = _quantile(self._waits, 0.9, speed.latency)
-                return seconds > _GRACE + max(_LEAST * speed.latency, _PATIENCE * waits)
+                return seconds > _GRACE / 2 + max(_LEAST * speed.latency, _PATIENCE * waits)
             factor = max(_LEAST, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
         return seconds > _GRACE + factor * (speed.latency + size / speed.bandwidth)
 

@@ -58,9 +58,12 @@ def test_spans_of_files_skip_wide_gaps_and_stay_small(found):
     for first, last in zip(firsts, [*firsts[1:], offsets.size], strict=True):
         assert (offsets[first + 1 : last] - ends[first : last - 1] <= GAP).all()
         assert last - first == 1 or ends[last - 1] - offsets[first] <= 1 << 23
-    for before, first, last in zip(firsts, firsts[1:], [*firsts[2:], offsets.size], strict=False):
-        wide = offsets[first] - ends[first - 1] > GAP
-        assert wide or ends[last - 1] - offsets[before] > 1 << 23
+    for first in firsts[1:]:
+        if offsets[first] - ends[first - 1] <= GAP:
+            gaps = offsets[1:] - ends[:-1] > GAP
+            begin = np.flatnonzero(np.append(True, gaps[: first - 1]))[-1]
+            end = np.append(np.flatnonzero(gaps[first:]) + first, offsets.size - 1)[0]
+            assert ends[end] - offsets[begin] > 1 << 23
 
 
 SERVERS = {

@@ -20,6 +20,7 @@ from flowdata.table.parquet import (
     naming_errors,
     open_reader,
     open_source,
+    retried,
 )
 
 _KEPT = 2
@@ -32,7 +33,8 @@ class StoredFile:
     """An open Parquet file, which must stay as it is."""
 
     def __init__(self, file: ParquetColumns) -> None:
-        self._path, self._what, self._remedy = file.path, file.what, file.remedy
+        # Another process may have another working directory.
+        self._path, self._what, self._remedy = file.path.absolute(), file.what, file.remedy
         self._identity = _identity(file.status, file.metadata)
         self._open(file.footer)
 
@@ -84,7 +86,9 @@ class StoredFile:
 
     def _read(self, reader: "_Reader", number: int, name: str, kind: Kind) -> Any:
         with naming_errors(self._path, self._what, self._remedy):
-            table = reader.file.read_row_group(number, columns=[name], use_threads=False)
+            table = retried(
+                lambda: reader.file.read_row_group(number, columns=[name], use_threads=False)
+            )
             column = table.column(name)
             expected = int(self.bounds[number + 1] - self.bounds[number])
             if len(column) != expected:

@@ -12,14 +12,16 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flowdata.errors import FlowDataError, TableFileError
 from flowdata.files import local_path, reason_of
+
+_T = TypeVar("_T")
 
 # A network disk may fail for a moment, and open files may be many for a moment.
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
@@ -282,25 +284,32 @@ def _not_parquet(path: str | PathLike[str], error: Exception, remedy: str) -> Da
 
 
 def open_source(path: Path, what: str) -> Any:
-    """Open a file for pyarrow, if it can be Parquet; a disk that fails for a moment is retried."""
+    """Open a file for pyarrow, if it can be Parquet."""
     import pyarrow as pa
 
-    for wait in (*RETRY_WAITS, None):
-        try:
-            status = os.stat(path)
-            _require_file(status, path, what)
-            source = pa.OSFile(os.fspath(path))
-            break
-        except OSError as error:
-            if error.errno not in _PASSING or wait is None:
-                raise
-            time.sleep(wait)
+    def opened() -> Any:
+        _require_file(os.stat(path), path, what)
+        return pa.OSFile(os.fspath(path))
+
+    source = retried(opened)
     try:
         _check_footer(source)
     except BaseException:
         source.close()
         raise
     return source
+
+
+def retried(action: Callable[[], _T]) -> _T:
+    """What an action returns, tried again where a disk fails for a moment."""
+    for wait in RETRY_WAITS:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+        time.sleep(wait)
+    return action()
 
 
 def _check_footer(source: Any) -> None:

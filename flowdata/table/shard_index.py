@@ -105,6 +105,7 @@ class ShardIndex:
         self.compressed = compressed
         self.versions = versions
         self._bounds = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self._bounds.flags.writeable = False
         self._columns = {"key": keys, "offset": offsets, "size": sizes}
         self._file = file
 
@@ -150,7 +151,10 @@ class ShardIndex:
         Raises:
             DamagedFileError: for an index in a file whose rows of the shard contradict each other,
                 or are not what was written.
+            IndexError: for a number of no shard.
         """
+        if not 0 <= number < len(self.shards):
+            raise IndexError(f"there is no shard {number}: there are {len(self.shards):,}")
         first, end = self._bounds[number : number + 2].tolist()
         keys, offsets, sizes = (column[first:end] for column in self._columns.values())
         if self._file is not None:
@@ -161,6 +165,8 @@ class ShardIndex:
 
     def keys_of(self, number: int) -> Any:
         """The keys of one shard's samples, in half the time that all of `of_shard` takes."""
+        if not 0 <= number < len(self.shards):
+            raise IndexError(f"there is no shard {number}: there are {len(self.shards):,}")
         first, end = self._bounds[number : number + 2].tolist()
         return self._columns["key"][first:end]
 

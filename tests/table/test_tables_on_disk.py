@@ -1,121 +1,23 @@
 """Tables that stay in their file: the same values and figures, and damage found when it is read."""
 
-import gc
 import json
-import multiprocessing
-import os
 import pickle
-import shutil
-import threading
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hostile_tables import REFUSED
+from stored_tables import COUNTS, GROUP, KINDS, ROWS, held, index_of, values_of, write
 
-from flowdata import LossTable, Provenance, ShardIndex, TableFileError
-from flowdata.table import columns, shard_index, shard_lists, stored_table, writing
+from flowdata import LossTable, ShardIndex, TableFileError
+from flowdata.table import columns, shard_lists
 from flowdata.table.parquet import DamagedFileError, open_reader
-
-ROWS, GROUP = 1000, 64
-COUNTS = [0, 130, 1, 300, 0, 64, 505, 0]
-KINDS = ("plain", "tokens", "shards", "many shards", "old shards", "old shards, unnamed")
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "table.parquet"
-
-
-@pytest.fixture(autouse=True)
-def small_groups(monkeypatch):
-    monkeypatch.setattr(writing, "ROW_GROUP", GROUP)
-
-
-def held(monkeypatch, most):
-    """Tables of more rows than this stay in their file."""
-    monkeypatch.setattr(shard_index, "MOST_ROWS_HELD", most)
-    monkeypatch.setattr(stored_table, "MOST_ROWS_HELD", most)
-
-
-def index_of(counts=COUNTS):
-    sizes = np.random.default_rng(1).integers(1, 40, sum(counts)) * 512
-    ends = np.cumsum(sizes)
-    begins = np.cumsum([0, *counts])[:-1]
-    offsets = ends - sizes - np.repeat(np.append(0, ends)[begins], counts)
-    shards = len(counts)
-    return ShardIndex(
-        tuple(f"{number:03}.tar" for number in range(shards)),
-        np.repeat(np.arange(shards, dtype=np.int32), counts),
-        pa.array([f"key{row:04}\0e9" for row in range(sum(counts))]),
-        offsets,
-        sizes,
-        np.where(np.arange(shards) % 2, 1 << 30, -1),
-        np.arange(shards) % 3 == 1,
-        tuple(f"etag {number}" for number in range(shards)),
-    )
-
-
-def write(path, kind, monkeypatch):
-    """A table as this or an earlier version wrote it."""
-    losses = np.random.default_rng(0).gamma(2, size=ROWS).astype(np.float32)
-    losses[[7, 500]] = np.nan
-    counts = np.arange(ROWS, dtype=np.int32) % 5 if kind == "tokens" else None
-    tokens = None if counts is None else np.full(counts.sum(), 0.5, dtype=np.float32)
-    index = index_of() if "shards" in kind else None
-    known = Provenance(rows=ROWS, loss="x")
-    table = LossTable(losses, known, n_tokens=counts, token_losses=tokens, index=index)
-    monkeypatch.setattr(shard_lists, "MOST_TEXT", 0 if kind == "many shards" else 1 << 18)
-    table.save(path)
-    if "old" in kind:
-        found = pq.read_table(path)
-        texts = dict(found.schema.metadata)
-        lists = json.loads(texts[b"flowdata.shards"])
-        del lists["rows"]
-        texts[b"flowdata.shards"] = json.dumps(lists).encode()
-        if "unnamed" in kind:
-            del texts[b"flowdata.shards"]
-        found = found.replace_schema_metadata(texts)
-        pq.write_table(
-            found,
-            path,
-            compression="none",
-            use_dictionary=False,
-            write_page_checksum=True,
-            row_group_size=333,
-        )
-
-
-def values_of(table):
-    """All that a table knows, as plain values."""
-    index = table.index
-    found = {"losses": table.losses.tobytes(), "rows": len(table), "known": table.provenance}
-    found["n_tokens"] = None if table.n_tokens is None else table.n_tokens.tolist()
-    for temperature in ("median", "mean", 0.5):
-        weights = table.weights(temperature, on_invalid="drop")
-        found[temperature] = (weights.summary(), weights.fingerprint, weights.relative.tolist())
-        found[temperature, "part"] = weights.part(100, 900).tolist()
-    if index is not None:
-        found |= {
-            "columns": [index.shard.tolist(), index.offsets.tolist(), index.sizes.tolist()],
-            "keys": index.keys.to_pylist(),
-            "lists": [index.shards, index.lengths.tolist(), index.compressed.tolist()],
-            "versions": index.versions,
-            "bounds": index.bounds().tolist(),
-            "key": [index.key(row) for row in (0, 63, 64, 999)],
-            "samples": [
-                (
-                    samples.first,
-                    samples.keys.to_pylist(),
-                    samples.offsets.tolist(),
-                    samples.sizes.tolist(),
-                    len(samples),
-                )
-                for samples in map(index.of_shard, range(len(index.shards)))
-            ],
-        }
-    return found
 
 
 @pytest.fixture
@@ -305,108 +207,6 @@ def test_a_table_that_is_none_is_refused_when_it_is_read_at_the_latest(path, mak
         refused = str(error)
     assert str(path) in refused
     assert len(refused) < 1000
-
-
-def total_of(weights, queue):
-    try:
-        queue.put(float(weights.part(0, ROWS).sum()))
-    except TableFileError as error:
-        queue.put(str(error))
-
-
-def in_another_process(method, weights):
-    context = multiprocessing.get_context(method)
-    queue = context.SimpleQueue()
-    process = context.Process(target=total_of, args=(weights, queue))
-    process.start()
-    found = queue.get()
-    process.join()
-    return found
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_goes_on_with_the_file_that_was_opened(path, monkeypatch):
-    write(path, "plain", monkeypatch)
-    held(monkeypatch, 100)
-    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
-    assert in_another_process("fork", weights) == weights.relative.sum()
-    copied = path.with_name("copy")
-    shutil.copy(path, copied)
-    os.replace(copied, path)
-    assert in_another_process("fork", weights) == weights.relative.sum()
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_file_that_is_written_over_is_noticed_in_a_forked_process(path, monkeypatch):
-    write(path, "plain", monkeypatch)
-    held(monkeypatch, 100)
-    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
-    path.write_bytes(path.read_bytes()[:-20] + bytes(20))
-    assert "table.parquet was replaced or changed since" in in_another_process("fork", weights)
-
-
-@pytest.mark.parametrize("change", ["replaced", "written over", "other losses", "gone"])
-def test_a_file_that_is_not_the_same_is_an_error_where_it_is_opened_again(
-    path, change, monkeypatch
-):
-    write(path, "plain", monkeypatch)
-    held(monkeypatch, 100)
-    table = LossTable.load(path)
-    travelling = pickle.dumps((table, table.weights(0.5, on_invalid="drop")))
-    pickle.loads(travelling)
-    if change == "gone":
-        path.unlink()
-    elif change == "written over":
-        path.write_bytes(path.read_bytes())
-    else:
-        other = LossTable.from_losses(np.ones(ROWS + 5)) if change == "other losses" else table
-        other.save(path)
-    text = "there is no loss table at" if change == "gone" else "was replaced or changed since this"
-    with pytest.raises(TableFileError, match=text) as error:
-        pickle.loads(travelling)
-    assert str(path) in str(error.value)
-    # What is open stays readable, unless it was written over.
-    if change != "written over":
-        assert np.count_nonzero(np.isnan(table.losses)) == 2
-
-
-@pytest.mark.slow
-def test_a_spawned_process_opens_the_file_again(path, monkeypatch):
-    write(path, "plain", monkeypatch)
-    held(monkeypatch, 100)
-    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
-    assert in_another_process("spawn", weights) == weights.relative.sum()
-
-
-def test_threads_read_side_by_side(path, monkeypatch):
-    write(path, "shards", monkeypatch)
-    held(monkeypatch, 100)
-    index = LossTable.load(path).index
-    expected = [index.of_shard(number).offsets.tolist() for number in range(len(COUNTS))]
-    wrong = []
-
-    def read(seed):
-        for number in np.random.default_rng(seed).integers(0, len(COUNTS), 100).tolist():
-            if index.of_shard(number).offsets.tolist() != expected[number]:
-                wrong.append(number)
-
-    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-def test_a_table_that_is_dropped_closes_its_file(path, monkeypatch):
-    write(path, "shards", monkeypatch)
-    held(monkeypatch, 100)
-    open_files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-    for _ in range(20):
-        LossTable.load(path).index.of_shard(1)
-    gc.collect()
-    if open_files:
-        assert len(os.listdir("/proc/self/fd")) <= open_files + 1
 
 
 def test_a_table_may_be_saved_over_its_own_file(path, monkeypatch):

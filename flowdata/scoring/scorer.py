@@ -45,6 +45,7 @@ from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
+from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.rows import ShardRows
 
 
@@ -215,7 +216,7 @@ class _ShareOfRank:
             collate_fn=self.scoring_pass.collate,
             num_workers=self.num_workers,
         ):
-            size += 0 if index is None else int(index.sizes[some].sum())
+            size += 0 if index is None else _bytes_of(some, index)
             for scores in self.scoring_pass.score_rows(some, read):
                 tokens += 0 if scores.n_tokens is None else int(scores.n_tokens.sum())
                 self._show_rates(tokens, size, time.monotonic() - started)
@@ -227,6 +228,16 @@ class _ShareOfRank:
         rates = [f"{tokens / seconds:,.0f} response tokens/s"] * (tokens > 0)
         rates += [f"{size / seconds / 1e6:,.1f} MB/s"] * (size > 0)
         self.bar.set_postfix_str(", ".join(rates), refresh=False)
+
+
+def _bytes_of(rows: NDArray[np.int64], index: ShardIndex) -> int:
+    """Bytes of samples, by the rows of their shards: a large index stays in its file."""
+    shards = np.searchsorted(index.bounds(), rows, side="right") - 1
+    size = 0
+    for shard in np.unique(shards).tolist():
+        samples = index.of_shard(shard)
+        size += int(samples.sizes[rows[shards == shard] - samples.first].sum())
+    return size
 
 
 def _refuse_or_drop_invalid(

@@ -55,11 +55,12 @@ class StreamStats:
     def __str__(self) -> str:
         if self.epoch is None:
             return "nothing read yet"
+        owed, read = (tqdm.format_sizeof(n, "B") for n in (self.bytes_owed, self.bytes_read))
+        times = f" ({self.bytes_read / self.bytes_owed:.2f}x)" if self.bytes_owed else ""
         parts = [
-            f"epoch {self.epoch}: {self.samples:,} samples",
-            f"{tqdm.format_sizeof(self.bytes_read, 'B')} read in {self.requests:,} requests"
-            + (f" ({self.bytes_read / self.bytes_owed:.2f}x)" if self.bytes_owed else ""),
-            f"{self.seconds_waited:.1f} s waited",
+            f"epoch {self.epoch}: {self.samples:,} samples of {owed}",
+            f"{read} read in {self.requests:,} requests{times}",
+            f"{self.seconds_waited:.1f} s waited for data",
         ]
         parts += [
             f"{host} {speed.latency * 1000:.0f} ms, {tqdm.format_sizeof(speed.bandwidth, 'B')}/s"

@@ -131,7 +131,7 @@ def test_each_worker_logs_one_line_when_it_has_given_out_its_part(urls, table, c
         list(stream)
     [record] = caplog.records
     assert record.levelno == logging.INFO
-    assert record.getMessage().startswith("FlowShards (rank 1 of 2): epoch 2: 200 samples; ")
+    assert record.getMessage().startswith("FlowShards (rank 1 of 2): epoch 2: 200 samples of ")
     assert record.getMessage().endswith(str(stream.stats()))
 
 

@@ -152,7 +152,7 @@ def test_workers_say_which_they_are(stream, capfd):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_server_is_named_with_what_it_took(folder, table, workers):
-    with ShardServer(folder, latency=0.02, fails=2) as server:
+    with ShardServer(folder, fails=2) as server:
         urls = [
             server.url(f"s-{shard}.tar?secret={shard}").replace("//", "//me:secret@", 1)
             for shard in range(5)
@@ -163,12 +163,12 @@ def test_a_server_is_named_with_what_it_took(folder, table, workers):
         stats = stream.stats()
         [(host, speed)] = stats.hosts.items()
         assert host == server.url("").rstrip("/")
-        assert speed.latency >= 0.02
+        assert speed.latency > 0
         assert speed.bandwidth > 0
         assert stats.retries == 2
         assert stats.requests > 5
         assert SAMPLES * 512 < stats.bytes_owed <= stats.bytes_read <= server.bytes_sent
-        assert stats.seconds_waited > 0.02
+        assert stats.seconds_waited > 0
         assert f"; {host} " in str(stats)
         assert "; 2 retries" in str(stats)
         assert "secret" not in repr(stats)

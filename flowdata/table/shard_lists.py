@@ -17,6 +17,7 @@ BLOCK_START = 4
 
 MOST_TEXT = 1 << 18
 """Bytes of the longest lists that are a text of the file."""
+_TWICE = "it has a shard twice"
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -61,7 +62,7 @@ class ShardLists:
         return {METADATA_KEY: text}, block
 
     @classmethod
-    def read(cls, file: ParquetColumns, names_of_rows: tuple[str, ...] | None) -> "ShardLists":
+    def read(cls, file: ParquetColumns, names_of_rows: tuple[str, ...]) -> "ShardLists":
         """The lists of a file.
 
         Args:
@@ -74,22 +75,20 @@ class ShardLists:
         known = file.json(METADATA_KEY)
         if isinstance(place := known.get("shards"), dict):
             known = _from_block(file, place)
-        names = _list_of(file, known, "shards", str, None, names_of_rows or ())
-        if len(set(names)) != len(names):
-            raise file.damaged("it has a shard twice")
+        names = _list_of(file, known, "shards", str, None, list(names_of_rows))
+        # Those of a block are compared there.
+        if not isinstance(names, tuple) and len(set(names)) != len(names):
+            raise file.damaged(_TWICE)
         n = len(names)
-        lengths = _list_of(file, known, "lengths", int, n, -1)
-        if min(lengths, default=0) < -1 or max(lengths, default=0) > _LARGEST:
-            raise file.damaged("a shard has no possible length")
-        rows = _list_of(file, known, "rows", int, n, 0) if "rows" in known else None
-        if rows is not None and (min(rows, default=0) < 0 or sum(rows) != file.rows):
-            raise file.damaged(f"its shards have {sum(rows):,} rows, but the file {file.rows:,}")
+        rows = _numbers(file, known, "rows", n, 0) if "rows" in known else None
+        if rows is not None and (of_all := sum(rows.tolist())) != file.rows:
+            raise file.damaged(f"its shards have {of_all:,} rows, but the file {file.rows:,}")
         return cls(
             tuple(names),
-            np.array(lengths, dtype=np.int64),
+            _numbers(file, known, "lengths", n, -1),
             np.array(_list_of(file, known, "compressed", bool, n, False), dtype=np.bool_),
             tuple(_list_of(file, known, "versions", str, n, "")),
-            None if rows is None else np.array(rows, dtype=np.int64),
+            rows,
         )
 
 
@@ -108,18 +107,38 @@ def _list_of(
 ) -> Any:
     """What is known of each shard; the default of each where it is not.
 
+    A list, or of a block a tuple of texts or an array of numbers.
+
     Raises:
         DamagedFileError: for values of another type or number.
     """
     if name not in known:
         return default if size is None else [default] * size
     values = known[name]
-    # Exactly: True is an int to isinstance.
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+    if isinstance(values, np.ndarray):
+        fits = values.dtype == kind
+    elif isinstance(values, tuple):
+        fits = kind is str
+    else:
+        # Exactly: True is an int to isinstance.
+        fits = isinstance(values, list) and all(type(value) is kind for value in values)
+    if not fits:
         raise file.damaged(f"its {name} are no list of {kind.__name__}")
     if size is not None and len(values) != size:
         raise file.damaged(f"it has {size:,} shards, but {name} of {len(values):,}")
     return values
+
+
+def _numbers(
+    file: ParquetColumns, known: Mapping[str, Any], name: str, size: int, lowest: int
+) -> NDArray[np.int64]:
+    """A number of each shard; the lowest that there may be where it is not known."""
+    values = _list_of(file, known, name, int, size, lowest)
+    # In JSON they may be too large for the type.
+    highest = values.max(initial=0) if isinstance(values, np.ndarray) else max(values, default=0)
+    if highest > _LARGEST or (numbers := np.array(values, dtype=np.int64)).min(initial=0) < lowest:
+        raise file.damaged(f"its {name} have a number that none can be")
+    return numbers
 
 
 def _to_block(known: Mapping[str, Any]) -> bytes:
@@ -133,7 +152,7 @@ def _to_block(known: Mapping[str, Any]) -> bytes:
     return block
 
 
-def _from_block(file: ParquetColumns, place: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _from_block(file: ParquetColumns, place: Mapping[str, Any]) -> dict[str, Any]:
     import pyarrow as pa
 
     start, size = place.get("start"), place.get("size")
@@ -143,7 +162,12 @@ def _from_block(file: ParquetColumns, place: Mapping[str, Any]) -> dict[str, lis
     if _hash(block) != place.get("xxh3"):
         raise file.damaged("the block of its shards is not what was written")
     table = pa.ipc.open_stream(block).read_all()
-    return {name: table.column(name).to_pylist() for name in table.column_names}
+    if len(table.column("shards").unique()) != table.num_rows:
+        raise file.damaged(_TWICE)
+    return {
+        name: tuple(column.to_pylist()) if pa.types.is_string(column.type) else column.to_numpy()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
 
 
 def _hash(block: bytes) -> str:

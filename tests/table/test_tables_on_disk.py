@@ -77,6 +77,18 @@ def test_an_index_alone_is_saved_and_loaded_with_its_shards(path, monkeypatch, m
         assert found.key(5) == "key0005\udce9" == found.of_shard(1).key(5)
 
 
+@pytest.mark.parametrize("most", [0, 1 << 18])
+@pytest.mark.parametrize("rows", [100, 1 << 20])
+def test_an_index_that_has_a_shard_twice_is_damaged(path, monkeypatch, most, rows):
+    monkeypatch.setattr(shard_lists, "MOST_TEXT", most)
+    index = index_of()
+    index.shards = (*index.shards[:-1], index.shards[1])
+    index.save(path)
+    held(monkeypatch, rows)
+    with pytest.raises(DamagedFileError, match="it has a shard twice"):
+        ShardIndex.load(path)
+
+
 def test_loading_reads_no_column_and_a_part_reads_its_row_groups(path, monkeypatch, read):
     write(path, "shards", monkeypatch)
     held(monkeypatch, 100)
@@ -159,7 +171,7 @@ def test_shards_of_other_numbers_of_rows_than_a_file_says_are_damage(path, monke
     lists = json.loads(texts[b"flowdata.shards"])
     for rows, most, text in (
         ([*COUNTS[:-1], 5], 100, "its shards have 1,005 rows, but the file 1,000"),
-        ([-1, 131, *COUNTS[2:]], 100, "its shards have 1,000 rows, but"),
+        ([-1, 131, *COUNTS[2:]], 100, "its rows have a number that none can be"),
         ([1, 129, *COUNTS[2:]], 1 << 20, "its shards have other numbers of rows than it says"),
         ([1000], 100, "it has 8 shards, but rows of 1"),
         ([float(count) for count in COUNTS], 100, "its rows are no list of int"),

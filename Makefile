@@ -84,6 +84,7 @@ bench: assets
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/streaming.py --repeats 3
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/reweight.py
 	$(BIN)/python benchmarks/frameworks.py
 	$(BIN)/python benchmarks/vision.py

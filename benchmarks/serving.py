@@ -207,7 +207,6 @@ class Connection:
         self._paid = 0.0
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server.count(opened=1)
         self._wait_for(selectors.EVENT_READ, self._receive)
 
     def proceed(self) -> None:
@@ -265,7 +264,8 @@ class Connection:
             self.proceed()
             return
         conditions = self.server.conditions
-        self.server.count(answering=1)
+        # A connection that only asks how others are is none.
+        self.server.count(opened=int(self._first), answering=1)
         wait = conditions.latency + (conditions.connect if self._first else 0.0)
         self._first = False
         self._paid = time.monotonic() + wait
@@ -334,7 +334,7 @@ class Connection:
         self._parts.clear()
         self.due = None
         self.socket.close()
-        self.server.count(opened=-1)
+        self.server.count(opened=int(self._first) - 1)
 
 
 def _cpu_seconds() -> float:

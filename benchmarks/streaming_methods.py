@@ -8,7 +8,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ BATCH, BUFFER = 64, 1000
 OURS, STAGE, PLAIN, REJECTION = "FlowShards", "resample", "webdataset", "rejection"
 OURS_CACHED, PLAIN_CACHED, MOSAIC = "FlowShards, cache", "webdataset, cache", "mosaicml-streaming"
 RAW, JPEG = "raw", "jpeg"
-AHEAD = 32 << 20
-"""Bytes read ahead where memory is measured; by default more than all shards here have."""
+AHEAD, AHEAD_OF = 32_000_000, 250
+"""Bytes read ahead, and window, where memory is measured: by default all shards here are less."""
 
 
 @dataclass(frozen=True)
@@ -234,19 +234,20 @@ def mixing(setting: Setting) -> Figures:
 
 def memory(setting: Setting) -> Figures:
     """A worker's memory above that of the process that made it, its threads and descriptors."""
-    options = {"ahead": AHEAD} if "ahead" in {field.name for field in fields(Access)} else {}
-    stream = flow(setting, access=Access(**options)).to_tuple("__key__", "jpg", "cls")
+    stream = flow(setting, window=AHEAD_OF, access=Access(ahead=AHEAD))
     before = anonymous_memory()
     most = {"memory": 0, "threads": 0, "descriptors": 0}
     for _ in range(2):
-        for _ in loaded(stream, RAW, 1):
+        for _ in loaded(stream.to_tuple("__key__", "jpg", "cls"), RAW, 1):
             for name, value in worker_figures().items():
                 most[name] = max(most[name], value)
-    table = setting.table.index
-    assert table is not None
+    index = setting.table.index
+    assert index is not None
+    # A window is read with the gaps that are read over.
+    window = AHEAD_OF * float(np.mean(index.sizes)) * (2.2 if setting.url else 1.0)
     return {
         "memory, MB": [(most["memory"] - before) / 1e6],
-        "bound, MB": [(AHEAD + BUFFER * float(np.mean(table.sizes))) / 1e6],
+        "bound, MB": [(AHEAD + window) / 1e6],
         "threads": [float(most["threads"])],
         "descriptors": [float(most["descriptors"])],
     }

@@ -10,6 +10,8 @@ from measure import Results, Table, Target, canvas, horizontal_bars, number, quo
 from photographs import DRAWN, SHARES, losses_of_mean_weight
 from places import FAR, SLOW, STALLS, Place
 from streaming_methods import (
+    AHEAD,
+    AHEAD_OF,
     BATCH,
     BUFFER,
     JPEG,
@@ -236,7 +238,10 @@ def memory(results: Results, places: Sequence[Place]) -> Table:
         for place in places
     ]
     header = ["", "most memory, MB", "ahead + a window, MB", "threads", "descriptors"]
-    note = "Anonymous memory of a worker above that of the process that made it, ahead=32 MiB."
+    note = (
+        "Anonymous memory of a worker above that of the process that made it, with "
+        f'Access(ahead="{AHEAD // 10**6}MB"), window={AHEAD_OF}. A window is counted with its gaps.'
+    )
     return Table("What a worker of FlowShards holds", header, rows, note)
 
 

@@ -20,6 +20,7 @@ SMALL = {
         *("--samples", "12", "--seconds", "0.1", "--places", "30ms"),
         *("--only", "raw", "resume", "mixing"),
     ],
+    "scale": ["--sizes", "2e3", "5e3"],
     "frameworks": ["--steps", "5", "--rounds", "1", "--repeats", "1", "--only", "torch"],
 }
 

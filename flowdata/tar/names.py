@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import xxhash
 
@@ -20,9 +21,9 @@ def shard_names(urls: Sequence[str], signed_by: Iterable[str] = ()) -> tuple[str
     """What a table calls these shards: their paths below the folder that they share.
 
     A query that is more than a signature is a part of the name, as a hash, since it may hold a
-    secret that is not known as one. A shell command (``pipe:``) has the name of the one tar file
-    among its words; where there is none, or two commands have the same, commands are names, with a
-    hash if there may be a secret in them.
+    secret that is not known as one. A shell command (``pipe:``) has the name of the tar file among
+    its words; where there is none, or two commands have the same, commands are names, with a hash
+    if there may be a secret in them.
 
     Raises:
         ShardError: when two of them are one.
@@ -44,13 +45,15 @@ def _below_common_folder(paths: Sequence[str]) -> tuple[str, ...]:
 
 def _comparable_name(url: str, signed_by: Iterable[str]) -> str:
     if url.startswith(PIPE):
-        tars = {
-            _path_and_query(word, signed_by)
+        tars = [
+            _path_and_query(word, signed_by).split("/")[::-1]
             for word in words(url[len(PIPE) :])
             if _TAR_FILE.search(redact(word))
-        }
-        if len(tars) == 1:
-            return tars.pop()
+        ]
+        # One, or a copy of it and where it is from: how their paths end alike.
+        alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*tars, strict=False))
+        if ending := [parts[0] for parts in alike]:
+            return "/".join(ending[::-1])
     return _path_and_query(url, signed_by)
 
 

@@ -125,8 +125,10 @@ def test_shards_of_a_command_have_one_name_however_they_are_reached():
     for form in ("/e/s-{}.tar", "s3://b/s-{}.tar", "pipe:cat s-{}.tar"):
         urls = [form.format(n) for n in numbers]
         assert match_all(urls[::-1], names) == urls
+    cached = "pipe:cat /cache/d/s-{0}.tar || curl http://h/d/s-{0}.tar | tee /cache/d/s-{0}.tar"
+    assert shard_names([cached.format(n) for n in numbers]) == names
     # Where the tar file does not tell them apart, or there is none, commands are names.
-    for form in ("pipe:filter {} /d/a.tar", "pipe:pack /d/{}", "pipe:cat {}.tar other.tar"):
+    for form in ("pipe:filter {} /d/a.tar", "pipe:pack /d/{}", "pipe:cat {0}.tar other-{0}.tar"):
         commands = [form.format(n) for n in numbers]
         names = shard_names(commands)
         assert not any("/" in name for name in names)

@@ -332,12 +332,8 @@ class FlowWeights:
         Those are of rows of positive weight alone, each alike: with k of n rows, ``w / mean(w)``
         times k / n.
         """
-        return self.residual_part(alpha, 0, len(self))
-
-    def residual_part(self, alpha: float, start: int, stop: int) -> NDArray[np.float64]:
-        """`residual_of_draws` of rows [start, stop) alone."""
         drawn, kept = self.power(alpha), self.power(1.0 - alpha)
-        return kept.part(start, stop) * (drawn.total / self.total)
+        return kept.relative * (drawn.total / self.total)
 
     def summary(self) -> WeightSummary:
         """The figures to look at before training with these weights."""

@@ -117,7 +117,7 @@ class ShardIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         # Columns that were read from a file are read by another process if it wants them.
-        read = ("shard", "keys", "offsets", "sizes")
+        read = ("shard", "keys", "_places")
         return {name: value for name, value in vars(self).items() if name not in read}
 
     @functools.cached_property
@@ -131,15 +131,15 @@ class ShardIndex:
         """Key of each row."""
         return self._columns["key"][:]
 
-    @functools.cached_property
+    @property
     def offsets(self) -> NDArray[np.int64]:
         """First byte of each sample in its shard."""
-        return self._places()[0]
+        return self._places[0]
 
-    @functools.cached_property
+    @property
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each sample."""
-        return self._places()[1]
+        return self._places[1]
 
     def key(self, row: int) -> str:
         """The key of one row."""
@@ -174,6 +174,7 @@ class ShardIndex:
         """The first row of each shard, and n: shape (shards + 1,)."""
         return self._bounds
 
+    @functools.cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         offsets, sizes = self._columns["offset"][:], self._columns["size"][:]
         if self._file is not None and not _all_places_agree(self, offsets, sizes):

@@ -271,4 +271,4 @@ def test_a_table_that_stays_in_its_file_is_read_shard_by_shard(
         assert names_of(loader) == planned(table, epoch=epoch, **OPTIONS)
     # A column of all rows would be held from then on.
     held = vars(stored).keys() | vars(stored.index).keys()
-    assert not {"losses", "shard", "keys", "offsets", "sizes"} & held
+    assert not {"losses", "shard", "keys", "_places"} & held

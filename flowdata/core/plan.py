@@ -201,6 +201,8 @@ class EpochPlan(Plan):
     def _filled_slots(self) -> NDArray[Any]:
         if self._slots is None:
             if self._masses is None:
+                # Each epoch goes through all of them.
+                self.weights.hold()
                 self._masses = Masses(self.weights, self._mass_total(), self._mass_bits)
             if self._stratum_of_row is not None:
                 self._slots = self._stratified(self._masses, self._stratum_of_row)

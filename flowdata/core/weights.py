@@ -199,9 +199,13 @@ class FlowWeights:
         relative.flags.writeable = False
         return relative
 
+    def hold(self) -> None:
+        """Hold all weights from now on, for what asks for `part` of all rows again and again."""
+        self.relative  # noqa: B018
+
     def part(self, start: int, stop: int) -> NDArray[np.float64]:
         """The relative weights of rows [start, stop), float64: not to be written to."""
-        if self._is_held:
+        if self._is_held or "relative" in self.__dict__:
             return self.relative[start:stop]
         return self._relative.part(start, min(stop, len(self)))
 

@@ -9,7 +9,7 @@ from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowdata import FlowDataWarning, FlowWeights, InvalidLossError
+from flowdata import EpochPlan, FlowDataWarning, FlowWeights, InvalidLossError
 from flowdata.core.column import PIECE, sum_pairwise
 from flowdata.core.sorted_losses import warn_if_sorted
 
@@ -164,6 +164,23 @@ def test_a_column_is_read_two_or_three_times_and_its_parts_where_they_are_asked_
     assert (weights.total, weights.ess, weights.fingerprint, weights.mean) == figures
     drawn = weights.power(0.5)
     assert (weights.power(0.5) is drawn, drawn.total) == (True, weights.power(0.5).total)
+
+
+def test_an_epoch_of_rows_holds_the_weights_that_it_goes_through_again():
+    column = Column(losses_of(2 * PIECE, 6))
+    weights = FlowWeights.from_kept_losses(column, temperature=1.0)
+    plan = EpochPlan(weights, seed=3)
+    read = column.read
+    counts = plan.counts()
+    assert column.read == read + len(column)
+    assert plan.at_epoch(1).counts().sum() == len(column)
+    assert column.read == read + len(column)
+    assert np.array_equal(
+        counts,
+        EpochPlan(
+            FlowWeights.from_kept_losses(losses_of(2 * PIECE, 6), temperature=1.0), seed=3
+        ).counts(),
+    )
 
 
 def test_weights_of_a_column_travel_without_what_was_made_of_it():

@@ -1,10 +1,10 @@
 """resample: a stage that drops and repeats raw samples in a WebDataset pipeline."""
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from flowdata.table.shard_index import plain_keys
 from flowdata.tar.names import ShardNames
 from flowdata.transport.urls import redact
 
-# Shards whose samples come mixed, where the stage comes after a shuffle.
-_SHARDS_KNOWN = 8
+# Shards whose samples come mixed, where the stage comes after a mix or a shuffle; of more than some
+# only while they have few keys in all.
+_MOST_SHARDS, _SHARDS, _MOST_KEYS = 64, 8, 1 << 16
 # Keys of a shard that are held at once, where its samples come in their order.
 _BLOCK = 1024
 
@@ -38,9 +39,9 @@ class resample:
     the worker or rank that reads its shard. But ranks get different numbers of samples;
     `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
     is the next epoch, unless `set_epoch` names one: pipelines that share a stage take turns.
-    Memory is some 40 bytes a shard and what the table and its weights take; keys are looked up
-    shard by shard, and some thousand of them are held. Of a shard whose samples come in another
-    order than the table's (after a shuffle) all are, of the 8 such shards that came last.
+    Memory is some 40 bytes a shard and what the table and its weights take. Keys are looked up
+    shard by shard: about a thousand are held of each shard whose samples have not come yet, all of
+    them where they come in another order than the table's (after a shuffle).
 
     Args:
         table: a loss table of the shards, or their index, or the path of a loss table.
@@ -99,18 +100,51 @@ class resample:
 
     def _drawn(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         plan = self._plan.at_epoch(self._epochs.begin())
-        times_in = lru_cache(_SHARDS_KNOWN)(partial(self._times, plan))
+        shards = _ShardsUnderWay(partial(self._open, plan))
         url = ""
         for sample in samples:
             if sample["__url__"] != url:
                 url = sample["__url__"]
-                times = times_in(url)
-            for _ in range(times.of(sample["__key__"])):
+                shard = shards.at(url)
+            for _ in range(shard.times(sample["__key__"])):
                 yield dict(sample)
 
-    def _times(self, plan: ShardPlan, url: str) -> "_TimesInShard":
+    def _open(self, plan: ShardPlan, url: str) -> "_TimesInShard":
+        import pyarrow as pa
+
         shard = self._names.number(url)
-        return _TimesInShard(self._index.keys_of(shard), plan.counts_of(shard), redact(url))
+        # A copy: of a table in a file it is a part of what was read for many shards.
+        keys = pa.concat_arrays([self._index.keys_of(shard)])
+        return _TimesInShard(keys, plan.counts_of(shard), redact(url))
+
+
+class _ShardsUnderWay:
+    """Shards of which samples have come, and more are to come; those that came last.
+
+    Args:
+        open_shard: what looks up the keys of the shard of a URL.
+    """
+
+    def __init__(self, open_shard: Callable[[str], "_TimesInShard"]) -> None:
+        self._open_shard = open_shard
+        self._under_way: OrderedDict[str, _TimesInShard] = OrderedDict()
+        self._last = ""
+
+    def at(self, url: str) -> "_TimesInShard":
+        """The shard of a URL."""
+        if self._last in self._under_way and self._under_way[self._last].left <= 0:
+            del self._under_way[self._last]
+        if url not in self._under_way:
+            self._make_room()
+            self._under_way[url] = self._open_shard(url)
+        self._under_way.move_to_end(url)
+        self._last = url
+        return self._under_way[url]
+
+    def _make_room(self) -> None:
+        held = sum(shard.held for shard in self._under_way.values())
+        while len(self._under_way) >= (_MOST_SHARDS if held <= _MOST_KEYS else _SHARDS):
+            held -= self._under_way.popitem(last=False)[1].held
 
 
 class _TimesInShard:
@@ -118,19 +152,29 @@ class _TimesInShard:
 
     Keys are read some at a time, as they lie; where one comes that is not among the next ones,
     all are.
+
+    Attributes:
+        left: samples that have not come yet.
     """
 
     def __init__(self, keys: Any, counts: NDArray[np.int64], name: str) -> None:
         self._keys, self._counts, self._name = keys, counts, name
         self._times: dict[str, int] = {}
         self._end = 0
+        self.left = len(keys)
 
-    def of(self, key: str) -> int:
+    @property
+    def held(self) -> int:
+        """Keys that are held to be looked up."""
+        return len(self._times)
+
+    def times(self, key: str) -> int:
         """How often the sample of a key comes.
 
         Raises:
             MismatchError: for a key that the table does not know.
         """
+        self.left -= 1
         if (times := self._times.get(key)) is not None:
             return times
         if len(self._times) < len(self._keys):

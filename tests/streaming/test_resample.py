@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 from scipy import stats
-from shard_files import name_of, names, planned, write_shards
+from shard_files import make_table, name_of, names, planned, write_shards
 from torch.utils.data import DataLoader
 
 import flowdata
@@ -272,3 +272,20 @@ def test_a_table_that_stays_in_its_file_is_read_shard_by_shard(
     # A column of all rows would be held from then on.
     held = vars(stored).keys() | vars(stored.index).keys()
     assert not {"losses", "shard", "keys", "_places"} & held
+
+
+@pytest.mark.parametrize("most", [16, 2])
+def test_shards_in_turn_are_looked_up_once_each_while_there_is_room(tmp_path, monkeypatch, most):
+    keys_read = []
+    plain_keys = resample_module.plain_keys
+    monkeypatch.setattr(
+        resample_module, "plain_keys", lambda keys: keys_read.append(len(keys)) or plain_keys(keys)
+    )
+    for name, number in (("_BLOCK", 16), ("_MOST_SHARDS", most), ("_SHARDS", min(most, 8))):
+        monkeypatch.setattr(resample_module, name, number)
+    urls = write_shards(tmp_path, (40,) * 12, content=1)
+    table = make_table(urls)
+    raw = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False))
+    in_turn = [sample for first in range(40) for sample in raw[first::40]]
+    assert names_of(resample(table, **OPTIONS)(in_turn)) == planned(table, **OPTIONS)
+    assert (sum(keys_read) == len(table)) == (most == 16)

@@ -19,7 +19,7 @@ SHARES = (0.05, 0.2, DRAWN, 1.0)
 
 def write_shards(folder: Path, samples: int) -> list[tuple[bytes, int]]:
     """Shards of samples with a JPEG and a class, and their loss tables; all samples."""
-    images = jpegs(np.random.default_rng(0), 1000)
+    images = jpegs(np.random.default_rng(0), min(1000, SHARDS * samples))
     written = []
     for shard in tqdm(range(SHARDS), desc="shards"):
         with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:

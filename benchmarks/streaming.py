@@ -94,26 +94,26 @@ def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tupl
         "raw": [
             Task(method, workers, f"{RAW} {name}")
             for name in names
-            for workers in (0, 2)
+            for workers in options.workers
             for method in (OURS, STAGE, PLAIN, REJECTION)
         ],
         "jpeg": [
             Task(method, workers, f"{JPEG} {name}")
             for name in names
-            for workers in (0, 2)
+            for workers in options.workers
             for method in (OURS, PLAIN, REJECTION)
         ],
         "caches": [
             Task(method, workers, f"epochs {name}")
             for name in remote
-            for workers in (0, 2)
+            for workers in options.workers
             for method in (OURS_CACHED, PLAIN_CACHED, MOSAIC)
             if method != MOSAIC or mosaic.library() is not None
         ],
         "resume": [Task(OURS, 0, f"resume {name}") for name in names],
         "stalls": [
             Task(method, workers, f"{RAW} {STALLS.name}")
-            for workers in (0, 2)
+            for workers in options.workers
             for method in (OURS, PLAIN)
         ],
         "memory": [Task(OURS, 1, f"memory {name}") for name in names],
@@ -125,7 +125,7 @@ def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tupl
             (Task(method, workers, f"{RAW} 30ms"), share)
             for share in SHARES
             if share != DRAWN or "raw" not in options.only
-            for workers in (0, 2)
+            for workers in options.workers
             for method in (OURS, REJECTION)
         ]
     return made
@@ -167,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ranges", default="single", help="single (default), multi or none")
     names = [place.name for place in PLACES]
     made.add_argument("--places", nargs="+", default=names, choices=names, help="default all")
+    made.add_argument("--workers", nargs="+", type=int, default=(0, 2), choices=(0, 2), help="both")
     made.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default all parts")
     made.add_argument("--data", type=Path, help="where the shards go, 1 GB for a while")
     return made

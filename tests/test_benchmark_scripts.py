@@ -17,10 +17,10 @@ SMALL = {
     "theory": ["--samples", "100000"],
     "reweight": ["--small", "--steps", "3"],
     "streaming": [
-        *("--samples", "12", "--seconds", "0.1", "--places", "30ms"),
+        *("--samples", "12", "--seconds", "0.1", "--places", "30ms", "--workers", "0"),
         *("--only", "raw", "resume", "mixing"),
     ],
-    "scale": ["--sizes", "2e3", "5e3"],
+    "scale": ["--sizes", "2e3"],
     "frameworks": ["--steps", "5", "--rounds", "1", "--repeats", "1", "--only", "torch"],
 }
 

@@ -12,7 +12,7 @@ from stored_tables import COUNTS, GROUP, KINDS, ROWS, held, index_of, values_of,
 
 from flowdata import LossTable, ShardIndex, TableFileError
 from flowdata.table import columns, shard_lists
-from flowdata.table.parquet import DamagedFileError, open_reader
+from flowdata.table.parquet import DamagedFileError, Kind, open_parquet, open_reader
 
 
 @pytest.fixture
@@ -239,3 +239,21 @@ def test_numbers_of_tokens_below_zero_are_found_when_they_are_read(path, monkeyp
     table = LossTable.load(path)
     with pytest.raises(DamagedFileError, match="row 600 has -3 in n_tokens"):
         table.n_tokens  # noqa: B018
+
+
+def test_runs_of_rows_of_a_column_are_those_of_an_array(path, monkeypatch):
+    write(path, "shards", monkeypatch)
+    losses, keys = LossTable.load(path).losses, LossTable.load(path).index.keys
+    with open_parquet(path, what="table", remedy="none") as file:
+        stored = columns.StoredFile(file)
+    numbers = columns.StoredColumn(stored, "loss", Kind.FLOAT32)
+    texts = columns.StoredColumn(stored, "key", Kind.TEXT)
+    ends = (None, 0, 1, GROUP - 1, GROUP, GROUP + 1, 700, ROWS, ROWS + 9, -1, -ROWS - 5)
+    for rows in (slice(start, stop) for start in ends for stop in ends):
+        assert numbers[rows].tobytes() == losses[rows].tobytes()
+        assert texts[rows].to_pylist() == keys.to_pylist()[rows]
+    assert numbers[3:4].dtype == numbers.dtype == np.float32
+    with pytest.raises(ValueError, match="read-only"):
+        numbers[:5][0] = 1.0
+    with pytest.raises(ValueError, match="in runs of rows, got the step -1"):
+        numbers[::-1]

@@ -10,6 +10,7 @@ from flowdata.transport.fetching import Fetch
 from flowdata.transport.identity import UNKNOWN, Identity, place_of
 from flowdata.transport.resumed import ResumedStream
 from flowdata.transport.retrying import require_complete, retry
+from flowdata.transport.signed import SignedRanges
 from flowdata.transport.urls import redact
 
 # What file systems call that which changes with the content, and the time of its last change.
@@ -26,7 +27,7 @@ class FsspecTransport:
         import fsspec
 
         self._url, self._access = url, access
-        self._known = UNKNOWN
+        self._known, self._signed = UNKNOWN, cast(SignedRanges | None, None)
         try:
             self._files, self._path = fsspec.core.url_to_fs(url, **access.storage_options)
         except Exception as error:
@@ -86,7 +87,16 @@ class FsspecTransport:
     def fetch(self, offset: int, size: int) -> Fetch:
         """One of these spans, to be read by any thread."""
 
-        def attempt(_: Fetch) -> Buffer:
+        if self._signed is None:
+            self._signed = SignedRanges(
+                self._files, self._path, self._url, self._access, self._known
+            )
+        signed = self._signed
+
+        def attempt(fetch: Fetch) -> Buffer:
+            found = signed.attempt(offset, size, fetch)
+            if found is not None:
+                return found
             content: bytes = self._files.cat_file(self._path, start=offset, end=offset + size)
             return require_complete(content, size, offset, redact(self._url))
 

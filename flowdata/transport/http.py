@@ -39,11 +39,20 @@ class HttpTransport:
 
     Whatever an answer says of the shard's length and version has to be what is expected, and what
     answers before it said; servers are asked for a range only of that version (If-Match).
+
+    Args:
+        url: that is asked.
+        access: how.
+        expected: what its content has to be.
+        name: the URL by which the shard is known, if it is another.
     """
 
-    def __init__(self, url: str, access: Access, expected: Identity = UNKNOWN) -> None:
-        self._url, self._access, self._name = url, access, redact(url)
-        self._host, self._place = urlsplit(url).netloc.rpartition("@")[2], place_of(url)
+    def __init__(
+        self, url: str, access: Access, expected: Identity = UNKNOWN, *, name: str = ""
+    ) -> None:
+        self._url, self._access = name or url, access
+        self._name, self._place = redact(self._url), place_of(self._url)
+        self._host = urlsplit(url).netloc.rpartition("@")[2]
         self._request_url = (
             urlsplit(url)._replace(netloc=self._host).geturl() if "@" in url else url
         )
@@ -70,6 +79,11 @@ class HttpTransport:
         """Whether `read` can be tried."""
         return self._supports_ranges and _HOST_SUPPORTS_RANGES.get(self._host, True)
 
+    @property
+    def known(self) -> Identity:
+        """What answers said until now."""
+        return self._known
+
     def identity(self) -> Identity:
         """What answers said, or are asked to say now where there was none; it may be nothing."""
         if self._stream is not None and self._stream.ended:
@@ -92,14 +106,14 @@ class HttpTransport:
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
         """Exactly these bytes, span by span."""
         for offset, size in spans:
-            yield retry(functools.partial(self._attempt, offset, size), self._url, self._access)
+            yield retry(functools.partial(self.attempt, offset, size), self._url, self._access)
 
     def fetch(self, offset: int, size: int) -> Fetch:
         """One of these spans, to be read by any thread."""
 
         def attempt(fetch: Fetch) -> Buffer:
             with connections.holding_sockets(fetch.holds):
-                return self._attempt(offset, size, fetch)
+                return self.attempt(offset, size, fetch)
 
         return Fetch(attempt, self._url, self._access)
 
@@ -149,7 +163,7 @@ class HttpTransport:
             raise
         self._is_whole = response.is_chunked or self._known.length >= 0
 
-    def _attempt(self, offset: int, size: int, fetch: Fetch | None = None) -> Buffer:
+    def attempt(self, offset: int, size: int, fetch: Fetch | None = None) -> Buffer:
         """One request for a span."""
         wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
         validator = self._known.validator(self._place)
@@ -169,7 +183,7 @@ class HttpTransport:
                 raise
             self._takes_if_match = False
         # Asked without, it says which version it has; some have ETags that became weak.
-        content = self._attempt(offset, size, fetch)
+        content = self.attempt(offset, size, fetch)
         if self._said is None or not self._said[0]:
             how = f"the server has none of ETag {validator} as when {self._when} (HTTP {_CHANGED})"
             raise changed(self._name, how)

@@ -193,17 +193,18 @@ class LossTable:
         on_invalid: OnInvalid = "raise",
     ) -> FlowWeights:
         """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
-        if isinstance(self._losses, np.ndarray):
-            return FlowWeights.from_kept_losses(
-                self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
-            )
-        # Made by going through the file: once.
         asked = (temperature, normalize, on_invalid)
-        if asked not in self._weights:
-            self._weights[asked] = FlowWeights.from_kept_losses(
-                self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
-            )
-        return self._weights[asked]
+        # Numbers of other types may have no hash, and True is none, but has that of 1.0.
+        known = all(isinstance(option, str | float | None) for option in asked)
+        if known and asked in self._weights:
+            return self._weights[asked]
+        weights = FlowWeights.from_kept_losses(
+            self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+        )
+        if known and not isinstance(self._losses, np.ndarray):
+            # They are made by going through the file: once.
+            self._weights[asked] = weights
+        return weights
 
     @property
     def token_offsets(self) -> NDArray[np.int64]:

@@ -106,6 +106,7 @@ def test_loading_reads_no_column_and_a_part_reads_its_row_groups(path, monkeypat
     del read[:]
     weights = table.weights(0.5, on_invalid="drop")
     assert table.weights(0.5, on_invalid="drop") is weights
+    assert table.weights(np.float64(0.5), on_invalid="drop") is weights
     passes = len(read) / (ROWS // GROUP + 1)
     assert {name for name, _ in read} == {"loss"}
     assert passes == 2
@@ -239,6 +240,22 @@ def test_numbers_of_tokens_below_zero_are_found_when_they_are_read(path, monkeyp
     table = LossTable.load(path)
     with pytest.raises(DamagedFileError, match="row 600 has -3 in n_tokens"):
         table.n_tokens  # noqa: B018
+
+
+def test_weights_that_are_asked_for_again_are_checked_again(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    table = LossTable.load(path)
+    options = {"on_invalid": "drop"}
+    one = table.weights(1.0, **options)
+    assert table.weights(np.array(1.0), **options).fingerprint == one.fingerprint
+    assert table.weights(1, normalize="sum", **options).fingerprint == one.fingerprint
+    assert table.weights(1.0, normalize="sum", **options).mean == 1 / ROWS
+    for wrong in (True, [1.0], -1.0):
+        with pytest.raises(ValueError, match="temperature must be a positive, finite number"):
+            table.weights(wrong, **options)
+    with pytest.raises(ValueError, match=r"2 of 1,000 losses .*row 7: nan, row 500: nan\)"):
+        table.weights(1.0)
 
 
 def test_runs_of_rows_of_a_column_are_those_of_an_array(path, monkeypatch):

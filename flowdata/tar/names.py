@@ -62,6 +62,8 @@ def _path_and_query(url: str, signed_by: Iterable[str]) -> str:
 
 
 def _query_hash(url: str, signed_by: Iterable[str]) -> str:
+    if "?" not in url and not url.startswith(PIPE):
+        return ""
     query = address(url, signed_by)
     if url.startswith(PIPE) and redact(url) != url:
         query = url
@@ -144,6 +146,8 @@ class ShardNames:
             fits = [number for number in of_path if self._names[number].endswith(query)]
             # A shard may be scored from a disk and read from a server, or the other way round.
             of_path = fits or [n for n in of_path if not _QUERY_HASH.search(self._names[n])]
+        if len(of_path) < 2:
+            return set(of_path)
         lengths = [len(_QUERY_HASH.sub("", self._names[number])) for number in of_path]
         longest = max(lengths, default=0)
         return {n for n, length in zip(of_path, lengths, strict=True) if length == longest}

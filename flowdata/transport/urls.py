@@ -54,8 +54,8 @@ def expand_braces(urls: Urls) -> list[str]:
 def _expand_one(url: str) -> Iterable[str]:
     from braceexpand import braceexpand
 
-    if url.startswith(PIPE):
-        # Braces of a shell command are the shell's.
+    # Braces of a shell command are the shell's.
+    if url.startswith(PIPE) or not any(char in url for char in "{}\\"):
         return [url]
     try:
         return list(braceexpand(url))

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,25 @@ def write_shards(folder: Path, samples: int) -> list[tuple[bytes, int]]:
     images = jpegs(np.random.default_rng(0), min(1000, SHARDS * samples))
     written = []
     for shard in tqdm(range(SHARDS), desc="shards"):
-        with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
-            for sample in range(samples):
-                picture = images[(shard * 7919 + sample * 31) % len(images)]
-                written.append((picture, sample % 10))
-                for ext, data in (("jpg", picture), ("cls", str(sample % 10).encode())):
-                    member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+        numbers = range(samples)
+        pictures = [images[(shard * 7919 + sample * 31) % len(images)] for sample in numbers]
+        write_shard(folder, shard, pictures)
+        written += [(picture, sample % 10) for sample, picture in enumerate(pictures)]
     index = index_shards(urls_in(str(folder)), progress=False)
     for share in SHARES:
         losses = losses_of_mean_weight(len(index), share)
         LossTable.from_losses(losses, index=index).save(losses_in(folder, share))
     return written
+
+
+def write_shard(folder: Path, shard: int, pictures: Sequence[bytes]) -> None:
+    """One shard of samples with a picture and a class."""
+    with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
+        for sample, picture in enumerate(pictures):
+            for ext, data in (("jpg", picture), ("cls", str(sample % 10).encode())):
+                member = tarfile.TarInfo(f"{shard:02d}-{sample:05d}.{ext}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
 
 
 def jpegs(random: np.random.Generator, count: int) -> list[bytes]:

@@ -16,13 +16,15 @@ import mosaic
 import numpy as np
 import torch
 from measure import Figures, anonymous_memory
-from photographs import SHARDS, losses_in, urls_in
+from photographs import SHARDS, losses_in, losses_of_mean_weight, urls_in, write_shard
 from serving import Served
 from torch.utils.data import DataLoader
 
-from flowdata import Access, FlowShards, LossTable, resample
+from flowdata import Access, FlowShards, LossTable, index_shards, resample
 
 BATCH, BUFFER = 64, 1000
+MIXED = 1000
+"""Samples of a shard where mixing is measured: more than a buffer has of each."""
 OURS, STAGE, PLAIN, REJECTION = "FlowShards", "resample", "webdataset", "rejection"
 OURS_CACHED, PLAIN_CACHED, MOSAIC = "FlowShards, cache", "webdataset, cache", "mosaicml-streaming"
 RAW, JPEG = "raw", "jpeg"
@@ -214,21 +216,29 @@ def resumed(setting: Setting) -> Figures:
 
 
 def mixing(setting: Setting) -> Figures:
-    """How much of the order of the shards is left in the order of raw samples."""
+    """How much of the order of the shards is left in the order of samples, in larger shards."""
     import webdataset as wds
     from scipy import stats
 
-    plain = wds.WebDataset(setting.urls, shardshuffle=SHARDS, seed=0).shuffle(BUFFER)
     figures = {}
-    for method, samples in ((OURS, flow(setting)), (PLAIN, plain)):
-        shards = [sample["__url__"] for sample in samples]
-        appeared = {url: place for place, url in enumerate(dict.fromkeys(shards))}
-        order = np.array([appeared[url] for url in shards])
-        whole = order[: order.size // BATCH * BATCH].reshape(-1, BATCH)
-        in_batch = [len(np.unique(batch)) for batch in whole]
-        figures[f"{method}: shards a batch"] = [float(np.mean(in_batch))]
-        correlation = stats.spearmanr(order, np.arange(order.size)).statistic
-        figures[f"{method}: correlation"] = [float(correlation)]
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        for shard in range(SHARDS):
+            write_shard(Path(folder), shard, [b""] * MIXED)
+        urls = urls_in(folder)
+        index = index_shards(urls, progress=False)
+        weights = np.exp(-losses_of_mean_weight(len(index), setting.share))
+        options: Any = {"epoch_size": "distinct", "window": BUFFER, "batch_size": BATCH}
+        flow_samples = FlowShards(urls, index, weights, **options)
+        plain = wds.WebDataset(urls, shardshuffle=SHARDS, seed=0).shuffle(BUFFER)
+        for method, samples in ((OURS, flow_samples), (PLAIN, plain)):
+            shards = [sample["__url__"] for sample in samples]
+            appeared = {url: place for place, url in enumerate(dict.fromkeys(shards))}
+            order = np.array([appeared[url] for url in shards])
+            whole = order[: order.size // BATCH * BATCH].reshape(-1, BATCH)
+            in_batch = [len(np.unique(batch)) for batch in whole]
+            figures[f"{method}: shards a batch"] = [float(np.mean(in_batch))]
+            correlation = stats.spearmanr(order, np.arange(order.size)).statistic
+            figures[f"{method}: correlation"] = [float(correlation)]
     return figures
 
 

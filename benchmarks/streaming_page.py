@@ -15,6 +15,7 @@ from streaming_methods import (
     BATCH,
     BUFFER,
     JPEG,
+    MIXED,
     MOSAIC,
     OURS,
     OURS_CACHED,
@@ -90,6 +91,9 @@ def targets_at(results: Results, place: Place) -> Iterator[Target]:
     held = results.median(OURS, 1, f"memory {place.name}: memory, MB")
     bound = results.median(OURS, 1, f"memory {place.name}: bound, MB")
     yield Target(f"{place.title}, worker's memory / (ahead + a window)", 1.0, quotient(held, bound))
+    for figure, most in (("threads", 32), ("descriptors", 64)):
+        used = results.median(OURS, 1, f"memory {place.name}: {figure}")
+        yield Target(f"{place.title}, worker's {figure}", most, used)
 
 
 def swept(share: float) -> str:
@@ -273,7 +277,8 @@ def mixing(results: Results) -> Table:
         for method in (OURS, PLAIN)
     ]
     header = ["", f"shards in a batch of {BATCH}", "rank correlation with shard order"]
-    return Table(f"Mixing with {BUFFER} samples in memory", header, rows)
+    title = f"Mixing with {BUFFER} samples in memory, shards of {MIXED}"
+    return Table(title, header, rows)
 
 
 def draw(results: Results, places: Sequence[Place], path: Path) -> None:

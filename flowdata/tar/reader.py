@@ -16,9 +16,10 @@ from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.forward import ForwardStream
 from flowdata.tar.pieces import Parts, Piece, Spans, Views
-from flowdata.transport.access import Access, NoRangesError, Readable, Transport
+from flowdata.transport.access import Access, NoRangesError, Readable
 from flowdata.transport.connect import connect
 from flowdata.transport.counts import Counts
+from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.planner import ON_DISK, plan_requests

@@ -1,16 +1,11 @@
-"""Access: how shards are reached; Transport: what every way of reaching one can do."""
+"""Access: how shards are reached, and what may go wrong on the way."""
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
-
-from flowdata.transport.identity import Identity
-
-if TYPE_CHECKING:
-    from flowdata.transport.fetching import Fetch
+from typing import Any, Protocol, TypeAlias
 
 Span: TypeAlias = tuple[int, int]
 """First byte and number of bytes."""
@@ -40,6 +35,9 @@ class Access:
             sent on to another host.
         cache_dir: keep whole remote shards in this folder.
         cache_size: bytes it may take; the shards used longest ago make room.
+        cache_from: share of a shard's bytes that an epoch has to draw so that the shard is fetched
+            whole, by several connections; 0 for always. Of others ranges are read, and nothing is
+            kept. A copy that is there is always used.
         storage_options: for fsspec, as its file systems take them.
         min_rate: bytes a second, over ``timeout`` seconds, below which an answer of HTTP that
             drips has failed as well; 0 for any rate.
@@ -67,6 +65,7 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int | None = None
+    cache_from: float = 0.5
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     min_rate: float = 1000.0
     max_wait: float = 300.0
@@ -89,6 +88,7 @@ class Access:
         for name, least in (
             ("min_rate", 0),
             ("max_wait", 0),
+            ("cache_from", 0),
             ("max_expansion", 1),
             ("most_overread", 1),
         ):
@@ -116,44 +116,6 @@ class Access:
             raise ValueError(f'ahead must be bytes, as 256_000_000 or "256MB", got {given!r}')
         power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
         return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-class Transport(Protocol):
-    """One open shard."""
-
-    @property
-    def supports_ranges(self) -> bool:
-        """Whether `read` can be asked for any bytes; if not, there is `stream`."""
-        ...
-
-    def identity(self) -> Identity:
-        """What is known of the shard's content; asked for where nothing is."""
-        ...
-
-    def is_whole(self) -> bool:
-        """Whether the end of a `stream` that was read to it is known to be that of the shard."""
-        ...
-
-    def read(self, spans: Sequence[Span]) -> Iterable[Buffer]:
-        """Exactly these bytes, span by span.
-
-        Raises:
-            NoRangesError: by a server that knows no ranges: then `supports_ranges` becomes
-                False.
-        """
-        ...
-
-    def fetch(self, offset: int, size: int) -> "Fetch":
-        """One of these spans, to be read by any thread, side by side with others."""
-        ...
-
-    def stream(self) -> Readable:
-        """All bytes from the first on."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what is open."""
-        ...
 
 
 class BadAnswerError(OSError):

@@ -13,11 +13,14 @@ import xxhash
 
 from flowdata.errors import ShardError, warn
 from flowdata.files import move_into_place
-from flowdata.transport.access import Access, Readable, Transport
+from flowdata.transport.access import Access, Readable
+from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.remote import open_remote
+from flowdata.transport.retrying import sleep
 from flowdata.transport.urls import address, redact
+from flowdata.transport.whole import fetch_whole
 
 _CHUNK = 1 << 20
 _SUFFIX = ".shard"
@@ -25,14 +28,18 @@ _SUFFIX = ".shard"
 # holds its lock, and where a file system knows no locks, after a longer time.
 _MAYBE_ABANDONED = 60.0
 _ABANDONED = 3600.0
+# Seconds between two looks whether another has fetched a copy.
+_LOOK = 0.05
 # Folders that can never hold a copy, unlike those that are full today.
 _UNUSABLE = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP}
 )
 
 
-def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> LocalTransport | None:
-    """Open the local copy of a shard, fetched if need be; None if the cache cannot hold it.
+def open_cached(
+    url: str, access: Access, expected: Identity = UNKNOWN, share: float = 1.0
+) -> LocalTransport | None:
+    """Open the local copy of a shard, fetched if that pays; None if not, or if there is no room.
 
     A copy appears under its name only when it is complete. Its name is a hash of the whole URL,
     but for signatures, and of the length and version of the content; without an index the server
@@ -44,6 +51,8 @@ def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> Local
         url: of the shard.
         access: how it is reached, with the folder.
         expected: what its content has to be.
+        share: of its bytes that are wanted; below `Access.cache_from` only a copy that is there
+            is opened.
 
     Raises:
         ShardError: for a shard that has changed, or that cannot be fetched, or for a folder that
@@ -57,6 +66,8 @@ def open_cached(url: str, access: Access, expected: Identity = UNKNOWN) -> Local
     try:
         if sought.length >= 0 and (copy := _open_copy(folder, url, access, sought)) is not None:
             return copy
+        if share < access.cache_from:
+            return None
         if access.cache_size is not None and not 0 <= sought.length <= access.cache_size:
             return None
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,41 +114,86 @@ def _open_copy(folder: Path, url: str, access: Access, identity: Identity) -> Lo
 def _download(
     source: Transport, folder: Path, url: str, access: Access, expected: Identity
 ) -> LocalTransport | None:
-    """Fetch a copy and open it; None where nobody can know whether it is whole."""
-    with contextlib.closing(source.stream()) as stream:
-        first = stream.read(_CHUNK)
-        if not source.is_whole():
-            return None
-        temporary = folder / f".{secrets.token_hex(8)}{_SUFFIX}.tmp"
-        # Open from now on: nobody can take it away, whatever becomes of its name.
-        file = cast(BinaryIO, temporary.open("x+b", buffering=0))
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Fetch a copy and open it; None where nobody can know whether it is whole.
+
+    Where its name is known before, one of those who want it at once fetches it for all.
+    """
+    path = _path(folder, url, access, expected) if expected.length >= 0 else None
+    temporary = folder / f".{path.stem if path else secrets.token_hex(8)}{_SUFFIX}.tmp"
+    with contextlib.ExitStack() as stack:
+        temporary, file = _open_alone(temporary, url)
+        stack.callback(file.close)
+        if path is not None and (copy := _open_copy(folder, url, access, expected)) is not None:
+            stack.callback(temporary.unlink, missing_ok=True)
+            return copy
         try:
-            fetched = _copy(first, stream, file)
+            if not _fetch(source, file, url, access, expected):
+                temporary.unlink()
+                return None
+            fetched = os.fstat(file.fileno()).st_size
             identity = expected if expected.length >= 0 else source.identity()
             identity = identity.joined(Identity(fetched), redact(url))
             os.fsync(file.fileno())
             path = _path(folder, url, access, identity)
             move_into_place(temporary, path)
         except BaseException:
-            file.close()
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        # Open from now on: nobody can take it away, whatever becomes of its name.
+        stack.pop_all()
     return LocalTransport(path, file, identity)
 
 
-def _copy(first: bytes, stream: Readable, file: BinaryIO) -> int:
-    """Write a stream to a file, and return the number of its bytes."""
-    fetched, chunk = 0, first
+def _open_alone(path: Path, url: str) -> tuple[Path, BinaryIO]:
+    """Open a file that nobody else writes, emptied; wait for who does."""
+    while True:
+        file = cast(BinaryIO, os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", 0))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            if not sleep(_LOOK):
+                raise ShardError(f"{redact(url)} is wanted no more") from None
+            continue
+        except OSError:
+            # No locks here: it is written by each under a name of its own.
+            file.close()
+            path.unlink(missing_ok=True)
+            path = path.with_name(f".{secrets.token_hex(8)}{_SUFFIX}.tmp")
+            return path, cast(BinaryIO, path.open("x+b", buffering=0))
+        # Who had it may have given it its name meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                return path, file
+        file.close()
+
+
+def _fetch(source: Transport, file: BinaryIO, url: str, access: Access, expected: Identity) -> bool:
+    """Write a shard to a file, if its end can be known."""
+    if (
+        expected.length > 0
+        and source.supports_ranges
+        and fetch_whole(source, expected.length, file.fileno(), url, access)
+    ):
+        return True
+    with contextlib.closing(source.stream()) as stream:
+        first = stream.read(_CHUNK)
+        if not source.is_whole():
+            return False
+        _copy(first, stream, file)
+    return True
+
+
+def _copy(first: bytes, stream: Readable, file: BinaryIO) -> None:
+    """Write a stream to a file."""
+    chunk = first
     while chunk:
         left = memoryview(chunk)
         while left:
             left = left[file.write(left) :]
-        fetched += len(chunk)
         chunk = stream.read(_CHUNK)
-    return fetched
 
 
 def _make_room(folder: Path, limit: int | None, needed: int) -> bool:

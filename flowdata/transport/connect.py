@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from flowdata.errors import ShardError
-from flowdata.transport.access import Access, Transport
+from flowdata.transport.access import Access
 from flowdata.transport.cache import open_cached
+from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.pipe import PipeTransport
@@ -12,8 +13,12 @@ from flowdata.transport.remote import open_remote
 from flowdata.transport.urls import PIPE, local_path, redact
 
 
-def connect(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport:
+def connect(
+    url: str, access: Access, expected: Identity = UNKNOWN, *, share: float = 1.0
+) -> Transport:
     """The transport of a shard, whose content has to be what is expected.
+
+    Of a cache, ``share`` says which share of the bytes is wanted.
 
     Nothing is fetched yet, but for the cache, and a local file is opened.
 
@@ -34,7 +39,7 @@ def connect(url: str, access: Access, expected: Identity = UNKNOWN) -> Transport
     if not access.check_version:
         expected = expected.without_version()
     if access.cache_dir is not None:
-        kept = open_cached(url, access, expected)
+        kept = open_cached(url, access, expected, share)
         if kept is not None:
             return kept
     return open_remote(url, access, expected)

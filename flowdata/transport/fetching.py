@@ -1,11 +1,13 @@
-"""Fetch: one span of a shard, read by one thread, which another may abandon."""
+"""Transport: an open shard, however it is reached; Fetch: one span of it, read by one thread."""
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
-from flowdata.transport.access import AbandonedError, Access, Buffer
+from flowdata.transport.access import AbandonedError, Access, Buffer, Readable, Span
+from flowdata.transport.identity import Identity
 from flowdata.transport.retrying import retry
 
 
@@ -85,3 +87,41 @@ class Fetch:
         taken = time.monotonic() - self._started
         self.body = taken if math.isnan(self.first_byte) else taken - self.first_byte
         return content
+
+
+class Transport(Protocol):
+    """One open shard."""
+
+    @property
+    def supports_ranges(self) -> bool:
+        """Whether `read` can be asked for any bytes; if not, there is `stream`."""
+        ...
+
+    def identity(self) -> Identity:
+        """What is known of the shard's content; asked for where nothing is."""
+        ...
+
+    def is_whole(self) -> bool:
+        """Whether the end of a `stream` that was read to it is known to be that of the shard."""
+        ...
+
+    def read(self, spans: Sequence[Span]) -> Iterable[Buffer]:
+        """Exactly these bytes, span by span.
+
+        Raises:
+            NoRangesError: by a server that knows no ranges: then `supports_ranges` becomes
+                False.
+        """
+        ...
+
+    def fetch(self, offset: int, size: int) -> Fetch:
+        """One of these spans, to be read by any thread, side by side with others."""
+        ...
+
+    def stream(self) -> Readable:
+        """All bytes from the first on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...

@@ -1,7 +1,8 @@
 """Which transport reaches a shard that is not on this machine."""
 
 from flowdata.errors import ShardError
-from flowdata.transport.access import Access, Transport
+from flowdata.transport.access import Access
+from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.urls import redact
 

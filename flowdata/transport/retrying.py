@@ -28,7 +28,13 @@ def wait_until(stopped: threading.Event) -> None:
     _of_thread.stopped = stopped
 
 
-def _sleep(seconds: float, stopped: threading.Event | None) -> bool:
+def is_stopped() -> bool:
+    """Whether nobody wants any more what this thread does."""
+    stopped: threading.Event | None = getattr(_of_thread, "stopped", None)
+    return stopped is not None and stopped.is_set()
+
+
+def sleep(seconds: float, stopped: threading.Event | None = None) -> bool:
     """Sleep, and return whether it may go on."""
     stopped = stopped or getattr(_of_thread, "stopped", None)
     if stopped is not None:
@@ -71,7 +77,7 @@ class Attempts:
             self._give_up(error, f"within max_wait={self._access.max_wait:g} seconds: it answers")
         # Not all that a server asked to wait at the moment when it asked for that.
         wait += min(FIRST_WAIT * 2 ** (self._failed - 1), _LONGEST_WAIT)
-        if not _sleep(wait, self._stopped):
+        if not sleep(wait, self._stopped):
             raise ShardError(f"{redact(self._url)} is wanted no more") from error
 
     def succeeded(self) -> None:

@@ -18,7 +18,7 @@ from flowdata.transport.identity import Identity, place_of
 _SECONDS = 3600
 """How long a signature holds; it is made anew after half of that."""
 FAILURES: collections.Counter[tuple[Any, str]] = collections.Counter()
-"""How often they led nowhere since they last led to an object, by file system and bucket: where that
+"""How often they led nowhere since they last led to an object, by file system and bucket: where it
 has no keys, or another certificate, or where the bucket's rules say no."""
 _GIVEN_UP = 3
 

@@ -1,3 +1,4 @@
+import itertools
 import os
 import pickle
 import time
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from long_run import some
 from scipy import stats
 from shard_files import make_table, name_of, names, planned, write_shards
+from shard_places import AWAY, PLACES
 from shard_streams import DRAWS, OPTIONS, SEED, SMALL, loader_over, make, one_pass
 from torch.utils.data import DataLoader
 
@@ -20,13 +23,19 @@ from flowdata import (
 )
 from flowdata.core.shard_plan import ShardPlan
 
+LAYOUTS = list(itertools.product([1, 2, 3], [0, 1, 4], [None, 8]))
+FEW = some(LAYOUTS, (1, 4, None), (3, 0, 8))
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [0, 1, 4])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [None, 8])
-def test_ranks_and_workers_together_draw_the_plan(urls, table, ranks, workers, batch_size):
+@pytest.mark.parametrize(
+    ("place", "layout"),
+    [("local", layout) for layout in LAYOUTS] + list(itertools.product(AWAY, FEW)),
+    scope="module",
+)
+def test_ranks_and_workers_together_draw_the_plan(urls, table, layout):
+    ranks, workers, batch_size = layout
     found, lengths = Counter(), set()
     for rank in range(ranks):
         stream = make(urls, table, num_replicas=ranks, rank=rank, batch_size=batch_size)
@@ -197,6 +206,7 @@ def test_batches_made_in_the_stream_are_whole_but_one(urls, table, workers):
     assert sorted(sizes) == [12] + [32] * 9
 
 
+@pytest.mark.parametrize("place", PLACES, scope="module")
 def test_a_loader_that_knows_the_batch_size_has_the_length_it_says(urls, table):
     for workers in (0, 1, 2, 3):
         loader = loader_over(make(urls, table, batch_size=32), workers, batch_size=32)

@@ -7,7 +7,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import webdataset as wds
+from long_run import some
 from shard_files import make_table, name_of, planned, write_shards
+from shard_places import PLACES
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -20,13 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory):
-    return write_shards(tmp_path_factory.mktemp("shards"), (20, 3, 30, 1, 9))
-
-
-@pytest.fixture(scope="module")
-def table(urls):
-    return make_table(urls)
+def local_urls(folder):
+    return write_shards(folder, (20, 3, 30, 1, 9))
 
 
 def make(urls, table, **options):
@@ -113,6 +110,7 @@ def test_a_plain_loader_goes_on_at_every_batch_in_the_same_order(urls, table, wo
     ("before", "after"), [((1, 0), (2, 2)), ((2, 2), (3, 0)), ((3, 1), (1, 3)), ((2, 0), (2, 1))]
 )
 @pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("place", some(PLACES, "local"), scope="module")
 def test_what_is_left_is_drawn_on_other_ranks_and_workers(urls, table, before, after, drop_last):
     """30 draws: at every step all of them are divided anew, none twice and none missing."""
     expected = planned(table, **OPTIONS)
@@ -137,6 +135,7 @@ def test_what_is_left_is_drawn_on_other_ranks_and_workers(urls, table, before, a
         assert Counter(others[0]).total() == DRAWS // after[0]
 
 
+@pytest.mark.parametrize("place", PLACES, scope="module")
 def test_a_run_can_be_moved_again_and_again(urls, table):
     done, state, position = Counter(), None, 0
     longer = {"epoch_size": 60}
@@ -182,6 +181,7 @@ def states_of(loader, epochs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("place", some(PLACES, "local"), scope="module")
 def test_a_stateful_loader_goes_on_at_every_batch(urls, table, workers):
     def loader_of(seed=SEED):
         stream = make(urls, table, seed=seed)

@@ -17,6 +17,7 @@ from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.names import match_all
 from flowdata.tar.samples import parse_sample
 from flowdata.transport.access import Access
+from flowdata.transport.remote import import_clients
 from flowdata.transport.speeds import hosts_of
 from flowdata.transport.urls import Urls, expand_braces, redact
 
@@ -50,6 +51,7 @@ class SampleReader:
     ) -> None:
         self._index, self._bounds = index, index.bounds()
         self._urls = match_all(expand_braces(urls), index.shards, access.signed_by)
+        import_clients(self._urls)
         self._access = access
         self._handler = handler
         self._weights: FlowWeights | None = None

@@ -1,5 +1,8 @@
 """Which transport reaches a shard that is not on this machine."""
 
+import importlib
+from collections.abc import Iterable
+
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access
 from flowdata.transport.fetching import Transport
@@ -33,3 +36,12 @@ def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Trans
     if expected != UNKNOWN:
         expected.joined(files.identity(), redact(url))
     return files
+
+
+def import_clients(urls: Iterable[str]) -> None:
+    """Import what reaches these, so that worker processes that are forked have it already."""
+    if any(url.startswith(_HTTP) for url in urls):
+        importlib.import_module("flowdata.transport.http")
+        # Python's own, at the first connection.
+        for name in ("urllib3", "encodings.idna"):
+            importlib.import_module(name)

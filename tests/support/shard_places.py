@@ -1,6 +1,8 @@
 """Where shards can lie: on the disk, on servers of all manners, in an object store."""
 
+import atexit
 import contextlib
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -47,29 +49,33 @@ def _in_memory(folder):
         files.rm(bucket, recursive=True)
 
 
-@contextlib.contextmanager
-def _in_s3(folder):
-    """A server of moto, named by the environment as one's own would be."""
+@functools.cache
+def _s3_server():
+    """One for all tests of this process, as file systems of fsspec are kept: its URL."""
     moto = pytest.importorskip("moto.server")
-    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("s3fs")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            host, port = server.get_host_and_port()
-            for name, value in {
-                "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-                "AWS_ACCESS_KEY_ID": "someone",
-                "AWS_SECRET_ACCESS_KEY": "secret",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ALLOW_HTTP": "true",
-            }.items():
-                patch.setenv(name, value)
-            client = boto3.client("s3")
-            client.create_bucket(Bucket="bucket")
-            for path in folder.iterdir():
-                client.put_object(Bucket="bucket", Key=path.name, Body=path.read_bytes())
-            yield "s3://bucket"
-    finally:
-        server.stop()
+    atexit.register(server.stop)
+    return "http://{}:{}".format(*server.get_host_and_port())
+
+
+@contextlib.contextmanager
+def _in_s3(folder):
+    """A server of moto, named by the environment as one's own would be."""
+    settings = {
+        "AWS_ENDPOINT_URL": _s3_server(),
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        client = pytest.importorskip("boto3").client("s3")
+        bucket = f"bucket{len(client.list_buckets()['Buckets'])}"
+        client.create_bucket(Bucket=bucket)
+        for path in folder.iterdir():
+            client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())
+        yield f"s3://{bucket}"

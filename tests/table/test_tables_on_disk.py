@@ -11,7 +11,7 @@ from hostile_tables import REFUSED
 from stored_tables import COUNTS, GROUP, KINDS, ROWS, held, index_of, values_of, write
 
 from flowdata import LossTable, ShardIndex, TableFileError
-from flowdata.table import columns, shard_lists
+from flowdata.table import columns, shard_lists, writing
 from flowdata.table.parquet import DamagedFileError, Kind, open_parquet, open_reader
 
 
@@ -240,6 +240,15 @@ def test_numbers_of_tokens_below_zero_are_found_when_they_are_read(path, monkeyp
     table = LossTable.load(path)
     with pytest.raises(DamagedFileError, match="row 600 has -3 in n_tokens"):
         table.n_tokens  # noqa: B018
+
+
+@pytest.mark.parametrize(("most", "groups"), [(1 << 14, 16), (16, 16), (15, 8), (2, 2), (1, 1)])
+def test_row_groups_are_larger_where_there_would_be_too_many(path, monkeypatch, most, groups):
+    monkeypatch.setattr(writing, "MOST_GROUPS", most)
+    write(path, "shards", monkeypatch)
+    assert pq.ParquetFile(path).metadata.num_row_groups == groups
+    held(monkeypatch, 100)
+    assert LossTable.load(path).index.keys.to_pylist() == index_of().keys.to_pylist()
 
 
 def test_weights_that_are_asked_for_again_are_checked_again(path, monkeypatch):

@@ -39,7 +39,7 @@ class resample:
     the worker or rank that reads its shard. But ranks get different numbers of samples;
     `FlowShards` gives them equal ones, an exact length, and reads only what is drawn. Every pass
     is the next epoch, unless `set_epoch` names one: pipelines that share a stage take turns.
-    Memory is some 40 bytes a shard and what the table and its weights take. Keys are looked up
+    Memory is some hundred bytes a shard and what the table and its weights take. Keys are looked up
     shard by shard: about a thousand are held of each shard whose samples have not come yet, all of
     them where they come in another order than the table's (after a shuffle).
 

@@ -37,8 +37,8 @@ class StreamStats:
         seconds_waited: in which workers had nothing to go on with, added up.
         retries: requests that were made again after a failure.
         hedged: requests that were made twice because an answer was overdue.
-        hosts: of each server that was read from the seconds to a first byte, and bytes a second of
-            a connection.
+        hosts: of each server that was read from, of four at most, the seconds to a first byte, and
+            bytes a second of a connection.
     """
 
     epoch: int | None = None

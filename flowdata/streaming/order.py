@@ -84,12 +84,14 @@ class Window:
         shards: their numbers, those that this window reads.
         rows: of each of them the rows that are drawn, ascending, repeated where drawn again.
         order: the draws of all of them, one after another, in the order they come out.
+        shares: of each of them the share of its rows that the epoch draws.
     """
 
     group: int
     shards: list[int]
     rows: list[NDArray[np.int64]]
     order: NDArray[np.int64]
+    shares: Sequence[float]
 
 
 class StreamOrder:
@@ -127,7 +129,8 @@ class StreamOrder:
                 rows = self._rows_of(slots, part)
                 order = self._shuffle(random_key, part, rows, ranks)
                 shards = self._plan.shard_order[part.ordinals].tolist()
-                yield Window(group, shards, rows, order), skip
+                shares = [self._share_of(shard) for shard in shards]
+                yield Window(group, shards, rows, order, shares), skip
                 skip = 0
             group += 1
 
@@ -213,6 +216,10 @@ class StreamOrder:
         return deal_to_batches(
             codes.argsort(kind="stable"), max(strata.batch_size // ranks, 1), bits
         )
+
+    def _share_of(self, shard: int) -> float:
+        before = self._plan.draws_before(shard, keep=2 * self._shards_open)
+        return np.count_nonzero(np.diff(before)) / max(before.size - 1, 1)
 
     def _rows_of(self, slots: Slots, part: "_Part") -> list[NDArray[np.int64]]:
         """The rows of a window, of each of its shards, ascending."""

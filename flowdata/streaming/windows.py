@@ -132,10 +132,10 @@ class WindowReader:
         drawn = np.concatenate(window.rows)[window.order[done:]]
         needed = np.unique(drawn)
         parts = []
-        for number, rows in zip(window.shards, window.rows, strict=True):
+        for number, rows, share in zip(window.shards, window.rows, window.shares, strict=True):
             first, last = np.searchsorted(needed, (rows[0], rows[-1] + 1))
             if first < last:
-                shard = self._shard(number)
+                shard = self._shard(number, share)
                 parts.append((shard, needed[first:last] - shard.samples.first))
         wanted = [
             _Wanted(shard, places, self._submit(shard, places, len(parts)))
@@ -183,10 +183,10 @@ class WindowReader:
         self.reading.add(seconds_waited=time.monotonic() - started)
         return samples
 
-    def _shard(self, number: int) -> _OpenShard:
+    def _shard(self, number: int, share: float) -> _OpenShard:
         if number not in self._open:
             info = ShardInfo.from_index(self._index, number, self._urls[number])
-            reader = ShardReader(info, self._access, self.reading)
+            reader = ShardReader(info, self._access, self.reading, share=share)
             self._open[number] = _OpenShard(number, reader, self._index.of_shard(number))
         return self._open[number]
 

@@ -59,10 +59,18 @@ class ShardReader:
     Args:
         shard, access: which, and how it is reached.
         counts: what is added to.
+        share: of its bytes that will be read, about.
     """
 
-    def __init__(self, shard: ShardInfo, access: Access, counts: Counts | None = None) -> None:
-        self._shard, self._access = shard, access
+    def __init__(
+        self,
+        shard: ShardInfo,
+        access: Access,
+        counts: Counts | None = None,
+        *,
+        share: float = 1.0,
+    ) -> None:
+        self._shard, self._access, self._share = shard, access, share
         self._counts = counts or Counts()
         self._transport: Transport | None = None
         self._raw: Readable | None = None
@@ -259,7 +267,7 @@ class ShardReader:
     def _connect(self) -> Transport:
         if self._transport is None:
             expected = Identity.parse(self._shard.length, self._shard.version)
-            self._transport = connect(self._shard.url, self._access, expected)
+            self._transport = connect(self._shard.url, self._access, expected, share=self._share)
         return self._transport
 
     def _close_stream(self) -> None:

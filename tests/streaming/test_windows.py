@@ -33,7 +33,7 @@ class Store:
         self.lock = threading.Lock()
         self.broken = set()
 
-    def connect(self, url, access, expected):
+    def connect(self, url, access, expected, share):
         return _Shard(self, url, access)
 
 
@@ -112,7 +112,7 @@ def windows(shards_open=4, draws=20, shards=SHARDS):
                 for n in numbers
             ]
             size = sum(map(len, rows))
-            yield Window(group, numbers, rows, random.permutation(size)), 0
+            yield Window(group, numbers, rows, random.permutation(size), [1.0] * len(numbers)), 0
 
 
 def reading(index, **options):

@@ -377,3 +377,21 @@ def test_a_shard_of_which_little_is_wanted_is_not_kept_unless_that_is_asked_for(
     # A copy that is there is used.
     assert read("a", 1.0)
     assert read("a", share)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_keeps_the_shards_that_it_draws_much_of(tmp_path, workers):
+    urls = write_shards(tmp_path, (40, 40, 40), content=4000)
+    table = make_table(urls)
+    losses = np.where(np.arange(120) < 80, 1.0, np.where(np.arange(120) % 10, 1e3, 1.0))
+    table = type(table).from_losses(losses, index=table.index)
+    access = Access(cache_dir=tmp_path / "cache")
+    with ShardServer(tmp_path) as server:
+        stream = make(server.url("s-{0..2}.tar"), table, access=access, epoch_size=200)
+        drawn = Counter(one_pass(loader_over(stream, workers)))
+    assert drawn == planned(table, seed=3, epoch_size=200)
+    # Of the third shard an epoch draws 4 of 40 samples.
+    sizes = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
+    whole = [(tmp_path / f"s-{number}.tar").stat().st_size for number in (0, 1)]
+    assert sorted(sizes) == sorted(whole)
+    assert any(name != "s-2.tar" or spans for name, spans in server.requests)

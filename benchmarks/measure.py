@@ -259,7 +259,7 @@ def horizontal_bars(
     axes.bar_label(drawn, [number(value) for value in values], padding=4)
     axes.set_yticks(range(len(values)), labels)
     axes.invert_yaxis()
-    axes.set(title=title, xlabel=what, xlim=(0, 1.15 * max(values)))
+    axes.set(title=title, xlabel=what, xlim=(0, 1.15 * (max(values) or 1.0)))
     axes.grid(True, axis="x")
 
 

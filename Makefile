@@ -14,7 +14,7 @@ help:
 	@echo "make demo         set everything up and run FLOW on embedded real data"
 	@echo "make test-quick   the tests that start no processes, read no model and do not train"
 	@echo "make test         all tests, as in CI"
-	@echo "make test-long    all tests with the guards off, and the laws on many more examples"
+	@echo "make test-long    all tests with the guards off, and the laws on all cases and many examples"
 	@echo "make test-lowest  the quick tests with the lowest releases that pyproject.toml allows"
 	@echo "make mutants      change the code at random places and see whether tests notice"
 	@echo "make lint         formatting, lint, types and the direction of imports"
@@ -31,8 +31,10 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 demo: $(VENV)/installed-demo
 	$(BIN)/flowdata demo
 
-# Two files at a time; a process for each, so that they may not take all cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Two files at a time, in the order of tests/conftest.py; each with a process that may not take
+# all cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+	--no-loadscope-reorder
 
 test-quick: $(VENV)/installed-test
 	$(PYTEST) -m "not slow"

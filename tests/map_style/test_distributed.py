@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from launching import torchrun
+from long_run import LONG
 
 from flowdata import DistributedFlowSampler, EpochPlan
 
@@ -37,7 +38,11 @@ def ranks(request, tmp_path_factory):
         "runs": {name: common | options for name, options in RUNS.items()},
     }
     folder = tmp_path_factory.mktemp("draws")
-    outcome = torchrun("distributed_draws.py", config, folder, processes=request.param)
+    # By torchrun itself, once in an ordinary run.
+    itself = LONG or request.param == 2
+    outcome = torchrun(
+        "distributed_draws.py", config, folder, processes=request.param, itself=itself
+    )
     assert all(len(by_rank) == request.param for by_rank in outcome.values())
     return outcome
 

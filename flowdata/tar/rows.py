@@ -107,6 +107,8 @@ class ShardRows(Dataset[Any]):
 
     def _read(self, rows: NDArray[np.int64]) -> Iterator[tuple["_Part", Views]]:
         """The bytes of ascending rows, by the shards they are in."""
+        if not rows.size:
+            return
         shards = np.searchsorted(self._bounds, rows, side="right") - 1
         cuts = np.flatnonzero(np.diff(shards)) + 1
         split = np.split(rows, cuts)
@@ -124,7 +126,12 @@ class ShardRows(Dataset[Any]):
                 part.reader.submit(pool, (0, 0), *part.spans(), connections=connections)
                 for part in parts
             ]
-            pool.wait(lambda: all(piece.contents is not None for piece in pieces))
+            try:
+                pool.wait(lambda: all(piece.contents is not None for piece in pieces))
+            except BaseException:
+                # Of an interrupt: they wait for what this pool will not read.
+                self._open.clear()
+                raise
         for part, piece in zip(parts, pieces, strict=True):
             if isinstance(piece.contents, ShardError):
                 raise piece.contents

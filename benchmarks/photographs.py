@@ -75,7 +75,8 @@ def losses_of_mean_weight(rows: int, share: float) -> np.ndarray[Any, Any]:
     for _ in range(60):  # The mean falls as the power grows.
         power = (low + high) / 2
         low, high = (power, high) if np.mean(weights**power) > share else (low, power)
-    return -power * np.log(weights)
+    losses: np.ndarray[Any, Any] = -power * np.log(weights)
+    return losses
 
 
 def losses_in(folder: Path | str, share: float) -> Path:

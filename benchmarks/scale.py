@@ -288,8 +288,13 @@ def draw(results: Results, path: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command_line(HELP, epilog="A billion rows: --sizes 1e6 1e7 1e8 1e9 (16 GB, an hour)")
-    sizes = {"type": lambda text: int(float(text)), "nargs": "+", "default": [10**6, 10**7, MANY]}
-    made.add_argument("--sizes", **sizes, help="rows (default 1e6 1e7 1e8)")
+    made.add_argument(
+        "--sizes",
+        type=lambda text: int(float(text)),
+        nargs="+",
+        default=[10**6, 10**7, MANY],
+        help="rows (default 1e6 1e7 1e8)",
+    )
     made.add_argument("--repeats", type=int, default=1, help="rounds of each size (default 1)")
     made.add_argument("--data", type=Path, help="keep the tables here, and use those that are")
     made.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)

@@ -150,7 +150,7 @@ def readings(
         if place in servers:
             command += ["--url", servers[place].url]
             if place == STALLS.name:  # The same requests stall in each process.
-                servers[place].answer(**STALLS.conditions, ranges=options.ranges)
+                servers[place].answer(**(STALLS.conditions or {}), ranges=options.ranges)
         figures = in_fresh_process(script, command)
         drawn = "" if share == DRAWN else f" {share:g}"
         where = {f"{kind} {place}{drawn}: {name}": value for name, value in figures.items()}

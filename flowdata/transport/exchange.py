@@ -1,7 +1,7 @@
 """One range by a connection that is open: a third of what it costs by urllib3.
 
-Only what a server mostly answers is understood here; whatever else it may answer is None, and is
-asked for again by `connections.request`.
+Only what servers mostly answer is understood here; whoever answers anything else is asked by
+`connections.request`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,10 @@ _ONCE = frozenset(
 )
 # Bytes that the headers of an answer may take.
 _ROOM = 8192
+
+
+class OddAnswerError(Exception):
+    """An answer that may be right, but is not understood here: a redirect, chunks, the whole."""
 
 
 class Headers(dict[str, str]):
@@ -59,9 +63,10 @@ def ask(
     timeout: float,
     begins: Callable[[], None],
 ) -> Part | None:
-    """The answer to a request for so many bytes; None where it has to be asked for with more care.
+    """The answer to a request for so many bytes; None where no connection is open.
 
     Raises:
+        OddAnswerError: for one that is not understood.
         RefusedError: by a server that does not give it.
         OSError: by a connection that is lost on the way, or too slow.
     """
@@ -98,12 +103,9 @@ class _Answer:
         self._sock, self._pace, self._buffer, self._count = sock, pace, buffer, count
         self.is_whole = False
 
-    def part(self) -> Part | None:
+    def part(self) -> Part:
         start = self._end_of_head()
-        parsed = _parse(bytes(self._buffer[:start])) if start else None
-        if parsed is None:
-            return None
-        status, headers = parsed
+        status, headers = _parse(bytes(self._buffer[:start]))
         length = content_length(headers)
         end = start + length
         fits = length >= 0 and end <= len(self._buffer)
@@ -114,7 +116,7 @@ class _Answer:
         if status >= 400:
             raise refusal(status, headers)
         if status != 206 or not fits:
-            return None
+            raise OddAnswerError
         require_plain(headers)
         if self._count < end:
             raise EOFError(f"its answer ended after {self._count - start:,} of {length:,} bytes")
@@ -139,18 +141,20 @@ class _Answer:
         return count
 
 
-def _parse(head: bytes) -> tuple[int, Headers] | None:
-    """Status and headers; None for what is not plain HTTP/1.1."""
+def _parse(head: bytes) -> tuple[int, Headers]:
+    """Status and headers of plain HTTP/1.1."""
     first, *lines = head[:-4].decode("latin-1").split("\r\n")
     version, _, rest = first.partition(" ")
     status = rest[:3]
     if version != "HTTP/1.1" or not (status.isascii() and status.isdigit()) or rest[3:4].strip():
-        return None
+        raise OddAnswerError
     headers = Headers()
     for line in lines:
         name, colon, value = line.partition(":")
         key = name.lower()
         if not colon or not name or name != name.strip() or (key in headers and key in _ONCE):
-            return None
+            raise OddAnswerError
         headers[key] = value.strip()
-    return None if "transfer-encoding" in headers else (int(status), headers)
+    if "transfer-encoding" in headers:
+        raise OddAnswerError
+    return int(status), headers

@@ -68,7 +68,7 @@ class HttpTransport:
         self._when = "it was first read" if expected == UNKNOWN else "it was indexed"
         self._said: tuple[str | None, str | None, int] | None = None
         self._lock = threading.Lock()
-        self._takes_if_match = True
+        self._takes_if_match = self._is_plain = True
         self._supports_ranges = True
         self._full_response: Response | None = None
         self._stream: ResumedStream | None = None
@@ -192,12 +192,17 @@ class HttpTransport:
     def _ask_idle(
         self, wanted: Mapping[str, str], size: int, begins: Callable[[], None]
     ) -> exchange.Part | None:
+        if not self._is_plain:
+            return None
         lines = "".join(f"\r\n{name}: {value}" for name, value in wanted.items())
         request = self._head + f"{lines}\r\n\r\n".encode("latin-1")
         timeout = self._access.timeout
         pace = Pace(timeout, self._access.min_rate)
         try:
             return exchange.ask(self._idle, request, size, pace, timeout, begins)
+        except exchange.OddAnswerError:
+            self._is_plain = False
+            return None
         except RefusedError as error:
             self._note_refusal(error)
             raise

@@ -59,8 +59,8 @@ class Request:
 class HostileServer:
     """Serves one content by a manner, a function of the `Request`, while it is entered."""
 
-    def __init__(self, content, manner):
-        self.content, self.manner = content, manner
+    def __init__(self, content, manner, context=None):
+        self.content, self.manner, self.context = content, manner, context
         self.requests = []
         self.connections = []
         self._numbers = itertools.count()
@@ -83,7 +83,8 @@ class HostileServer:
         self._thread.join()
 
     def url(self, name="a.tar"):
-        return f"http://127.0.0.1:{self._server.server_address[1]}/{name}"
+        scheme = "https" if self.context else "http"
+        return f"{scheme}://127.0.0.1:{self._server.server_address[1]}/{name}"
 
     def wait(self, seconds):
         """Sleep, but not after the test; whether it is over."""
@@ -98,6 +99,13 @@ class HostileServer:
 
 class _Handler(socketserver.StreamRequestHandler):
     wbufsize = -1
+
+    def setup(self):
+        if self.owner.context:
+            self.request = self.owner.context.wrap_socket(
+                self.request, server_side=True, do_handshake_on_connect=False
+            )
+        super().setup()
 
     def handle(self):
         self.keep = True

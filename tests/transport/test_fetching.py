@@ -6,6 +6,7 @@ import time
 
 import fsspec
 import pytest
+from certificates import certificate, served_by
 from hostile import HostileServer, Request, asking_to_wait, silent, times
 
 from flowdata import Access, ShardError
@@ -55,8 +56,16 @@ STALLS = {
 }
 
 
+@pytest.mark.parametrize("encrypted", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("stall", STALLS)
-def test_a_request_that_nobody_wants_ends_at_once_and_others_go_on(stall):
+def test_a_request_that_nobody_wants_ends_at_once_and_others_go_on(
+    stall, encrypted, tmp_path, monkeypatch
+):
+    context = None
+    if encrypted:
+        path = certificate(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        context = served_by(path)
     came = threading.Event()
 
     def manner(request):
@@ -66,7 +75,7 @@ def test_a_request_that_nobody_wants_ends_at_once_and_others_go_on(stall):
         else:
             request.ranged()
 
-    with HostileServer(CONTENT, manner) as server:
+    with HostileServer(CONTENT, manner, context) as server:
         transport = connect(server.url(), Access(timeout=50, max_wait=1000))
         stalled = Running(transport.fetch(7, 1000))
         assert came.wait(30)
@@ -116,6 +125,40 @@ def test_a_server_without_ranges_is_told_to_all_who_ask_side_by_side():
         assert {type(each.ended()) for each in running} == {NoRangesError}
         assert not transport.supports_ranges
         assert transport.stream().read(1000) == CONTENT[:1000]
+
+
+def test_a_server_that_sends_on_to_another_is_asked_twice_only_once_more():
+    with HostileServer(CONTENT, Request.ranged) as other:
+        away = {"Location": other.url("x.tar")}
+        with HostileServer(CONTENT, lambda request: request.answer(302, away)) as server:
+            transport = connect(server.url(), Access())
+            for start in range(10):
+                assert bytes(transport.fetch(start, 10).run()) == CONTENT[start : start + 10]
+            assert (len(server.requests), len(other.requests)) == (11, 10)
+
+
+def test_a_connection_that_a_server_closed_while_it_was_idle_costs_no_attempt():
+    def once(request):
+        request.ranged()
+        request.hang_up()
+
+    with HostileServer(CONTENT, once) as server:
+        transport = connect(server.url(), Access(retries=0))
+        for start in range(5):
+            assert bytes(transport.fetch(start, 10).run()) == CONTENT[start : start + 10]
+
+
+def test_https_is_asked_with_the_certificates_of_the_machine(tmp_path, monkeypatch):
+    path = certificate(tmp_path)
+    with HostileServer(CONTENT, Request.ranged, served_by(path)) as server:
+        url = server.url()
+        with pytest.raises(ShardError, match=r"a\.tar could not be read .*CERTIFICATE_VERIFY"):
+            connect(url, Access(retries=0)).fetch(0, 10).run()
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        transport = connect(url, Access(retries=0))
+        running = [Running(transport.fetch(start, 10_000)) for start in range(0, 80_000, 10_000)]
+        assert b"".join(each.ended() for each in running) == CONTENT[:80_000]
+        assert bytes(transport.fetch(5, 9).run()) == CONTENT[5:14]
 
 
 def test_a_fetch_that_fails_for_good_names_its_shard():

@@ -195,9 +195,10 @@ def compact_texts(texts: Any) -> Any:
     return texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
 
 
-def _identity(status: os.stat_result, texts: Any) -> tuple[int, int, int, str]:
-    # Not the number of the device: another machine mounts a shared one under its own.
+def _identity(status: os.stat_result, texts: Any) -> tuple[int, int, str]:
+    # Not the numbers of device and file: another machine has others for a shared disk, and
+    # mounts of object stores make new ones.
     known = xxhash.xxh3_128()
     for key, text in sorted(texts.items()):
         known.update(b"%d %b %d %b" % (len(key), key, len(text), text))
-    return status.st_ino, status.st_size, status.st_mtime_ns, known.hexdigest()
+    return status.st_size, status.st_mtime_ns, known.hexdigest()

@@ -3,7 +3,7 @@
 import http.client
 
 import pytest
-from latency_server import serving
+from shard_places import serving
 
 CONTENT = bytes(range(256)) * 64
 FIRSTS = range(0, 12000, 1500)

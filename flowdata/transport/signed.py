@@ -21,6 +21,7 @@ FAILURES: collections.Counter[tuple[Any, str]] = collections.Counter()
 """How often they led nowhere since they last led to an object, by file system and bucket: where it
 has no keys, or another certificate, or where the bucket's rules say no."""
 _GIVEN_UP = 3
+_NOT_FOUND = 404
 
 
 class SignedRanges:
@@ -53,7 +54,8 @@ class SignedRanges:
         except Exception as error:
             if self._may_pass(error):
                 raise
-            if not fetch.abandoned:
+            # The file system says it if an object is not there.
+            if not fetch.abandoned and getattr(error, "status", 0) != _NOT_FOUND:
                 FAILURES[self._store] += 1
             if self._made is not None:
                 self._made[1].close()

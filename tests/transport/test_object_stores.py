@@ -1,11 +1,13 @@
 """Shards in an object store, by its own URLs and by those that are signed."""
 
 import tarfile
+import time
 from collections import Counter
 
 import fsspec
 import numpy as np
 import pytest
+from hostile import HostileServer
 from object_store import object_store, signed
 from shard_files import make_table, planned, write_shards
 from shard_streams import OPTIONS, loader_over, make
@@ -92,7 +94,7 @@ def test_an_object_is_read_by_signed_urls_and_by_its_file_system_where_these_lea
 ):
     content, files = (folder / "s-2.tar").read_bytes(), fsspec.filesystem("s3")
     url = f"s3://bucket/{keys()[2]}"
-    asked, cat_file, sign = [], files.cat_file, files.sign
+    asked, cat_file = [], files.cat_file
 
     def counted(*arguments, **options):
         asked.append(arguments)
@@ -106,21 +108,44 @@ def test_an_object_is_read_by_signed_urls_and_by_its_file_system_where_these_lea
     abandoned.abandon()
     with pytest.raises(AbandonedError):
         abandoned.run()
-    for astray in (
-        lambda path, **options: sign(path + "-not", **options),
-        lambda path, **options: "http://127.0.0.1:9/nobody",
-        lambda path, **options: 1 / 0,
-    ):
-        monkeypatch.setattr(files, "sign", astray)
-        monkeypatch.setattr(signed_urls, "FAILURES", Counter())
-        transport, count = connect(url, Access(retries=0)), len(asked)
-        for start in range(5):
-            assert bytes(transport.fetch(start, 10).run()) == content[start : start + 10]
-        assert len(asked) == count + 5
-        assert set(signed_urls.FAILURES.values()) == {3}
+    with HostileServer(content, lambda request: request.answer(403, {})) as denying:
+        for astray in (
+            lambda path, **options: denying.url(),
+            lambda path, **options: "http://127.0.0.1:9/nobody",
+            lambda path, **options: 1 / 0,
+        ):
+            monkeypatch.setattr(files, "sign", astray)
+            monkeypatch.setattr(signed_urls, "FAILURES", Counter())
+            transport, count = connect(url, Access(retries=0)), len(asked)
+            for start in range(5):
+                assert bytes(transport.fetch(start, 10).run()) == content[start : start + 10]
+            assert len(asked) == count + 5
+            assert set(signed_urls.FAILURES.values()) == {3}
+
+
+def test_a_url_whose_time_is_over_is_signed_anew(store, folder, monkeypatch):
+    content, files = (folder / "s-1.tar").read_bytes(), fsspec.filesystem("s3")
+    url, sign, made = f"s3://bucket/{keys()[1]}", files.sign, []
+
+    def counted(path, **options):
+        # As one of keys that hold no longer than this.
+        made.append(sign(path + ("-over" if len(made) == 1 else ""), **options))
+        return made[-1]
+
+    monkeypatch.setattr(files, "sign", counted)
+    transport, now = connect(url, Access(retries=0)), time.monotonic
+    for hours in range(5):
+        monkeypatch.setattr(signed_urls.time, "monotonic", lambda hours=hours: now() + 3600 * hours)
+        assert bytes(transport.fetch(hours, 10).run()) == content[hours : hours + 10]
+    assert len(made) == 5
+    assert len(set(made)) > 1
 
 
 def test_what_is_not_there_or_not_allowed_is_named_without_secrets(store, folder):
+    for number in range(5):
+        with pytest.raises(ShardError, match=f"there is no shard s3://bucket/none-{number}"):
+            connect(f"s3://bucket/none-{number}.tar", Access()).fetch(0, 10).run()
+    assert max(signed_urls.FAILURES.values()) < 3
     for url in ("s3://bucket/none.tar", signed(store, "none.tar"), "s3://other/none.tar"):
         with pytest.raises(ShardError, match=r"none\.tar") as caught:
             index_shards(url, access=Access(retries=0), progress=False)

@@ -1,7 +1,7 @@
 """Loss tables of made-up samples in shards that do not exist, as large as one likes.
 
-They are computed a row group at a time by the code that saves any table: 10^8 rows take a minute
-and a half and no memory to speak of. For measuring what tables cost, not what is in them.
+They are computed a row group at a time by the code that saves any table: 10^8 rows take half a
+minute and no memory to speak of. For measuring what tables cost, not what is in them.
 
     python benchmarks/synthetic_table.py --shards 100000 --rows-per-shard 1000 table.parquet
 """

@@ -44,6 +44,11 @@ class StoredFile:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        with naming_errors(self._path, self._what, self._remedy):
+            status = os.stat(self._path)
+        # Before what is there now is looked at, which may be no table.
+        if (status.st_size, status.st_mtime_ns) != self._identity[:2]:
+            raise self._changed()
         self._open(None)
 
     def _open(self, footer: Any) -> None:
@@ -58,10 +63,13 @@ class StoredFile:
 
     def _require_same(self, status: os.stat_result) -> None:
         if _identity(status, self._columns.metadata) != self._identity:
-            raise TableFileError(
-                f"{self._path} was replaced or changed since this {self._what} was loaded from it: "
-                "load it again, and leave the file as it is while it is in use"
-            )
+            raise self._changed()
+
+    def _changed(self) -> TableFileError:
+        return TableFileError(
+            f"{self._path} was replaced or changed since this {self._what} was loaded from it: "
+            "load it again, and leave the file as it is while it is in use"
+        )
 
     def read_group(self, number: int, name: str, kind: Kind) -> Any:
         """The values of a row group of a column: an array, or Arrow texts.

@@ -59,7 +59,10 @@ def test_a_file_that_is_written_over_is_noticed_in_a_forked_process(path, monkey
     assert "table.parquet was replaced or changed since" in in_another_process("fork", weights)
 
 
-@pytest.mark.parametrize("change", ["replaced", "written over", "other losses", "gone"])
+CHANGES = ("replaced", "written over", "other losses", "no table", "gone")
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_is_not_the_same_is_an_error_where_it_is_opened_again(
     path, change, monkeypatch
 ):
@@ -72,6 +75,9 @@ def test_a_file_that_is_not_the_same_is_an_error_where_it_is_opened_again(
         path.unlink()
     elif change == "written over":
         path.write_bytes(path.read_bytes())
+    elif change == "no table":
+        path.unlink()
+        path.write_text("loss\n0.5\n")
     else:
         other = LossTable.from_losses(np.ones(ROWS + 5)) if change == "other losses" else table
         other.save(path)

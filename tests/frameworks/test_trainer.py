@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from framework_runs import by_step, dealt, flat, planned, same_rows, torchrun
 from frameworks_common import Rows, logged, plain_loop
+from long_run import LONG
 from transformers import Trainer, TrainingArguments
 
 from flowdata import FlowDataset
@@ -46,6 +47,14 @@ OTHERS = {
 }
 
 
+# What two processes do not change, but in a long run.
+ALONE = ("sequential, inside a transform", "sequential, datasets", "random, workers")
+
+
+def is_for_two(run):
+    return LONG or run.rpartition(".")[0] not in ALONE
+
+
 def lives(folder, steps_in_epoch):
     """Each door: a run to its end, one that stops inside epoch 1, and one that goes on."""
     runs = {}
@@ -74,6 +83,8 @@ class Outcomes:
         self.folder, self.ranks, self._outcomes = folder, ranks, outcomes
 
     def __getitem__(self, name):
+        if self.ranks > 1 and not is_for_two(name):
+            pytest.skip("one process is enough")
         return self._outcomes(name)
 
     def sound(self, name):
@@ -119,7 +130,9 @@ def one_process(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    outcomes = torchrun("frameworks_trainer.py", lives(folder, DRAWS // BATCH // 2), folder)
+    runs = lives(folder, DRAWS // BATCH // 2)
+    runs = {name: run for name, run in runs.items() if is_for_two(name)}
+    outcomes = torchrun("frameworks_trainer.py", runs, folder)
     return Outcomes(folder, 2, outcomes.__getitem__)
 
 

@@ -15,7 +15,7 @@ _LATENCY, _BANDWIDTH = 0.03, 60e6
 _MEMORY, _LONG_MEMORY = 64, 1024
 # Shorter bodies come with the first packets, and say nothing of the rate.
 _SMALLEST_BODY = 1 << 18
-_LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 3, 0.01
+_LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 4, 0.025
 # A request is overdue when it takes so many times as long as nine of ten did, or so many times as
 # long as it should, and so many seconds more.
 _PATIENCE, _LEAST, _GRACE = 1.5, 2.0, 0.1

@@ -48,7 +48,7 @@ def test_neighbours_of_a_batch_are_read_in_one_request(folder, local):
         for batch in DataLoader(rows, batch_size=10, collate_fn=list):
             assert len(batch) == 10
         # Batches, one of which is in two shards, and what tells how soon the server answers.
-        assert len(server.requests) <= 9 + 3 + 3
+        assert len(server.requests) <= 9 + 3 + 4
 
 
 def test_a_row_may_be_changed_by_who_has_it(folder, local):

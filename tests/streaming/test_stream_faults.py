@@ -59,7 +59,7 @@ def loader_over(stream, workers):
 def test_epochs_draw_the_plan(folder, table, faults, workers, seed):
     with failing(folder, faults, seed) as urls:
         stream = stream_of(urls, table)
-        for epoch in range(6 if LONG else 3):
+        for epoch in range(6 if LONG else 2):
             drawn = [name for batch in loader_over(stream, workers) for name in batch]
             assert Counter(drawn) == planned(table, epoch=epoch, **OPTIONS)
 

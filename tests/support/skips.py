@@ -10,7 +10,7 @@ EXPECTED = (
     "there is a GPU",
     # tests/tar/test_tar.py: an archive written by GNU tar, on a file system that keeps holes.
     "no tar with sparse files here",
-    # tests/frameworks/test_lightning.py, test_trainer.py: what a second process does not change is run on one.
+    # tests/frameworks: what a second process does not change is run on one.
     "one process is enough",
     # benchmarks/measure.py reads /proc.
     "(peak )?memory is read from /proc",

@@ -217,7 +217,7 @@ class ShardIndex:
         return {
             "shard": self._names_of,
             # One type for all runs, whatever each of them needs.
-            "key": lambda rows: self._columns["key"][rows].cast(pa.large_string()),
+            "key": lambda rows: self._columns["key"][rows].cast(pa.string()),
             "offset": lambda rows: pa.array(self._columns["offset"][rows]),
             "size": lambda rows: pa.array(self._columns["size"][rows]),
         }

@@ -1,6 +1,7 @@
 """Files that are golden records: loss tables, an index, and an unfinished scoring pass."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,6 +34,10 @@ def contents(path):
     metadata = {name.decode(): json.loads(text) for name, text in texts.items()}
     for name in ("created", "flowdata"):
         metadata.get("flowdata", {}).pop(name, None)
+    # Files of before did not have it; it says what the column of shards says.
+    if (rows := metadata.get("flowdata.shards", {}).pop("rows", None)) is not None:
+        counts = Counter(table.column("shard").to_pylist())
+        assert rows == [counts[shard] for shard in metadata["flowdata.shards"]["shards"]]
     return table.to_pydict(), [str(column.type) for column in table.columns], metadata
 
 

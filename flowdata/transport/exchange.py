@@ -1,4 +1,4 @@
-"""One range by a connection that is open: a third of what it costs by urllib3.
+"""One range by a connection that is open: where it is small, half of what it costs by urllib3.
 
 Only what servers mostly answer is understood here; whoever answers anything else is asked by
 `connections.request`.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.transport.speeds import Speed
+from flowdata.transport.speeds import NEARBY, Speed
 
 GAP = 16_384
 """Bytes between two samples of a file that are read over: about what disks and kernels do."""
@@ -11,8 +11,6 @@ LARGEST, SMALLEST = 1 << 23, 1 << 18
 """Bytes of a request at most, unless one sample is larger, and of one that is made shorter."""
 # What the latter are where there is enough to do for all connections.
 _LEAST_OF_MANY = 1 << 21
-NEARBY = 0.005
-"""Seconds to a first byte below which it is work of processors, not a way."""
 # There reading is work too, so not much is read over; but a request is work for some more bytes.
 _REACH_NEARBY, _OVERREAD_NEARBY = 1 << 18, 1.1
 ON_DISK = Speed(0.0, 1e9)

@@ -17,7 +17,7 @@ from flowdata.transport.access import AbandonedError, Buffer
 from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Fetch
 from flowdata.transport.retrying import wait_until
-from flowdata.transport.speeds import Speeds
+from flowdata.transport.speeds import NEARBY, Speeds
 
 Order: TypeAlias = tuple[int, int]
 """What is done first: the smaller one."""
@@ -28,6 +28,8 @@ _LOOK, _FAREWELL = 0.03, 1.0
 # Repetitions of one request, and of how many requests one may be repeated: where all are slow,
 # more of them would make it worse.
 _MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 2, 8, 4
+# Requests side by side to a server nearby.
+_NEARBY = 4
 
 
 @dataclass(eq=False)
@@ -64,6 +66,7 @@ class ReadingPool:
         self._counts = counts
         self._answered = self._hedged = 0
         self._connections, self._spare = connections, max(connections // 4, 1)
+        self._side_by_side = connections
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._work, self._news = threading.Condition(self._lock), threading.Condition(self._lock)
@@ -104,6 +107,9 @@ class ReadingPool:
             What ends it, where nobody wants it any more: then ``done`` is not called.
         """
         request = _Request(make, size, speeds, done)
+        # Of a server that answers at once, threads have nothing to wait for but one another.
+        is_nearby = speeds.speed.latency < NEARBY
+        self._side_by_side = min(self._connections, _NEARBY) if is_nearby else self._connections
         self.submit(order, partial(self._run, request))
         return partial(self._end, request)
 
@@ -161,7 +167,7 @@ class ReadingPool:
     def _call_thread(self) -> None:
         """Let a thread look for work; it may have to be made."""
         idle = len(self._threads) - self._busy
-        wanted = min(len(self._jobs), self._connections - self._busy) + len(self._hedges)
+        wanted = min(len(self._jobs), self._side_by_side - self._busy) + len(self._hedges)
         if wanted <= idle:
             self._work.notify()
         elif len(self._threads) < self._connections + self._spare and not self._stopped.is_set():
@@ -197,7 +203,7 @@ class ReadingPool:
             return None
         if self._hedges:
             return partial(self._run, self._hedges.pop())
-        if self._jobs and self._busy < self._connections:
+        if self._jobs and self._busy < self._side_by_side:
             return heapq.heappop(self._jobs)[2]
         return None
 

@@ -21,6 +21,12 @@ _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 4, 0.025
 _PATIENCE, _LEAST, _GRACE = 1.5, 2.0, 0.1
 
 
+NEARBY = 0.005
+"""Seconds to a first byte below which it is work of processors, not a way: asking anew is cheap."""
+# Notes after which it is looked anew how fast the server is; the first ones count at once.
+_OFTEN, _AT_FIRST = 8, 16
+
+
 class Speed(NamedTuple):
     """Seconds to the first byte, and bytes a second that one connection adds."""
 
@@ -40,7 +46,8 @@ class Speeds:
 
     def __init__(self) -> None:
         self._first_bytes: deque[float] = deque(maxlen=_LONG_MEMORY)
-        self._latency = _LATENCY
+        self._speed = Speed(_LATENCY, _BANDWIDTH)
+        self._notes = 0
         self._rates: deque[float] = deque(maxlen=_MEMORY)
         self._waits: deque[float] = deque(maxlen=_MEMORY)
         self._factors: deque[float] = deque(maxlen=_MEMORY)
@@ -53,8 +60,7 @@ class Speeds:
     @property
     def speed(self) -> Speed:
         """The server's, as far as it is known."""
-        with self._lock:
-            return self._speed()
+        return self._speed
 
     @property
     def is_known(self) -> bool:
@@ -92,18 +98,21 @@ class Speeds:
             body: seconds.
         """
         with self._lock:
-            speed = self._speed()
+            speed = self._speed
             seconds = body if math.isnan(first_byte) else first_byte + body
             if math.isnan(first_byte):
                 first_byte = max(seconds - size / speed.bandwidth, 0.0)
             self._first_bytes.append(first_byte)
             self._waits.append(first_byte)
-            # Among the probes are no exceptions that are shorter.
-            rank = 1 + (len(self._first_bytes) > _MOST_PROBES)
-            self._latency = heapq.nsmallest(rank, self._first_bytes)[-1]
             if size >= _SMALLEST_BODY:
                 # Bytes that wait in the socket while the thread does not run are no fast body.
                 self._rates.append(size / max(seconds - speed.latency, seconds / 10, 1e-6))
+            self._notes += 1
+            if self._notes <= _AT_FIRST or self._notes % _OFTEN == 0:
+                # Among the probes are no exceptions that are shorter.
+                rank = 1 + (len(self._first_bytes) > _MOST_PROBES)
+                latency = heapq.nsmallest(rank, self._first_bytes)[-1]
+                self._speed = speed = Speed(latency, _quantile(self._rates, 0.5, _BANDWIDTH))
             self._factors.append(seconds / (speed.latency + size / speed.bandwidth))
 
     def is_overdue(self, size: int, seconds: float, *, has_begun: bool) -> bool:
@@ -112,15 +121,12 @@ class Speeds:
         Without a first byte it should not be much longer than most have waited for that.
         """
         with self._lock:
-            speed = self._speed()
+            speed = self._speed
             if not has_begun:
                 waits = _quantile(self._waits, 0.9, speed.latency)
                 return seconds > _GRACE / 2 + max(_LEAST * speed.latency, _PATIENCE * waits)
             factor = max(_LEAST, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
         return seconds > _GRACE + factor * (speed.latency + size / speed.bandwidth)
-
-    def _speed(self) -> Speed:
-        return Speed(self._latency, _quantile(self._rates, 0.5, _BANDWIDTH))
 
 
 def speeds_of(url: str) -> Speeds:

@@ -12,7 +12,7 @@ LARGEST, SMALLEST = 1 << 23, 1 << 18
 # What the latter are where there is enough to do for all connections.
 _LEAST_OF_MANY = 1 << 21
 # There reading is work too, so not much is read over; but a request is work for some more bytes.
-_REACH_NEARBY, _OVERREAD_NEARBY = 1 << 18, 1.1
+_REACH_NEARBY, _OVERREAD_NEARBY = 1 << 18, 1.14
 ON_DISK = Speed(0.0, 1e9)
 """What a plan for a file on this machine is made for."""
 

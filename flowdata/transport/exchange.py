@@ -61,7 +61,7 @@ def ask(
     size: int,
     pace: Pace,
     timeout: float,
-    begins: Callable[[], None],
+    comes: Callable[[], None],
 ) -> Part | None:
     """The answer to a request for so many bytes; None where no connection is open.
 
@@ -85,8 +85,8 @@ def ask(
         if not count:
             # A server may close what was idle for long.
             return None
-        begins()
-        answer = _Answer(connection.sock, pace, buffer, count)
+        comes()
+        answer = _Answer(connection.sock, pace, buffer, count, comes)
         part = answer.part()
         is_open = answer.is_whole
         return part
@@ -99,8 +99,11 @@ def ask(
 class _Answer:
     """What a connection gives, in one buffer."""
 
-    def __init__(self, sock: Any, pace: Pace, buffer: memoryview, count: int) -> None:
+    def __init__(
+        self, sock: Any, pace: Pace, buffer: memoryview, count: int, comes: Callable[[], None]
+    ) -> None:
         self._sock, self._pace, self._buffer, self._count = sock, pace, buffer, count
+        self._comes = comes
         self.is_whole = False
 
     def part(self) -> Part:
@@ -138,6 +141,7 @@ class _Answer:
     def _receive(self) -> int:
         count = self._pace.receive(self._sock.recv_into, self._buffer[self._count :])
         self._count += count
+        self._comes()
         return count
 
 

@@ -17,7 +17,8 @@ class Fetch:
     `run` is called once, by one thread, and `abandon` at any time, by any.
 
     Args:
-        attempt: makes one request, and returns the bytes; it calls `holds` and `begins`.
+        attempt: makes one request, and returns the bytes; it calls `holds`, and
+            `begins`, or `comes` whenever there are bytes.
         url, access: of the shard, for errors and options.
 
     Attributes:
@@ -25,6 +26,7 @@ class Fetch:
             succeeded; nan before, and where a library does not tell.
         body: seconds from then to the last byte; where a library does not tell, of both.
         attempts: that were made.
+        last_bytes: when some came last, by `time.monotonic`; nan where a library does not tell.
     """
 
     def __init__(self, attempt: Callable[["Fetch"], Buffer], url: str, access: Access) -> None:
@@ -33,7 +35,7 @@ class Fetch:
         self._abandoned = threading.Event()
         self._let_go: Callable[[], None] | None = None
         self._started = 0.0
-        self.first_byte = self.body = math.nan
+        self.first_byte = self.body = self.last_bytes = math.nan
         self.attempts = 0
 
     def run(self) -> Buffer:
@@ -78,11 +80,18 @@ class Fetch:
         """Note that the answer has begun."""
         self.first_byte = time.monotonic() - self._started
 
+    def comes(self) -> None:
+        """Note that bytes of the answer have come."""
+        self.last_bytes = now = time.monotonic()
+        if math.isnan(self.first_byte):
+            self.first_byte = now - self._started
+
     def _timed(self) -> Buffer:
         if self._abandoned.is_set():
             raise AbandonedError
         self.attempts += 1
-        self.first_byte, self._started = math.nan, time.monotonic()
+        self.first_byte = self.last_bytes = math.nan
+        self._started = time.monotonic()
         content = self._attempt(self)
         taken = time.monotonic() - self._started
         self.body = taken if math.isnan(self.first_byte) else taken - self.first_byte

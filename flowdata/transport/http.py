@@ -169,9 +169,9 @@ class HttpTransport:
         validator = self._known.validator(self._place)
         if self._takes_if_match and validator.startswith('"'):
             wanted["If-Match"] = validator
-        begins = fetch.begins if fetch is not None else _nothing
+        begins, comes = (fetch.begins, fetch.comes) if fetch is not None else (_nothing, _nothing)
         try:
-            part = self._ask_idle(wanted, size, begins)
+            part = self._ask_idle(wanted, size, comes)
             if part is not None:
                 self._check_part(part.headers, len(part.body), offset, size)
                 return require_complete(part.body, size, offset, self._name)
@@ -190,7 +190,7 @@ class HttpTransport:
         return content
 
     def _ask_idle(
-        self, wanted: Mapping[str, str], size: int, begins: Callable[[], None]
+        self, wanted: Mapping[str, str], size: int, comes: Callable[[], None]
     ) -> exchange.Part | None:
         if not self._is_plain:
             return None
@@ -199,7 +199,7 @@ class HttpTransport:
         timeout = self._access.timeout
         pace = Pace(timeout, self._access.min_rate)
         try:
-            return exchange.ask(self._idle, request, size, pace, timeout, begins)
+            return exchange.ask(self._idle, request, size, pace, timeout, comes)
         except exchange.OddAnswerError:
             self._is_plain = False
             return None

@@ -47,8 +47,13 @@ class _Request:
 
     def is_overdue(self, now: float) -> bool:
         """Whether the fetch that began last takes longer than it should."""
-        has_begun = not math.isnan(self.running[-1].first_byte)
-        return self.speeds.is_overdue(self.size, now - self.asked, has_begun=has_begun)
+        fetch = self.running[-1]
+        return self.speeds.is_overdue(
+            self.size,
+            now - self.asked,
+            has_begun=not math.isnan(fetch.first_byte),
+            silent=now - fetch.last_bytes,
+        )
 
 
 class ReadingPool:

@@ -19,6 +19,8 @@ _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 4, 0.025
 # A request is overdue when it takes so many times as long as nine of ten did, or so many times as
 # long as it should, and so many seconds more.
 _PATIENCE, _LEAST, _GRACE = 1.5, 2.0, 0.1
+# Longer than threads wait for one another, and than a packet that was lost is mostly missed.
+_SILENCE = 0.2
 
 
 NEARBY = 0.005
@@ -115,16 +117,26 @@ class Speeds:
                 self._speed = speed = Speed(latency, _quantile(self._rates, 0.5, _BANDWIDTH))
             self._factors.append(seconds / (speed.latency + size / speed.bandwidth))
 
-    def is_overdue(self, size: int, seconds: float, *, has_begun: bool) -> bool:
+    def is_overdue(
+        self, size: int, seconds: float, *, has_begun: bool, silent: float = math.nan
+    ) -> bool:
         """Whether a request of so many bytes takes longer than it should, after so many seconds.
 
-        Without a first byte it should not be much longer than most have waited for that.
+        Without a first byte it should not be much longer than most have waited for that; and once
+        it has begun, it should not be silent for longer than it took to begin.
+
+        Args:
+            size, seconds: of the request.
+            has_begun: whether its first byte has come.
+            silent: seconds since the last bytes; nan where that is not known.
         """
         with self._lock:
             speed = self._speed
             if not has_begun:
                 waits = _quantile(self._waits, 0.9, speed.latency)
                 return seconds > _GRACE / 2 + max(_LEAST * speed.latency, _PATIENCE * waits)
+            if silent > _SILENCE + _LEAST * speed.latency:
+                return True
             factor = max(_LEAST, _PATIENCE * _quantile(self._factors, 0.9, 1.0))
         return seconds > _GRACE + factor * (speed.latency + size / speed.bandwidth)
 

@@ -179,6 +179,10 @@ def test_what_is_overdue_depends_on_what_others_take():
         assert quick.is_overdue(1_000_000, seconds_, has_begun=has_begun)
         assert not slow.is_overdue(1_000_000, seconds_, has_begun=has_begun)
     assert not quick.is_overdue(1_000_000, 0.05, has_begun=False)
+    # A body that comes on is awaited longer than one that has stopped.
+    for silent in (0.5, 0.1, math.nan):
+        overdue = slow.is_overdue(10_000_000, 1.5, has_begun=True, silent=silent)
+        assert overdue == (silent == 0.5)
 
 
 def test_a_server_is_probed_once_by_however_many_threads():

@@ -60,8 +60,14 @@ class _Begun(NamedTuple):
 
     def is_there(self) -> bool:
         """Whether a pool has read all."""
-        return all(
-            wanted.piece is None or wanted.piece.contents is not None for wanted in self.wanted
+        return all(wanted.piece is None or wanted.piece.is_there() for wanted in self.wanted)
+
+    def with_row(self, row: int) -> _Wanted:
+        """What has the sample of a row."""
+        return next(
+            wanted
+            for wanted in self.wanted
+            if 0 <= row - wanted.shard.samples.first < len(wanted.shard.samples.keys)
         )
 
 
@@ -102,11 +108,15 @@ class WindowReader:
             if self._pool is not None:
                 stack.callback(self._pool.close)
             while ahead or self._begin_more(ahead, todo):
-                samples = self._samples(ahead, todo)
-                for row in ahead.popleft().drawn.tolist():
+                self._begin_others(ahead, todo)
+                samples: dict[int, Drawn] = {}
+                for row in ahead[0].drawn.tolist():
+                    if row not in samples:
+                        samples |= self._samples(ahead[0].with_row(row))
                     yield samples[row]
                 # Not with those of the next window.
                 samples.clear()
+                ahead.popleft()
 
     def _begin_more(self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]) -> bool:
         """Begin to read one more window where there is room; False where it is not."""
@@ -159,29 +169,33 @@ class WindowReader:
             connections=1 if self._windows else self._access.connections / shards,
         )
 
-    def _samples(
-        self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]
-    ) -> dict[int, Drawn]:
-        """The samples of the first window, by their rows, when they are there."""
-        begun, started = ahead[0], time.monotonic()
+    def _begin_others(self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]) -> None:
+        """Begin to read windows that come after the first one."""
         if self._pool is not None:
-            # One at least is read while this one is used, and each time one more than before.
+            # One at least is read while that one is used, and each time one more than before.
             self._begin_more(ahead, todo)
-            while self._begin_more(ahead, todo) and not begun.is_there():
+            while self._begin_more(ahead, todo) and not ahead[0].is_there():
                 pass
-            self._pool.wait(begun.is_there)
-        samples: dict[int, Drawn] = {}
-        for (number, reader, inside), places, piece in begun.wanted:
-            keys = plain_keys(inside.keys.take(places))
-            found = _read(reader, inside, places) if piece is None else piece.contents
-            contents: Sequence[Content] = (
-                found if isinstance(found, list) else [cast(ShardError, found)] * places.size
-            )
-            rows = (places + inside.first).tolist()
-            for row, key, content in zip(rows, keys, contents, strict=True):
-                samples[row] = Drawn(row, number, key, content)
+
+    def _samples(self, wanted: _Wanted) -> dict[int, Drawn]:
+        """The samples of one shard, by their rows, when they are there."""
+        started = time.monotonic()
+        (number, reader, inside), places, piece = wanted
+        found: Views | ShardError
+        if piece is None:
+            found = _read(reader, inside, places)
+        else:
+            assert self._pool is not None
+            self._pool.wait(piece.is_there)
+            found = cast(Views | ShardError, piece.contents)
         self.reading.add(seconds_waited=time.monotonic() - started)
-        return samples
+        contents: Sequence[Content] = found if isinstance(found, list) else [found] * places.size
+        keys = plain_keys(inside.keys.take(places))
+        rows = (places + inside.first).tolist()
+        return {
+            row: Drawn(row, number, key, content)
+            for row, key, content in zip(rows, keys, contents, strict=True)
+        }
 
     def _shard(self, number: int, share: float) -> _OpenShard:
         if number not in self._open:

@@ -67,6 +67,10 @@ class Piece:
     size: int = 0
     in_sequence: bool = False
 
+    def is_there(self) -> bool:
+        """Whether it has its contents, or the reason why there are none."""
+        return self.contents is not None
+
     def __lt__(self, other: "Piece") -> bool:
         return self.order < other.order
 

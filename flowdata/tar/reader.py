@@ -22,7 +22,7 @@ from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import Identity
 from flowdata.transport.local import LocalTransport
-from flowdata.transport.planner import ON_DISK, plan_requests
+from flowdata.transport.planner import LARGEST, ON_DISK, plan_requests
 from flowdata.transport.pool import Order, Outcome, ReadingPool
 from flowdata.transport.speeds import speeds_of
 from flowdata.transport.urls import redact
@@ -204,8 +204,8 @@ class ShardReader:
         window, _ = piece.order
         for number, (start, size) in enumerate(spans.wanted):
             end = pool.fetch(
-                # Those of the other shards are between.
-                (window, number + 1),
+                # The longest first: a short one that has to wait for its turn is soon done.
+                (window, max(LARGEST - size, 0) + 1),
                 partial(transport.fetch, start, size),
                 size,
                 speeds,

@@ -34,7 +34,8 @@ class Access:
         headers: for HTTP and HTTPS, ``{"Authorization": "Bearer ..."}``; never shown, and not
             sent on to another host.
         cache_dir: keep whole remote shards in this folder.
-        cache_size: bytes it may take; the shards used longest ago make room.
+        cache_size: bytes it may take, as 50_000_000_000 or "50GB"; the shards used longest ago make
+            room.
         cache_from: share of a shard's bytes that an epoch has to draw so that the shard is fetched
             whole, by several connections; 0 for always. Of others ranges are read, and nothing is
             kept. A copy that is there is always used.
@@ -64,7 +65,7 @@ class Access:
     retries: int = 5
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
-    cache_size: int | None = None
+    cache_size: int | str | None = None
     cache_from: float = 0.5
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     min_rate: float = 1000.0
@@ -95,9 +96,8 @@ class Access:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and value >= least):
                 raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
-        size = self.cache_size
-        if size is not None and not (isinstance(size, int) and size > 0):
-            raise ValueError(f"cache_size must be a number of bytes above 0, got {size!r}")
+        if self.most_cached == 0:
+            raise ValueError(f"cache_size must be bytes above 0, got {self.cache_size!r}")
         if isinstance(self.signed_by, str):
             raise ValueError(f"signed_by must be names of parameters, got {self.signed_by!r}")
         for name, value in self.headers.items():
@@ -110,12 +110,21 @@ class Access:
     @property
     def bytes_ahead(self) -> int:
         """``ahead`` as a number."""
-        given = self.ahead
-        match = _BYTES.fullmatch(str(given).strip()) if not isinstance(given, bool) else None
-        if match is None:
-            raise ValueError(f'ahead must be bytes, as 256_000_000 or "256MB", got {given!r}')
-        power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
-        return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+        return _number_of_bytes(self.ahead, "ahead")
+
+    @property
+    def most_cached(self) -> int | None:
+        """``cache_size`` as a number."""
+        size = self.cache_size
+        return None if size is None else _number_of_bytes(size, "cache_size")
+
+
+def _number_of_bytes(given: int | str, name: str) -> int:
+    match = _BYTES.fullmatch(str(given).strip()) if not isinstance(given, bool) else None
+    if match is None:
+        raise ValueError(f'{name} must be bytes, as 256_000_000 or "256MB", got {given!r}')
+    power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 class BadAnswerError(OSError):

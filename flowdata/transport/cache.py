@@ -6,6 +6,7 @@ import fcntl
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -68,13 +69,11 @@ def open_cached(
             return copy
         if share < access.cache_from:
             return None
-        if access.cache_size is not None and not 0 <= sought.length <= access.cache_size:
+        if (limit := access.most_cached) is not None and not 0 <= sought.length <= limit:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        if not _make_room(folder, access.cache_size, max(sought.length, 0)):
-            return None
         remote = source or open_remote(url, access, expected)
-        return _download(remote, folder, url, access, expected)
+        return _download(remote, folder, url, access, expected, max(sought.length, 0))
     except OSError as error:
         if error.errno in _UNUSABLE:
             raise ShardError(f"{redact(url)} cannot be kept in {folder}: {error}") from error
@@ -112,9 +111,9 @@ def _open_copy(folder: Path, url: str, access: Access, identity: Identity) -> Lo
 
 
 def _download(
-    source: Transport, folder: Path, url: str, access: Access, expected: Identity
+    source: Transport, folder: Path, url: str, access: Access, expected: Identity, length: int
 ) -> LocalTransport | None:
-    """Fetch a copy and open it; None where nobody can know whether it is whole.
+    """Fetch a copy and open it; None if there is no room, or nobody can know whether it is whole.
 
     Where its name is known before, one of those who want it at once fetches it for all.
     """
@@ -127,6 +126,12 @@ def _download(
             stack.callback(temporary.unlink, missing_ok=True)
             return copy
         try:
+            with _one_at_a_time(folder):
+                # As long as it will be: who makes room for another counts all of it.
+                file.truncate(length)
+                if not _make_room(folder, access.most_cached):
+                    temporary.unlink()
+                    return None
             if not _fetch(source, file, url, access, expected):
                 temporary.unlink()
                 return None
@@ -183,6 +188,7 @@ def _fetch(source: Transport, file: BinaryIO, url: str, access: Access, expected
         if not source.is_whole():
             return False
         _copy(first, stream, file)
+    file.truncate()
     return True
 
 
@@ -196,10 +202,25 @@ def _copy(first: bytes, stream: Readable, file: BinaryIO) -> None:
         chunk = stream.read(_CHUNK)
 
 
-def _make_room(folder: Path, limit: int | None, needed: int) -> bool:
-    """Remove copies used longest ago; whether there is room for so many bytes then."""
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for others who make room, where the file system knows locks of folders."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        # Closing it would not do where a process was forked meanwhile.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def _make_room(folder: Path, limit: int | None) -> bool:
+    """Remove copies used longest ago; whether the folder is within its limit then."""
     kept = []
-    total = needed
+    total = 0
     for path in folder.glob(f"*{_SUFFIX}*"):
         # Others remove copies too.
         with contextlib.suppress(OSError):

@@ -85,7 +85,7 @@ def test_the_proxy_of_the_environment_is_used(folder, monkeypatch):
         {"timeout": 0},
         {"timeout": None},
         {"cache_size": 0},
-        {"cache_size": "10 GB"},
+        {"cache_size": "10 shards"},
     ],
     ids=str,
 )

@@ -47,8 +47,7 @@ class StoredFile:
         with naming_errors(self._path, self._what, self._remedy):
             status = os.stat(self._path)
         # Before what is there now is looked at, which may be no table.
-        if (status.st_size, status.st_mtime_ns) != self._identity[:2]:
-            raise self._changed()
+        self._require_untouched(status)
         self._open(None)
 
     def _open(self, footer: Any) -> None:
@@ -63,6 +62,10 @@ class StoredFile:
 
     def _require_same(self, status: os.stat_result) -> None:
         if _identity(status, self._columns.metadata) != self._identity:
+            raise self._changed()
+
+    def _require_untouched(self, status: os.stat_result) -> None:
+        if (status.st_size, status.st_mtime_ns) != self._identity[:2]:
             raise self._changed()
 
     def _changed(self) -> TableFileError:
@@ -94,18 +97,26 @@ class StoredFile:
 
     def _read(self, reader: "_Reader", number: int, name: str, kind: Kind) -> Any:
         with naming_errors(self._path, self._what, self._remedy):
-            table = retried(
-                lambda: reader.file.read_row_group(number, columns=[name], use_threads=False)
+            try:
+                return self._values(reader, number, name, kind)
+            finally:
+                # Another table of as many rows, copied over this one, has values of its own at the
+                # same places; and what is damaged after that is no damage of this one.
+                self._require_untouched(os.fstat(self._source.fileno()))
+
+    def _values(self, reader: "_Reader", number: int, name: str, kind: Kind) -> Any:
+        table = retried(
+            lambda: reader.file.read_row_group(number, columns=[name], use_threads=False)
+        )
+        column = table.column(name)
+        expected = int(self.bounds[number + 1] - self.bounds[number])
+        if len(column) != expected:
+            raise self.damaged(
+                f"its row group {number} says that it has {expected:,} rows, but holds "
+                f"{len(column):,}"
             )
-            column = table.column(name)
-            expected = int(self.bounds[number + 1] - self.bounds[number])
-            if len(column) != expected:
-                raise self.damaged(
-                    f"its row group {number} says that it has {expected:,} rows, but holds "
-                    f"{len(column):,}"
-                )
-            self._columns.check_values(name, column, kind)
-            return compact_texts(column) if kind is Kind.TEXT else column.to_numpy()
+        self._columns.check_values(name, column, kind)
+        return compact_texts(column) if kind is Kind.TEXT else column.to_numpy()
 
     def damaged(self, what: str) -> DamagedFileError:
         """An error that says what is wrong with the content."""

@@ -143,6 +143,7 @@ class ShardIndex:
 
     def key(self, row: int) -> str:
         """The key of one row."""
+        row = range(len(self))[row]
         return plain_keys(self._columns["key"][row : row + 1])[0]
 
     def of_shard(self, number: int) -> ShardSamples:

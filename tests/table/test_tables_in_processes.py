@@ -59,6 +59,17 @@ def test_a_file_that_is_written_over_is_noticed_in_a_forked_process(path, monkey
     assert "table.parquet was replaced or changed since" in in_another_process("fork", weights)
 
 
+def test_a_table_that_is_copied_over_the_file_is_noticed_where_it_is_read_on(path, monkeypatch):
+    write(path, "plain", monkeypatch)
+    held(monkeypatch, 100)
+    weights = LossTable.load(path).weights(0.5, on_invalid="drop")
+    LossTable.from_losses(weights.part(0, ROWS)).save(path.with_name("other"))
+    # Into the same file, as cp does: values of the other table lie where those of this one did.
+    path.write_bytes(path.with_name("other").read_bytes())
+    with pytest.raises(TableFileError, match=r"table\.parquet was replaced or changed since"):
+        weights.part(300, 400)
+
+
 CHANGES = ("replaced", "written over", "other losses", "no table", "gone")
 
 

@@ -75,6 +75,7 @@ def test_an_index_alone_is_saved_and_loaded_with_its_shards(path, monkeypatch, m
         assert (found.shards, found.versions) == (index.shards, index.versions)
         assert found.of_shard(6).offsets.tolist() == index.of_shard(6).offsets.tolist()
         assert found.key(5) == "key0005\udce9" == found.of_shard(1).key(5)
+        assert found.key(-1) == found.key(len(found) - 1)
 
 
 @pytest.mark.parametrize("most", [0, 1 << 18])

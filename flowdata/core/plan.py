@@ -46,6 +46,11 @@ class Plan:
             raise ValueError(f'scheme must be "systematic" or "multinomial", got {scheme!r}')
         if strata is not None and scheme != "systematic":
             raise ValueError('strata need scheme="systematic": independent draws have none')
+        if not (strata is None or isinstance(strata, Strata)):
+            raise TypeError(
+                "strata must be flowdata.Strata(groups, batch_size=...), got "
+                f"{type(strata).__name__}"
+            )
         self.weights = as_weights(weights).power(alpha)
         """The weights that are drawn by, after `alpha`."""
         self.strata = strata

@@ -33,6 +33,7 @@ class StreamStats:
         dropped: draws that the handler or a stage dropped.
         requests: reads, of files or from servers.
         bytes_read: by these, headers and gaps included.
+        bytes_kept: of whole shards that were fetched into the cache, to be read there.
         bytes_owed: of the samples that were drawn, each counted once in a window.
         seconds_waited: in which workers had nothing to go on with, added up.
         retries: requests that were made again after a failure.
@@ -46,6 +47,7 @@ class StreamStats:
     dropped: int = 0
     requests: int = 0
     bytes_read: int = 0
+    bytes_kept: int = 0
     bytes_owed: int = 0
     seconds_waited: float = 0.0
     retries: int = 0
@@ -60,8 +62,10 @@ class StreamStats:
         parts = [
             f"epoch {self.epoch}: {self.samples:,} samples of {owed}",
             f"{read} read in {self.requests:,} requests{times}",
-            f"{self.seconds_waited:.1f} s waited for data",
         ]
+        if self.bytes_kept:
+            parts.append(f"{tqdm.format_sizeof(self.bytes_kept, 'B')} fetched into the cache")
+        parts.append(f"{self.seconds_waited:.1f} s waited for data")
         parts += [
             f"{host} {speed.latency * 1000:.0f} ms, {tqdm.format_sizeof(speed.bandwidth, 'B')}/s"
             for host, speed in self.hosts.items()

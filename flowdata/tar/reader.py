@@ -128,10 +128,8 @@ class ShardReader:
             connections: that this piece can have, about.
         """
         piece = Piece(order, offsets, sizes, connections)
-        piece.size = min(
-            int(offsets[-1] + sizes[-1] - offsets[0]),
-            int(sizes.sum() * self._access.most_overread),
-        )
+        most = sizes.sum() * self._access.most_overread
+        piece.size = int(min(offsets[-1] + sizes[-1] - offsets[0], most))
         with self._lock:
             self._unfinished += 1
         self._enqueue(pool, piece)
@@ -267,7 +265,9 @@ class ShardReader:
     def _connect(self) -> Transport:
         if self._transport is None:
             expected = Identity.parse(self._shard.length, self._shard.version)
-            self._transport = connect(self._shard.url, self._access, expected, share=self._share)
+            self._transport = connect(
+                self._shard.url, self._access, expected, share=self._share, counts=self._counts
+            )
         return self._transport
 
     def _close_stream(self) -> None:

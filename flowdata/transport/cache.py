@@ -15,6 +15,7 @@ import xxhash
 from flowdata.errors import ShardError, warn
 from flowdata.files import move_into_place
 from flowdata.transport.access import Access, Readable
+from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
@@ -38,7 +39,11 @@ _UNUSABLE = frozenset(
 
 
 def open_cached(
-    url: str, access: Access, expected: Identity = UNKNOWN, share: float = 1.0
+    url: str,
+    access: Access,
+    expected: Identity = UNKNOWN,
+    share: float = 1.0,
+    counts: Counts | None = None,
 ) -> LocalTransport | None:
     """Open the local copy of a shard, fetched if that pays; None if not, or if there is no room.
 
@@ -54,6 +59,7 @@ def open_cached(
         expected: what its content has to be.
         share: of its bytes that are wanted; below `Access.cache_from` only a copy that is there
             is opened.
+        counts: what is told how much was fetched.
 
     Raises:
         ShardError: for a shard that has changed, or that cannot be fetched, or for a folder that
@@ -73,7 +79,8 @@ def open_cached(
             return None
         folder.mkdir(parents=True, exist_ok=True)
         remote = source or open_remote(url, access, expected)
-        return _download(remote, folder, url, access, expected, max(sought.length, 0))
+        length = max(sought.length, 0)
+        return _download(remote, folder, url, access, expected, length, counts or Counts())
     except OSError as error:
         if error.errno in _UNUSABLE:
             raise ShardError(f"{redact(url)} cannot be kept in {folder}: {error}") from error
@@ -111,7 +118,13 @@ def _open_copy(folder: Path, url: str, access: Access, identity: Identity) -> Lo
 
 
 def _download(
-    source: Transport, folder: Path, url: str, access: Access, expected: Identity, length: int
+    source: Transport,
+    folder: Path,
+    url: str,
+    access: Access,
+    expected: Identity,
+    length: int,
+    counts: Counts,
 ) -> LocalTransport | None:
     """Fetch a copy and open it; None if there is no room, or nobody can know whether it is whole.
 
@@ -136,6 +149,7 @@ def _download(
                 temporary.unlink()
                 return None
             fetched = os.fstat(file.fileno()).st_size
+            counts.add(bytes_kept=fetched)
             identity = expected if expected.length >= 0 else source.identity()
             identity = identity.joined(Identity(fetched), redact(url))
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from pathlib import Path
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access
 from flowdata.transport.cache import open_cached
+from flowdata.transport.counts import Counts
 from flowdata.transport.fetching import Transport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.local import LocalTransport
@@ -14,11 +15,17 @@ from flowdata.transport.urls import PIPE, local_path, redact
 
 
 def connect(
-    url: str, access: Access, expected: Identity = UNKNOWN, *, share: float = 1.0
+    url: str,
+    access: Access,
+    expected: Identity = UNKNOWN,
+    *,
+    share: float = 1.0,
+    counts: Counts | None = None,
 ) -> Transport:
     """The transport of a shard, whose content has to be what is expected.
 
-    Of a cache, ``share`` says which share of the bytes is wanted.
+    Of a cache, ``share`` says which share of the bytes is wanted, and ``counts`` is told what was
+    fetched into it.
 
     Nothing is fetched yet, but for the cache, and a local file is opened.
 
@@ -39,7 +46,7 @@ def connect(
     if not access.check_version:
         expected = expected.without_version()
     if access.cache_dir is not None:
-        kept = open_cached(url, access, expected, share)
+        kept = open_cached(url, access, expected, share, counts)
         if kept is not None:
             return kept
     return open_remote(url, access, expected)

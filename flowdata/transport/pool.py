@@ -27,7 +27,7 @@ Outcome: TypeAlias = Buffer | Exception
 _LOOK, _FAREWELL = 0.03, 1.0
 # Repetitions of one request, and of how many requests one may be repeated: where all are slow,
 # more of them would make it worse.
-_MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 2, 8, 4
+_MOST_HEDGES, _HEDGED_SHARE, _FIRST_HEDGES = 4, 8, 4
 # Requests side by side to a server nearby.
 _NEARBY = 4
 
@@ -165,7 +165,8 @@ class ReadingPool:
         for fetch in fetches:
             fetch.abandon()
         end = time.monotonic() + _FAREWELL
-        for thread in self._threads:
+        # This one, where its collection of garbage ends a pass.
+        for thread in set(self._threads) - {threading.current_thread()}:
             # One that waits for a server, and cannot be stopped, ends when it has its answer.
             thread.join(max(end - time.monotonic(), 0.0))
 

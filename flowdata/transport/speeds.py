@@ -49,7 +49,7 @@ class Speeds:
     def __init__(self) -> None:
         self._first_bytes: deque[float] = deque(maxlen=_LONG_MEMORY)
         self._speed = Speed(_LATENCY, _BANDWIDTH)
-        self._notes = 0
+        self._notes = self._failed_probes = 0
         self._rates: deque[float] = deque(maxlen=_MEMORY)
         self._waits: deque[float] = deque(maxlen=_MEMORY)
         self._factors: deque[float] = deque(maxlen=_MEMORY)
@@ -72,7 +72,8 @@ class Speeds:
     def probe(self, read: Callable[[int], None], size: int) -> int:
         """Let ``read`` ask for some first bytes and note them, where nothing is known.
 
-        Others wait meanwhile: their requests are planned by what is found.
+        Others wait meanwhile: their requests are planned by what is found; where that is nothing,
+        they do not try one after another, as each may take long.
 
         Args:
             read: reads so many bytes.
@@ -82,12 +83,19 @@ class Speeds:
             Bytes that were read.
         """
         count, size = 0, min(size, _LARGEST_PROBE)
+        failed_before = self._failed_probes
         with self._probing:
+            if self._failed_probes > failed_before:
+                return 0
             # Of a server nearby the first time is mostly that of opening a connection.
             while count < _MOST_PROBES * size and (
                 not self._first_bytes or (self.speed.latency < _LONG_PROBE and count)
             ):
-                read(size)
+                try:
+                    read(size)
+                except BaseException:
+                    self._failed_probes += 1
+                    raise
                 count += size
         return count
 

@@ -1,8 +1,10 @@
 """A whole shard fetched into a file, in ranges side by side."""
 
+import contextlib
 import os
 import threading
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections import deque
+from queue import Empty, SimpleQueue
 
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access, NoRangesError
@@ -27,40 +29,61 @@ def fetch_whole(source: Transport, length: int, file: int, url: str, access: Acc
         ShardError: for what cannot be read, or is wanted no more.
     """
     spans = [(start, min(_RANGE, length - start)) for start in range(0, length, _RANGE)]
+    parts = [(start, source.fetch(start, size)) for start, size in spans]
     with _TURNS.setdefault(os.getpid(), threading.Lock()):
         try:
             # Alone: a server without ranges would send its whole shard to each.
-            _copy(source.fetch(*spans[0]), spans[0][0], file)
+            _copy(parts[:1], 1, file, url)
         except NoRangesError:
             return False
-        fetches = [source.fetch(*span) for span in spans[1:]]
-        with ThreadPoolExecutor(access.connections, "flowdata-whole") as threads:
-            futures = [
-                threads.submit(_copy, fetch, start, file)
-                for fetch, (start, _) in zip(fetches, spans[1:], strict=True)
-            ]
-            try:
-                _wait(futures, url)
-            except BaseException:
-                for future, fetch in zip(futures, fetches, strict=True):
-                    future.cancel()
-                    fetch.abandon()
-                raise
+        _copy(parts[1:], access.connections, file, url)
     return True
 
 
-def _wait(futures: list[Future[None]], url: str) -> None:
-    running = set(futures)
-    while running:
-        done, running = wait(running, _LOOK, FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        if running and is_stopped():
-            raise ShardError(f"{redact(url)} is wanted no more")
+def _copy(parts: list[tuple[int, Fetch]], threads: int, file: int, url: str) -> None:
+    """Write what these fetch to a file, each where it starts."""
+    left, outcomes = deque(parts), SimpleQueue[Exception | None]()
+
+    def serve() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                outcomes.put(_outcome(*left.popleft(), file))
+
+    # Daemons, unlike an executor's: a server that stands still keeps no process from its end.
+    serving = [
+        threading.Thread(target=serve, name=f"flowdata-whole-{number}", daemon=True)
+        for number in range(min(threads, len(parts)))
+    ]
+    try:
+        for thread in serving:
+            thread.start()
+        for _ in parts:
+            if (error := _next(outcomes, url)) is not None:
+                raise error
+    finally:
+        left.clear()
+        for _, fetch in parts:
+            fetch.abandon()
+        # The file is closed then.
+        for thread in serving:
+            if thread.ident is not None:
+                thread.join()
 
 
-def _copy(fetch: Fetch, start: int, file: int) -> None:
-    left = memoryview(fetch.run())
-    while left:
-        written = os.pwrite(file, left, start)
-        left, start = left[written:], start + written
+def _outcome(start: int, fetch: Fetch, file: int) -> Exception | None:
+    """Write what is fetched, and return what kept it from that."""
+    try:
+        left = memoryview(fetch.run())
+        while left:
+            written = os.pwrite(file, left, start)
+            left, start = left[written:], start + written
+    except Exception as error:
+        return error
+    return None
+
+
+def _next(outcomes: SimpleQueue[Exception | None], url: str) -> Exception | None:
+    while not is_stopped():
+        with contextlib.suppress(Empty):
+            return outcomes.get(timeout=_LOOK)
+    raise ShardError(f"{redact(url)} is wanted no more")

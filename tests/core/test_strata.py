@@ -152,6 +152,7 @@ def test_a_plan_is_the_same_after_pickling():
             ValueError,
             "systematic",
         ),
+        (lambda: EpochPlan([1.0, 1.0], strata=[0, 1]), TypeError, r"flowdata\.Strata\(.* got list"),
         (
             lambda: Strata(range(32), 2, levels=1 << 20).codes(
                 FlowWeights.from_weights([1.0] * 32)

@@ -174,6 +174,20 @@ def test_a_server_is_named_with_what_it_took(folder, table, workers):
         assert "secret" not in repr(stats)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_fetched_into_the_cache_is_told_once(folder, table, tmp_path, workers):
+    lengths = sum((folder / f"s-{shard}.tar").stat().st_size for shard in range(5))
+    with ShardServer(folder) as server:
+        stream = FlowShards(
+            [server.url(f"s-{shard}.tar") for shard in range(5)], table, window=50, batch_size=8,
+            access=Access(cache_dir=tmp_path / "cache", cache_from=0), epoch_size=SAMPLES,
+        )  # fmt: skip
+        for kept in (lengths, 0):
+            read_through(stream, workers)
+            assert stream.stats().bytes_kept == kept
+            assert ("fetched into the cache" in str(stream.stats())) is bool(kept)
+
+
 def size_of(sample):
     return torch.tensor(float(len(sample["bin"])))
 

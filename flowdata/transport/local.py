@@ -71,6 +71,11 @@ class LocalTransport:
         """Close the file."""
         self._file.close()
 
+    def __del__(self) -> None:
+        # A data set that is let go of need not be closed.
+        if hasattr(self, "_file"):
+            self._file.close()
+
 
 class _AtOffset(io.RawIOBase):
     """An open file with an offset of its own."""

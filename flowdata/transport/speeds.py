@@ -19,8 +19,8 @@ _LARGEST_PROBE, _MOST_PROBES, _LONG_PROBE = 1 << 16, 4, 0.025
 # A request is overdue when it takes so many times as long as nine of ten did, or so many times as
 # long as it should, and so many seconds more.
 _PATIENCE, _LEAST, _GRACE = 1.5, 2.0, 0.1
-# Longer than threads wait for one another, and than a packet that was lost is mostly missed.
-_SILENCE = 0.2
+# Longer than threads wait for one another.
+_SILENCE = 0.12
 
 
 NEARBY = 0.005

@@ -34,6 +34,8 @@ _SECRETS_OF_COMMANDS = (
     (re.compile(rf"(?i)(\w*(?:key|token|secret|password|passwd)\w*[ =]){_WORD}"), r"\1..."),
 )
 
+_NUMBERS = re.compile(r"\{\d+\.\.\d+\}")
+
 
 def expand_braces(urls: Urls) -> list[str]:
     """Expand one or several URLs with braces, ``"data-{000..009}.tar"``, to a list.
@@ -51,11 +53,17 @@ def expand_braces(urls: Urls) -> list[str]:
     return every
 
 
-def _expand_one(url: str) -> Iterable[str]:
+def _expand_one(url: str) -> list[str]:
     from braceexpand import braceexpand
 
-    # Braces of a shell command are the shell's.
-    if url.startswith(PIPE) or not any(char in url for char in "{}\\"):
+    if url.startswith(PIPE):
+        # As webdataset does, but that other braces, and backslashes, are the shell's.
+        if (match := _NUMBERS.search(url, len(PIPE))) is None:
+            return [url]
+        ends = _expand_one(PIPE + url[match.end() :])
+        numbers = list(braceexpand(match[0]))
+        return [f"{url[: match.start()]}{n}{end[len(PIPE) :]}" for n in numbers for end in ends]
+    if not any(char in url for char in "{}\\"):
         return [url]
     try:
         return list(braceexpand(url))

@@ -168,7 +168,11 @@ def test_a_shard_on_a_server_without_ranges_is_sent_once(folder):
 def test_braces_are_expanded_but_not_those_of_a_command():
     assert expand_braces("a-{0..2}.tar") == ["a-0.tar", "a-1.tar", "a-2.tar"]
     assert expand_braces(["x.tar", "y-{a,b}.tar"]) == ["x.tar", "y-a.tar", "y-b.tar"]
+    # Of a shell command, as webdataset does, only what can be nothing else.
     assert expand_braces("pipe:cat {a,b}") == ["pipe:cat {a,b}"]
+    assert expand_braces(r"pipe:cat a-{09..10}.{1..1}|awk '{print \"$1\"}'") == [
+        rf"pipe:cat a-{number}.1|awk '{{print \"$1\"}}'" for number in ("09", "10")
+    ]
     for nothing in ([], ["a.tar", "a.tar"]):
         with pytest.raises(ShardError):
             expand_braces(nothing)

@@ -1,7 +1,9 @@
 import bz2
+import gc
 import io
 import lzma
 import tarfile
+import warnings
 
 import numpy as np
 import pytest
@@ -153,3 +155,13 @@ def test_rows_may_be_given_the_file_of_an_index(shards, tmp_path):
     whole.index.save(tmp_path / "index.parquet")
     rows = ShardRows(shards, index=tmp_path / "index.parquet")
     assert [rows[row] for row in (0, 50, 110)] == [whole[row] for row in (0, 50, 110)]
+
+
+def test_rows_that_are_let_go_of_leave_no_file_open(shards):
+    rows = ShardRows(shards, progress=False)
+    assert rows[0]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        del rows
+        gc.collect()
+    assert seen == []

@@ -45,7 +45,8 @@ def about(options: argparse.Namespace) -> str:
 {SHARDS} shards of {options.samples} JPEG images of 400 x 300 (22-62 KB), crops of three
 photographs. By their weights {DRAWN:.0%} of an epoch is drawn, without repeats. Useful samples are
 those that a training would see: {epochs}, in batches of {BATCH}, workers and
-first batch included, by a process that has not seen the server before. The server gives its first
+first batch included, by a process that has not seen the server before, but has imported urllib3, as
+one that trains by transformers has. The server gives its first
 byte after the latency, and its bandwidth to each connection; asked for several ranges it
 answers as "{options.ranges}" (single: with the whole object, as S3, GCS and MinIO do). It and the
 clients share this machine's cores. "Local disk" is the page cache.
@@ -160,7 +161,7 @@ def readings(
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command_line(HELP, epilog=f"For the rows of mosaicml-streaming: {mosaic.INSTALL}")
-    made.add_argument("--samples", type=int, default=250, help="samples a shard (default 250)")
+    made.add_argument("--samples", type=int, default=500, help="samples a shard (default 500)")
     made.add_argument("--seconds", type=float, default=3.0, help="of each speed (default 3)")
     made.add_argument("--repeats", type=int, default=1, help="rounds (default 1)")
     made.add_argument("--quick", action="store_true", help="one short round of two places")

@@ -123,6 +123,9 @@ def speed(method: str, kind: str, workers: int, setting: Setting) -> Figures:
     The shards on the disk are read from first, so that nothing but the place is new to the
     process: what it learns of a server, it learns while it is measured.
     """
+    # Which takes 20 ms, and is part of processes that have transformers' Trainer.
+    import urllib3  # noqa: F401
+
     local = urls_in(setting.folder)
     list(itertools.islice(pipeline(method, kind, setting, local), 1))
     server = setting.server

@@ -1,6 +1,7 @@
 """What reading windows of draws holds: bytes, threads, open files; in which order it reads."""
 
 import contextlib
+import math
 import os
 import threading
 import weakref
@@ -33,7 +34,7 @@ class Store:
         self.lock = threading.Lock()
         self.broken = set()
 
-    def connect(self, url, access, expected, share):
+    def connect(self, url, access, expected, share, counts):
         return _Shard(self, url, access)
 
 
@@ -153,6 +154,11 @@ def test_each_byte_is_read_once(store, index):
     assert sum(size for _, _, size in spans) == read.reading.bytes_owed
     # But for what was read first, to learn how soon the server answers.
     assert len(store.spans) - len(spans) <= 4
+
+
+def test_all_may_be_read_over(store, index):
+    read = reading(index, most_overread=math.inf)
+    assert [draw.row for draw in read.draws(windows())] == expected_rows()
 
 
 @pytest.mark.parametrize("ahead", [1, 3_000_000, 12_000_000])

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -198,6 +199,31 @@ def test_a_server_is_probed_once_by_however_many_threads():
     for thread in threads:
         thread.join()
     assert sizes == [40_000]
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for_by_one_thread_after_another():
+    speeds, asked, failed = Speeds(), [], []
+
+    def read(size):
+        asked.append(size)
+        time.sleep(0.3)
+        raise OSError("no answer")
+
+    def probe():
+        try:
+            speeds.probe(read, 40_000)
+        except OSError:
+            failed.append(1)
+
+    threads = [threading.Thread(target=probe) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Whoever comes later tries it again.
+    assert 1 <= len(asked) == len(failed) <= 3
+    with pytest.raises(OSError, match="no answer"):
+        speeds.probe(read, 40_000)
 
 
 # Options

@@ -196,6 +196,22 @@ def test_threads_are_as_many_as_there_is_work_and_not_more_than_allowed(pool, co
     assert len(alive()) <= 4 + 1
 
 
+def test_a_thread_of_the_pool_may_close_it(counts):
+    """As where the garbage that it collects has a pass in it that was left."""
+    pool, errors, done = ReadingPool(2, counts), [], threading.Event()
+
+    def job():
+        try:
+            pool.close()
+        except RuntimeError as error:
+            errors.append(error)
+        done.set()
+
+    pool.submit((0, 0), job)
+    assert done.wait(30)
+    assert errors == []
+
+
 def test_a_closed_pool_leaves_no_thread_that_can_be_stopped(counts):
     pool = ReadingPool(4, counts)
     sources = [Source(stall) for _ in range(9)]

@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -76,6 +77,13 @@ class ShardPlan(Plan):
         self._layout: _Layout | None
         self._kept: OrderedDict[int, NDArray[np.int64]] | None
 
+    def __getitem__(self, draws: object) -> NoReturn:
+        # Also what `iter` and `in` come to.
+        raise TypeError(
+            "a ShardPlan does not list its draws, as an EpochPlan does: counts() says how often "
+            "each row is drawn, counts_of(shard) each row of a shard; a stream gives them in order"
+        )
+
     @property
     def shard_order(self) -> NDArray[np.int64]:
         """The shards in the order in which an epoch reads them, shape (shards,)."""
@@ -92,7 +100,13 @@ class ShardPlan(Plan):
         return np.concatenate([np.zeros(0, dtype=np.int64), *map(self.counts_of, shards)])
 
     def counts_of(self, shard: int) -> NDArray[np.int64]:
-        """How often each row of a shard is drawn in this epoch: int64, in the order of the rows."""
+        """How often each row of a shard is drawn in this epoch: int64, in the order of the rows.
+
+        Raises:
+            IndexError: for a number of no shard.
+        """
+        if not 0 <= shard < self.bounds.size - 1:
+            raise IndexError(f"there is no shard {shard}: there are {self.bounds.size - 1:,}")
         first, last = self.bounds[shard : shard + 2].tolist()
         drawn, carry = self._laid_out().of(shard)
         if not drawn:

@@ -180,3 +180,13 @@ def test_it_is_told_from_others_as_a_plan_of_rows_is():
     assert plan.identity() == EpochPlan(weights, **options).identity()
     assert len(plan) == 5
     assert repr(plan) == ("ShardPlan(draws=5, rows=3, epoch=0, seed=0, scheme='multinomial')")
+
+
+def test_what_only_a_plan_of_rows_has_is_refused_in_words():
+    plan = ShardPlan([1.0, 3.0], np.array([0, 1, 2]))
+    for ask in (lambda: plan[0], lambda: plan[:], lambda: list(plan), lambda: 1 in plan):
+        with pytest.raises(TypeError, match=r"does not list its draws.*counts\(\) says"):
+            ask()
+    for shard in (-1, 2):
+        with pytest.raises(IndexError, match=f"there is no shard {shard}: there are 2"):
+            plan.counts_of(shard)

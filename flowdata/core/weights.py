@@ -174,8 +174,8 @@ class FlowWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if not self._is_held:
-            # Another process makes those that it wants.
+        if not self._is_held or isinstance(self._relative, Given):
+            # Another process makes those that it wants, or has them in `_relative`.
             state.pop("relative", None)
         return state
 

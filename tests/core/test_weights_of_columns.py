@@ -219,3 +219,14 @@ def test_sorted_losses_are_noticed_piece_by_piece():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_if_sorted(Column(losses_of(2 * PIECE, 4)))
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_weights_that_were_given_travel_once(alpha):
+    weights = FlowWeights.from_weights(np.random.default_rng(0).random(1000)).power(alpha)
+    relative = weights.relative
+    # Beside them, what they were made from, of which there is a hash.
+    assert len(pickle.dumps(weights)) < 2.5 * relative.nbytes
+    again = pickle.loads(pickle.dumps(weights))
+    assert (again.relative == relative).all()
+    assert again.fingerprint == weights.fingerprint

@@ -122,6 +122,7 @@ class StreamOrder:
         share = _Share(slots, self._plan.first_slots, self._shards_open)
         group, skip = share.find_group(skip)
         while group < share.groups:
+            drawn: dict[int, float] = {}
             for part in self._windows_of_group(share, group):
                 if skip >= part.size:
                     skip -= part.size
@@ -129,8 +130,8 @@ class StreamOrder:
                 rows = self._rows_of(slots, part)
                 order = self._shuffle(random_key, part, rows, ranks)
                 shards = self._plan.shard_order[part.ordinals].tolist()
-                shares = [self._share_of(shard) for shard in shards]
-                yield Window(group, shards, rows, order, shares), skip
+                drawn |= {shard: self._share_of(shard) for shard in shards if shard not in drawn}
+                yield Window(group, shards, rows, order, [drawn[shard] for shard in shards]), skip
                 skip = 0
             group += 1
 

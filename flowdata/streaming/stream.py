@@ -14,7 +14,7 @@ from webdataset.compat import FluidInterface
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.strata import Strata
-from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.errors import warn
 from flowdata.streaming.decoding import SampleDecoder
 from flowdata.streaming.progress import Progress
@@ -123,7 +123,6 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             raise ValueError(f'mode must be "resample" or "reweight", got {mode!r}')
         reweight = mode == "reweight"
         alpha = float(not reweight) if alpha is None else alpha
-        weights = as_weights(weights)
         plan = ShardPlan(
             weights,
             index.bounds(),

@@ -1,11 +1,11 @@
 """The tables that streams take: a loss table, an index of shards, or a file of either."""
 
 import os
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from numpy.typing import ArrayLike
 
-from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError
 from flowdata.table.loss_table import LossTable
 from flowdata.table.shard_index import ShardIndex
@@ -15,10 +15,11 @@ Table: TypeAlias = LossTable | ShardIndex | str | os.PathLike[str]
 
 def index_and_weights(
     table: Table, weights: FlowWeights | HasWeights | ArrayLike | None
-) -> tuple[ShardIndex, FlowWeights | HasWeights | ArrayLike]:
+) -> tuple[ShardIndex, FlowWeights]:
     """The index of a table, its file or an index, and weights for its rows.
 
     Raises:
+        InvalidLossError: for weights that cannot be sampled.
         MismatchError: for weights of another length.
         TypeError: for a table without an index, or an index without weights.
     """
@@ -33,8 +34,8 @@ def index_and_weights(
     if weights is None:
         if not isinstance(table, LossTable):
             raise TypeError("an index knows no losses: give weights, or a loss table")
-        return index, table
-    given: Any = weights
-    if not isinstance(weights, HasWeights) and len(given) != len(index):
-        raise MismatchError(f"there are {len(given):,} weights for {len(index):,} samples")
-    return index, weights
+        return index, table.weights()
+    found = as_weights(weights)
+    if len(found) != len(index):
+        raise MismatchError(f"there are {len(found):,} weights for {len(index):,} samples")
+    return index, found

@@ -221,8 +221,9 @@ def test_an_index_and_weights_do_for_a_table(urls, table):
     assert [drawn[name] for name in names(table)] == counts.tolist()
     with pytest.raises(TypeError, match="give weights"):
         FlowShards(urls, table.index)
-    with pytest.raises(MismatchError, match="3 weights for 331 samples"):
-        FlowShards(urls, table.index, [1, 2, 3])
+    for too_few in ([1, 2, 3], LossTable.from_losses([0.3, 0.1, 0.2])):
+        with pytest.raises(MismatchError, match="3 weights for 331 samples"):
+            FlowShards(urls, table.index, too_few)
     with pytest.raises(TypeError, match="no index of shards"):
         FlowShards(urls, LossTable.from_losses([1.0]))
 

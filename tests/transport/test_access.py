@@ -1,9 +1,12 @@
 """Who asks for shards: users, proxies, file systems that fail, and the cache."""
 
+import errno
 import os
 import subprocess
 import sys
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -216,6 +219,31 @@ def test_the_cache_makes_room_for_what_is_new(folder, tmp_path):
         fetch_to_cache(server.url("a.bin"), access)
         third = fetch_to_cache(server.url("c.bin"), access)
         assert (first.exists(), second.exists(), third.exists()) == (True, False, True)
+
+
+def test_shards_that_are_fetched_at_once_keep_to_the_limit_together(folder, tmp_path):
+    access = Access(cache_dir=tmp_path / "cache", cache_size="0.7MB")
+    with ShardServer(folder) as server, ThreadPoolExecutor(6) as pool:
+        urls = [server.url(f"a.bin?v={number}") for number in range(6)]
+        list(pool.map(lambda url: fetch_to_cache(url, access, len(CONTENT)), urls))
+    sizes = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
+    assert sizes in ([len(CONTENT)], [len(CONTENT)] * 2)
+
+
+def test_a_copy_that_may_not_be_removed_leaves_no_room(folder, tmp_path, monkeypatch):
+    access = Access(cache_dir=tmp_path / "cache", cache_size=len(CONTENT) + 10)
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == kept:
+            raise PermissionError(errno.EPERM, "of another user")
+        unlink(path, missing_ok)
+
+    with ShardServer(folder) as server:
+        kept = fetch_to_cache(server.url("a.bin?v=1"), access)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        assert fetch_to_cache(server.url("a.bin?v=2"), access) is None
+    assert kept.exists()
 
 
 def test_a_shard_larger_than_the_cache_is_read_through(folder, tmp_path):

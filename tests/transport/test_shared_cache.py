@@ -86,15 +86,6 @@ def test_threads_that_fetch_and_evict_all_read_what_they_asked_for(tmp_path):
     assert not list((tmp_path / "cache").glob(".*"))
 
 
-def test_shards_that_are_fetched_at_once_keep_to_the_limit_together(server, tmp_path):
-    access = Access(cache_dir=tmp_path / "cache", cache_size="0.7MB")
-    with ThreadPoolExecutor(6) as pool:
-        urls = [server.url(f"a.bin?v={number}") for number in range(6)]
-        list(pool.map(lambda url: open_cached(url, access, LENGTH), urls))
-    sizes = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
-    assert sizes in ([len(CONTENT)], [len(CONTENT)] * 2)
-
-
 def test_a_copy_that_is_removed_while_it_is_open_is_read_on(server, tmp_path):
     copy = open_cached(server.url("a.bin"), Access(cache_dir=tmp_path / "cache"))
     copy.path.unlink()
@@ -128,21 +119,6 @@ def test_a_copy_that_another_machine_removed_is_opened_anew(server, tmp_path, mo
 
 
 # Where it cannot be used
-
-
-def test_a_copy_that_may_not_be_removed_leaves_no_room(server, tmp_path, monkeypatch):
-    access = Access(cache_dir=tmp_path / "cache", cache_size=len(CONTENT) + 10)
-    kept = open_cached(server.url("a.bin?v=1"), access)
-    unlink = type(kept.path).unlink
-
-    def refuse(path, missing_ok=False):
-        if path == kept.path:
-            raise PermissionError(errno.EPERM, "of another user")
-        unlink(path, missing_ok)
-
-    monkeypatch.setattr(type(kept.path), "unlink", refuse)
-    assert open_cached(server.url("a.bin?v=2"), access) is None
-    assert kept.path.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])

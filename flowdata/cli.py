@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from flowdata.errors import FlowDataError, InvalidLossError, TableFileError
+from flowdata.errors import FlowDataError, InvalidLossError
 from flowdata.shell import (
     Speech,
     describe,
@@ -261,12 +261,12 @@ def _run_inspect(options: argparse.Namespace) -> None:
 
     if options.html is not None:
         _require_place(options.html)
-    losses = _load_table(options.table)
+    losses = LossTable.load(options.table)
     weights = weights_of(losses, options.temperature)
     print(summary_text(losses, weights))
     other = None
     if options.compare is not None:
-        second = _load_table(options.compare)
+        second = LossTable.load(options.compare)
         other = second, compare(losses, second, options.temperature)
         print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
     texts = _texts(losses, options) if options.data else None
@@ -314,25 +314,6 @@ def _run_index(options: argparse.Namespace) -> None:
         f"{len(index):,} samples in {len(index.shards):,} shards, "
         f"{index.sizes.sum() / 1e6:,.1f} MB; {options.output} is written"
     )
-
-
-def _load_table(path: Path) -> LossTable:
-    """A loss table; of another file of this package the error says what it is."""
-    from flowdata.table.shard_index import ShardIndex
-
-    try:
-        return LossTable.load(path)
-    except TableFileError:
-        try:
-            index = ShardIndex.load(path)
-        except (FlowDataError, OSError, ValueError):
-            index = None
-        if index is None:
-            raise
-        raise TableFileError(
-            f"{path} is an index of tar shards, not a loss table: {len(index):,} samples in "
-            f"{len(index.shards):,} shards, without losses"
-        ) from None
 
 
 def _open_data(options: argparse.Namespace) -> Any:

@@ -150,7 +150,10 @@ WRONG = [
     (scoring(output="text.txt"), "text.txt is not a readable Parquet file"),
     (["inspect", "nope.parquet"], "there is no loss table at nope.parquet"),
     (["inspect", "empty"], "directory"),
-    (["inspect", "index.parquet"], "is an index of tar shards, not a loss table: 3 samples in 1"),
+    (
+        ["inspect", "index.parquet"],
+        "is an index of tar shards, not a loss table: 3 samples without",
+    ),
     (["inspect", "six.parquet", "--compare", "index.parquet"], "is an index of tar shards"),
     (["inspect", "foreign.parquet"], "foreign.parquet is Parquet, but not a loss table"),
     (["inspect", "half.parquet"], "half.parquet is not a readable Parquet file"),

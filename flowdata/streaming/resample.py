@@ -103,6 +103,11 @@ class resample:
         shards = _ShardsUnderWay(partial(self._open, plan))
         url = ""
         for sample in samples:
+            if not isinstance(sample, dict):
+                raise TypeError(
+                    f"resample was given {type(sample).__name__}, not a raw sample of webdataset: "
+                    "put it before the stages that make something else of samples, as .map()"
+                )
             if sample["__url__"] != url:
                 url = sample["__url__"]
                 shard = shards.at(url)

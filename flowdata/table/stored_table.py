@@ -103,6 +103,11 @@ def read_tokens(
 
 
 def _read_provenance(path: str | PathLike[str], file: ParquetColumns) -> Provenance:
+    if LOSS not in file.names and INDEX_KINDS.keys() <= set(file.names):
+        raise TableFileError(
+            f"{path} is an index of tar shards, not a loss table: {file.rows:,} samples without "
+            "losses; make a table of it and of losses, or score the shards"
+        )
     if METADATA_KEY not in file.metadata or LOSS not in file.names:
         raise TableFileError(
             f"{path} is Parquet, but not a loss table of flowdata (columns: {file.names[:20]}); "

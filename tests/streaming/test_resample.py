@@ -163,6 +163,12 @@ def test_it_is_found_in_the_package_without_importing_webdataset_first():
         flowdata.no_such_name  # noqa: B018
 
 
+def test_what_is_no_raw_sample_any_more_is_refused(urls, table):
+    pipeline = wds.WebDataset(urls, shardshuffle=False).to_tuple("bin").compose(resample(table))
+    with pytest.raises(TypeError, match=r"was given tuple, not a raw sample.* before"):
+        next(iter(pipeline))
+
+
 def test_names_that_are_not_utf8_are_found_too(tmp_path):
     with tarfile.open(tmp_path / "s-0.tar", "w", encoding="latin-1") as tar:
         for name in ("café.txt", "tea.txt"):

@@ -160,7 +160,10 @@ def _from_block(file: ParquetColumns, place: Mapping[str, Any]) -> dict[str, Any
         raise file.damaged(f"its shards are nowhere: {str(place)[:100]}")
     block = file.read_bytes(start, size)
     if _hash(block) != place.get("xxh3"):
-        raise file.damaged("the block of its shards is not what was written")
+        raise file.damaged(
+            "the block of its shards is not what was written: bytes have changed, or another "
+            "program wrote the file anew, without what it does not know"
+        )
     table = pa.ipc.open_stream(block).read_all()
     if len(table.column("shards").unique()) != table.num_rows:
         raise file.damaged(_TWICE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.column import PIECE
 from flowdata.core.plan import EpochSize, resolve_epoch_size
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights
@@ -38,10 +39,14 @@ def epoch_summaries(weights: FlowWeights) -> list[EpochSummary]:
     summaries = []
     for size in sizes:
         draws = resolve_epoch_size(weights, size)
-        counts = weights.expected_counts(draws)
+        # The largest relative weight is 1.
+        most = draws / weights.total
         # A row of systematic draws is in the epoch with probability min(1, expected count).
-        distinct = float(np.minimum(counts, 1.0).sum())
-        summaries.append(EpochSummary(str(size), draws, distinct, float(counts.max())))
+        distinct = sum(
+            float(np.minimum(weights.part(start, start + PIECE) * most, 1.0).sum())
+            for start in range(0, len(weights), PIECE)
+        )
+        summaries.append(EpochSummary(str(size), draws, distinct, most))
     return summaries
 
 

@@ -209,7 +209,7 @@ class WindowReader:
             *self._open.values(),
             *(wanted.shard for begun in ahead for wanted in begun.wanted),
         ]:
-            shard.reader.close()
+            shard.reader.leave()
         self._open.clear()
 
 

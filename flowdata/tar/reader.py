@@ -79,7 +79,7 @@ class ShardReader:
         self._last_sample: tuple[int, memoryview] | None = None
         self._lock = threading.Lock()
         self._pieces: list[Piece] = []
-        self._is_busy = self._is_retired = False
+        self._is_busy = self._is_retired = self._is_running = self._is_left = False
         self._unfinished = 0
 
     @property
@@ -143,6 +143,17 @@ class ShardReader:
         if is_idle:
             self.close()
 
+    def leave(self) -> None:
+        """Close it, also while a thread of a pool that has ended waits for bytes: by that thread.
+
+        What it waits for is locked, and a server that stands still would hold up whoever leaves.
+        """
+        with self._lock:
+            self._is_left = True
+            is_running = self._is_running
+        if not is_running:
+            self.close()
+
     def _enqueue(self, pool: ReadingPool, piece: Piece) -> None:
         with self._lock:
             heapq.heappush(self._pieces, piece)
@@ -154,11 +165,18 @@ class ShardReader:
         """Read the first piece that waits, or plan its requests; then let the next one begin."""
         with self._lock:
             piece = heapq.heappop(self._pieces)
+            self._is_running = True
         try:
             self._begin(pool, piece)
         except Exception as error:
             self.close()
             self._fail(pool, piece, error)
+        finally:
+            with self._lock:
+                self._is_running = False
+                is_left = self._is_left
+            if is_left:
+                self.close()
         with self._lock:
             self._is_busy = bool(self._pieces)
             following = self._pieces[0].order if self._pieces else None
@@ -271,9 +289,10 @@ class ShardReader:
         return self._transport
 
     def _close_stream(self) -> None:
-        if self._stream is not None and self._raw is not None:
-            self._stream.close()
-            self._raw.close()
+        # What the first of these would be made of is open before.
+        for opened in (self._stream, self._raw):
+            if opened is not None:
+                opened.close()
         self._stream = self._raw = None
 
     def _read_spans(

@@ -1,11 +1,13 @@
 """FlowShards over a real HTTP server and over fsspec."""
 
+import threading
 import tracemalloc
 from collections import Counter
 
 import fsspec
 import numpy as np
 import pytest
+from hostile import HostileServer
 from server import ShardServer
 from shard_files import make_table, name_of, planned, write_shards
 from torch.utils.data import DataLoader
@@ -174,6 +176,29 @@ def test_a_server_without_ranges_sends_every_shard_once(tmp_path):
         assert len(server.requests) == 3
         whole = sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
         assert server.bytes_sent <= whole
+
+
+def test_a_pass_is_left_while_a_server_without_ranges_stands_still(tmp_path):
+    urls = write_shards(tmp_path, (40,), content=60_000)
+    content, table = (tmp_path / "s-0.tar").read_bytes(), make_table(urls)
+    in_vain, stalls = [], threading.Event()
+
+    def stalling(request):
+        request.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+        request.send(content[: len(content) // 2])
+        stalls.set()
+        if not request.wait(8):
+            in_vain.append("somebody waited for the server")
+        request.hang_up()
+
+    with HostileServer(content, stalling) as server:
+        options = {"window": 5, "shards_open": 1, "epoch_size": 60}
+        samples = iter(FlowShards([server.url("s-0.tar")], table, **options))
+        for _ in range(10):
+            next(samples)
+        assert stalls.wait(30)
+        samples.close()
+        assert not in_vain
 
 
 def test_draws_of_a_sample_in_two_windows_do_not_begin_a_compressed_shard_again(tmp_path):

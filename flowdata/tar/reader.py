@@ -148,10 +148,9 @@ class ShardReader:
 
         What it waits for is locked, and a server that stands still would hold up whoever leaves.
         """
-        with self._lock:
-            self._is_left = True
-            is_running = self._is_running
-        if not is_running:
+        # Without the lock, which may stay held in a forked process that forgets a pass.
+        self._is_left = True
+        if not self._is_running:
             self.close()
 
     def _enqueue(self, pool: ReadingPool, piece: Piece) -> None:
@@ -172,10 +171,8 @@ class ShardReader:
             self.close()
             self._fail(pool, piece, error)
         finally:
-            with self._lock:
-                self._is_running = False
-                is_left = self._is_left
-            if is_left:
+            self._is_running = False
+            if self._is_left:
                 self.close()
         with self._lock:
             self._is_busy = bool(self._pieces)

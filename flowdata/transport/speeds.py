@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from flowdata.errors import ShardError
+
 # What an object store gives, until more is known of this one.
 _LATENCY, _BANDWIDTH = 0.03, 60e6
 # Requests that are remembered, and those of which the fastest ones are.
@@ -93,7 +95,7 @@ class Speeds:
             ):
                 try:
                     read(size)
-                except BaseException:
+                except ShardError:
                     self._failed_probes += 1
                     raise
                 count += size

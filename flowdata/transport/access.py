@@ -11,6 +11,8 @@ Span: TypeAlias = tuple[int, int]
 """First byte and number of bytes."""
 Buffer: TypeAlias = bytes | memoryview
 
+# Sockets take no longer time-outs.
+_LONGEST = 1e9
 _HEADER_NAME = re.compile(r"[!#-'*+.^-z|~0-9A-Z-]+")
 _BYTES = re.compile(r"(\d+(?:\.\d*)?) ?(?:([kmgt]?)(i?)b)?", re.IGNORECASE)
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -36,9 +38,10 @@ class Access:
         cache_dir: keep whole remote shards in this folder.
         cache_size: bytes it may take, as 50_000_000_000 or "50GB"; the shards used longest ago make
             room.
-        cache_from: share of a shard's bytes that an epoch has to draw so that the shard is fetched
-            whole, by several connections; 0 for always. Of others ranges are read, and nothing is
-            kept. A copy that is there is always used.
+        cache_from: share of a shard's samples that an epoch has to draw so that the shard is
+            fetched whole, by several connections; 0 for always. By default a fourth, with which a
+            second epoch has the copy paid for. Of others ranges are read, and nothing is kept. A
+            copy that is there is always used.
         storage_options: for fsspec, as its file systems take them.
         min_rate: bytes a second, over ``timeout`` seconds, below which an answer of HTTP that
             drips has failed as well; 0 for any rate.
@@ -66,7 +69,7 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache_dir: str | os.PathLike[str] | None = None
     cache_size: int | str | None = None
-    cache_from: float = 0.5
+    cache_from: float = 0.25
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     min_rate: float = 1000.0
     max_wait: float = 300.0
@@ -80,7 +83,7 @@ class Access:
     def __post_init__(self) -> None:
         if not (isinstance(self.retries, int) and self.retries >= 0):
             raise ValueError(f"retries must be an integer of at least 0, got {self.retries!r}")
-        if not (isinstance(self.timeout, int | float) and self.timeout > 0):
+        if not (isinstance(self.timeout, int | float) and 0 < self.timeout < _LONGEST):
             raise ValueError(f"timeout must be seconds above 0, got {self.timeout!r}")
         connections = self.connections
         if not (isinstance(connections, int) and connections >= 1):

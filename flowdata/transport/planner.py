@@ -45,7 +45,7 @@ def plan_requests(
         >>> plan_requests(offsets, sizes, ON_DISK, connections=1, most_overread=4.0)
         [0, 2]
         >>> store = Speed(latency=0.03, bandwidth=80e6)
-        >>> plan_requests(offsets, sizes, store, connections=16, most_overread=999.0)
+        >>> plan_requests(offsets, sizes, store, connections=1, most_overread=999.0)
         [0]
     """
     ends = offsets + sizes

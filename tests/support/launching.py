@@ -1,5 +1,7 @@
 """Programs in several processes: ranks as torchrun starts them, and in a long run by itself."""
 
+import contextlib
+import itertools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -18,6 +20,7 @@ from long_run import LONG
 SUPPORT = Path(__file__).parent
 PROGRAMS = SUPPORT.parent / "programs"
 TIMEOUT = 150
+_NUMBERS = itertools.count()
 OUTPUT = "output.txt"
 # What takes seconds to import, and that once for all ranks that are forked.
 PRELOADED = [
@@ -98,9 +101,7 @@ class ForkedRanks:
         output.write_text("")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         self.ranks = []
         for rank in range(processes):
             named = {
@@ -144,6 +145,16 @@ class ForkedRanks:
         # Loader workers do not see the end of a rank that was killed, whose children they are not.
         for process in psutil.Process(self._forked_from).children():
             process.kill()
+
+
+def _free_port():
+    """A port that no server of another test is given: those are above 32,768."""
+    for number in _NUMBERS:
+        port = 20_000 + (os.getpid() * 64 + number % 64) % 10_000
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
 
 
 def _rank(command, environment, output):

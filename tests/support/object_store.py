@@ -38,6 +38,7 @@ def object_store():
         endpoint = f"http://127.0.0.1:{process.stdout.readline().decode().strip()}"
         before = dict(os.environ)
         os.environ.update(ENVIRONMENT | {"AWS_ENDPOINT_URL": endpoint})
+        forget_file_systems()
         try:
             client = boto3.client("s3")
             region = {"LocationConstraint": ENVIRONMENT["AWS_DEFAULT_REGION"]}
@@ -47,6 +48,11 @@ def object_store():
             os.environ.clear()
             os.environ.update(before)
             process.kill()
+
+
+def forget_file_systems():
+    """Let file systems be made anew: fsspec keeps them, with the endpoint that there was."""
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
 
 
 def signed(client, key):

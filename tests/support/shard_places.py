@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from object_store import forget_file_systems
 
 # The server of the benchmarks, in a process of its own: what it is like, `answering` says.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -73,6 +74,7 @@ def _in_s3(folder):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
+        forget_file_systems()
         client = pytest.importorskip("boto3").client("s3")
         bucket = f"bucket{len(client.list_buckets()['Buckets'])}"
         client.create_bucket(Bucket=bucket)

@@ -21,6 +21,9 @@ from flowdata.transport.urls import is_remote
 
 Content: TypeAlias = memoryview | ShardError
 
+# Draws that are read first of a window that is gone on with: some batches.
+_FIRST_DRAWS = 128
+
 
 class Drawn(NamedTuple):
     """One drawn sample: its row, shard and key, and its bytes, or why they cannot be had."""
@@ -45,6 +48,14 @@ class _Wanted(NamedTuple):
     shard: _OpenShard
     places: NDArray[np.int64]
     piece: Piece | None
+
+
+class _Part(NamedTuple):
+    """A window, and which of its draws are read together, by their places in its order."""
+
+    window: Window
+    start: int
+    stop: int
 
 
 class _Begun(NamedTuple):
@@ -102,7 +113,7 @@ class WindowReader:
 
     def draws(self, windows: Iterable[tuple[Window, int]]) -> Iterator[Drawn]:
         """Each draw that is not done yet."""
-        todo, ahead = iter(windows), deque[_Begun]()
+        todo, ahead = self._parts(windows), deque[_Begun]()
         with ExitStack() as stack:
             stack.callback(self._close, ahead)
             if self._pool is not None:
@@ -118,7 +129,20 @@ class WindowReader:
                 samples.clear()
                 ahead.popleft()
 
-    def _begin_more(self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]) -> bool:
+    def _parts(self, windows: Iterable[tuple[Window, int]]) -> Iterator[_Part]:
+        """The windows; one that is gone on with in two parts, if it is read from servers.
+
+        Its draws are all over its shards, and the first ones shall not wait for all of these.
+        """
+        for window, done in windows:
+            in_ranges = self._pool is not None and not self._index.compressed[window.shards].any()
+            end = window.order.size
+            if done and in_ranges and end - done > 2 * _FIRST_DRAWS:
+                yield _Part(window, done, done + _FIRST_DRAWS)
+                done += _FIRST_DRAWS
+            yield _Part(window, done, end)
+
+    def _begin_more(self, ahead: deque[_Begun], todo: Iterator[_Part]) -> bool:
         """Begin to read one more window where there is room; False where it is not."""
         if ahead and (self._pool is None or not self._has_room(ahead)):
             return False
@@ -132,14 +156,14 @@ class WindowReader:
         sizes = [begun.size for begun in ahead]
         return len(sizes) < 2 or sum(sizes[1:]) + sizes[-1] <= self._access.bytes_ahead
 
-    def _begin(self, window: Window, done: int) -> _Begun:
+    def _begin(self, window: Window, start: int, stop: int) -> _Begun:
         if window.group != self._group:
             # Those of the group before are read to their end.
             for shard in self._open.values():
                 shard.reader.retire()
             self._open.clear()
             self._group = window.group
-        drawn = np.concatenate(window.rows)[window.order[done:]]
+        drawn = np.concatenate(window.rows)[window.order[start:stop]]
         needed = np.unique(drawn)
         parts = []
         for number, rows, share in zip(window.shards, window.rows, window.shares, strict=True):
@@ -169,7 +193,7 @@ class WindowReader:
             connections=1 if self._windows else self._access.connections / shards,
         )
 
-    def _begin_others(self, ahead: deque[_Begun], todo: Iterator[tuple[Window, int]]) -> None:
+    def _begin_others(self, ahead: deque[_Begun], todo: Iterator[_Part]) -> None:
         """Begin to read windows that come after the first one."""
         if self._pool is not None:
             # One at least is read while that one is used, and each time one more than before.

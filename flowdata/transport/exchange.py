@@ -4,6 +4,7 @@ Only what servers mostly answer is understood here; whoever answers anything els
 `connections.request`.
 """
 
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ _ONCE = frozenset(
 )
 # Bytes that the headers of an answer may take.
 _ROOM = 8192
+# From so many bytes on, memory is a piece of its own.
+_LARGE = 1 << 20
 
 
 class OddAnswerError(Exception):
@@ -78,7 +81,7 @@ def ask(
         connection.sock.settimeout(timeout)
         try:
             connection.sock.sendall(request)
-            buffer = np.empty(size + _ROOM, np.uint8).data
+            buffer = _room_for(size + _ROOM)
             count = pace.receive(connection.sock.recv_into, buffer)
         except ConnectionError:
             count = 0
@@ -94,6 +97,14 @@ def ask(
         if not is_open:
             connection.close()
         idle.give(connection)
+
+
+def _room_for(size: int) -> memoryview:
+    """Memory for so many bytes, which goes back to the system as soon as nobody has it."""
+    # What the C library frees of that size it mostly keeps.
+    if size < _LARGE:
+        return np.empty(size, np.uint8).data
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class _Answer:

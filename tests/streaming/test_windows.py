@@ -223,6 +223,20 @@ def test_a_window_that_is_done_in_part_gives_the_rest(store, index):
     assert found == expected_rows()[30:]
 
 
+def test_a_large_window_is_gone_on_with_in_two_parts(store, index):
+    """The first draws do not wait for the samples of all the others."""
+    [(window, _)] = windows(shards_open=SHARDS, draws=SAMPLES)
+    rows = np.concatenate(window.rows)[window.order].tolist()
+    for done, begun in ((0, len(rows)), (30, 128), (len(rows) - 200, 200)):
+        reader = reading(index, ahead=0)
+        draws = reader.draws([(window, done)])
+        first = next(draws)
+        # What is owed is counted when it is asked for: the first part, and then one part ahead.
+        owed = len({*rows[done : done + begun]}) + len({*rows[done + begun :]})
+        assert reader.reading.bytes_owed == owed * SIZE
+        assert [first.row, *(drawn.row for drawn in draws)] == rows[done:]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_may_forget_a_pass_that_runs(store, index):
     draws = reading(index).draws(windows())

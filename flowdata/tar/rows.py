@@ -127,7 +127,7 @@ class ShardRows(Dataset[Any]):
                 for part in parts
             ]
             try:
-                pool.wait(lambda: all(piece.contents is not None for piece in pieces))
+                pool.wait(lambda: all(piece.is_there() for piece in pieces))
             except BaseException:
                 # Of an interrupt: they wait for what this pool will not read.
                 self._open.clear()

@@ -1,4 +1,4 @@
-"""DatasetGuard: advice to the user of a FlowDataset, from who reads it."""
+"""DatasetGuard: advice to the user of a FlowDataset, or of FlowPacks, from who reads it."""
 
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -35,10 +35,16 @@ class Epochs(Protocol):
 
 
 class DatasetGuard:
-    """Warns where a FlowDataset cannot tell by itself which epoch is meant."""
+    """Warns where a data set of draws cannot tell by itself which epoch is meant.
 
-    def __init__(self, epochs: Epochs) -> None:
+    Args:
+        epochs: of the data set.
+        owner: the name of its class.
+    """
+
+    def __init__(self, epochs: Epochs, *, owner: str = "FlowDataset") -> None:
         self._epochs = epochs
+        self._owner = owner
         self._set_epochs = SetEpochs()
         self._has_looked = False
         self._looks = _Looks()
@@ -57,7 +63,7 @@ class DatasetGuard:
         if not enabled():
             return
         caller = find_caller()
-        if caller.sampler_iterates and (text := self._passes.go_by(self._epochs)):
+        if caller.sampler_iterates and (text := self._passes.go_by(self._epochs, self._owner)):
             warn(text)
         if caller.sampler_iterates and not caller.accelerate_builds_loader:
             advise_even_batches(caller, draws)
@@ -73,18 +79,18 @@ class DatasetGuard:
             part = part_of_draws()
             if part not in (None, draws) and not self._epochs.advised_of_part:
                 self._epochs.advised_of_part = True
-                warn(_part(part, draws))
+                warn(_part(part, draws, self._owner))
 
     def on_look(self, items: int, epoch: int, draws: int) -> None:
         """Items are read that no DataLoader fetches, from the running epoch."""
         if not self._epochs.epoch_was_set and self._looks.are_passes(items, epoch, draws):
-            warn(_LOOKS)
+            warn(_looks(self._owner))
 
     def on_reads(self, times: int) -> None:
         """A pass has read an epoch so many times."""
         if times > _MOST_TIMES and not self._epochs.advised and enabled():
             self._epochs.advised = True
-            warn(_ENDLESS)
+            warn(_endless(self._owner))
 
     def on_iter(self) -> None:
         """Somebody goes through all items.
@@ -94,8 +100,8 @@ class DatasetGuard:
         """
         if find_caller().reads_lengths:
             raise ValueError(
-                "the lengths of the draws of one epoch say nothing about the next: FlowDataset "
-                "cannot be grouped by length. Use "
+                "the lengths of the draws of one epoch say nothing about the next: "
+                f"{self._owner} cannot be grouped by length. Use "
                 'TrainingArguments(train_sampling_strategy="sequential"): the draws are shuffled '
                 "already"
             )
@@ -107,7 +113,7 @@ class DatasetGuard:
         if caller.callback_sets_epoch:
             # Workers are not to warn either; they may be ahead of the callback.
             self._epochs.advised = True
-        elif text := _why_to_set(caller):
+        elif text := _why_to_set(caller, self._owner):
             self._epochs.advised = True
             warn(text)
         elif run_size() > 1:
@@ -142,7 +148,7 @@ class _Passes:
         # A copy has samplers of its own.
         return _Passes, ()
 
-    def go_by(self, epochs: Epochs) -> str:
+    def go_by(self, epochs: Epochs, owner: str) -> str:
         """A sampler asks for the length; what to warn of, if it is time."""
         call = find_sampler()
         if call is None:
@@ -154,7 +160,7 @@ class _Passes:
             return ""
         if epochs.is_kept_loaded and not self._is_told_of_loaded:
             self._is_told_of_loaded = True
-            return _loaded(epochs.epoch)
+            return _loaded(epochs.epoch, owner)
         if epochs.was_read:
             self._was_ever_read, epochs.was_read = True, False
             self._samplers.clear()
@@ -162,60 +168,69 @@ class _Passes:
         unread += self._was_ever_read
         self._samplers[call.sampler] = call.place, unread
         is_time = unread == (_UNREAD_IN_STEP if call.in_step else _UNREAD_BY_WORKERS)
-        return _KEPT if is_time else ""
+        return _kept(owner) if is_time else ""
 
 
 # Frameworks begin a pass and leave it, and workers may be slow to read: but not so often in a row.
 _UNREAD_IN_STEP, _UNREAD_BY_WORKERS = 5, 12
-_KEPT = (
-    "passes over this FlowDataset begin, but nobody asks it for its draws: what stands around it "
-    "keeps the items of an earlier epoch (a cache), and gives these again in every epoch. Put the "
-    "cache inside: FlowDataset(cache_of(data), weights)"
-)
 _MOST_TIMES = 3
-_ENDLESS = (
-    "one pass of a DataLoader has read the draws of an epoch of this FlowDataset more than three "
-    "times over: if it is to go on for ever, call set_epoch(epoch) now and then, for new draws"
-)
-_LOOKS = (
-    "the items of this FlowDataset were read more than twice over, by no DataLoader of torch, and "
-    "all of them in one epoch: call set_epoch(epoch) before every epoch, for new draws in each"
-)
 
 
-def _loaded(epoch: int) -> str:
+def _kept(owner: str) -> str:
     return (
-        f"each pass over this FlowDataset draws epoch {epoch}, whose state was loaded, as nobody "
+        f"passes over this {owner} begin, but nobody asks it for its draws: what stands around it "
+        "keeps the items of an earlier epoch (a cache), and gives these again in every epoch. Put "
+        f"the cache inside: {owner}(cache_of(data), weights)"
+    )
+
+
+def _endless(owner: str) -> str:
+    return (
+        f"one pass of a DataLoader has read the draws of an epoch of this {owner} more than three "
+        "times over: if it is to go on for ever, call set_epoch(epoch) now and then, for new draws"
+    )
+
+
+def _looks(owner: str) -> str:
+    return (
+        f"the items of this {owner} were read more than twice over, by no DataLoader of torch, and "
+        "all of them in one epoch: call set_epoch(epoch) before every epoch, for new draws in each"
+    )
+
+
+def _loaded(epoch: int, owner: str) -> str:
+    return (
+        f"each pass over this {owner} draws epoch {epoch}, whose state was loaded, as nobody "
         "names another: call its set_epoch(epoch) before every epoch"
     )
 
 
-def _part(part: int | None, draws: int) -> str:
+def _part(part: int | None, draws: int, owner: str) -> str:
     return (
-        f"a Subset gives {part:,} of the {draws:,} draws of each epoch of a FlowDataset: not an "
+        f"a Subset gives {part:,} of the {draws:,} draws of each epoch of a {owner}: not an "
         "epoch of the plan, and not a part of the rows either, as any row may be among the draws "
-        "that are left. Split the data first: FlowDataset(Subset(data, rows), weights[rows])"
+        f"that are left. Split the data first: {owner}(Subset(data, rows), weights[rows])"
     )
 
 
-def _why_to_set(caller: Caller) -> str:
+def _why_to_set(caller: Caller, owner: str) -> str:
     if caller.lightning_fits:
         return (
             "Lightning names the epoch to samplers only: give its Trainer "
             "callbacks=[flowdata.frameworks.lightning.FlowCallback(dataset)], where dataset "
-            "is this FlowDataset"
+            f"is this {owner}"
         )
     if caller.accelerate_iterates:
         return (
             "accelerate names the epoch to its sampler, or to a data set around this one, and "
-            "thereby hides it from FlowDataset: use shuffle=False, as the draws are shuffled "
+            f"thereby hides it from {owner}: use shuffle=False, as the draws are shuffled "
             'already (under the transformers Trainer: train_sampling_strategy="sequential"), '
-            "and nothing around FlowDataset; or call its set_epoch(epoch) before every epoch "
+            f"and nothing around {owner}; or call its set_epoch(epoch) before every epoch "
             "(the Trainer: add flowdata.frameworks.trainer.FlowCallback to the callbacks)"
         )
     if data_ranks(run_size()) > 1:
         return (
-            "FlowDataset cannot tell by itself when an epoch begins on several ranks, as "
+            f"{owner} cannot tell by itself when an epoch begins on several ranks, as "
             "each counts its own passes: call its set_epoch(epoch) before every epoch"
         )
     return ""

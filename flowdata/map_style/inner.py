@@ -114,8 +114,13 @@ def state_of(dataset: Any) -> dict[str, Any]:
     return {}
 
 
-def load_state_of(dataset: Any, state: Mapping[str, Any]) -> None:
+def load_state_of(dataset: Any, state: Mapping[str, Any], *, owner: str) -> None:
     """Load what `state_of` has saved.
+
+    Args:
+        dataset: that the state may be of.
+        state: of the data set of draws around it.
+        owner: the name of that one's class, for errors.
 
     Raises:
         MismatchError: when there is a state for a data set that loads none.
@@ -125,13 +130,13 @@ def load_state_of(dataset: Any, state: Mapping[str, Any]) -> None:
             dataset.load_state_dict(state[DATASET])
         else:
             warn(
-                f"the saved FlowDataset state has none of the {type(dataset).__name__} in it, "
+                f"the saved {owner} state has none of the {type(dataset).__name__} in it, "
                 "which goes on as it is: what of it is random may come out otherwise"
             )
     elif DATASET in state:
         raise MismatchError(
-            f"the saved FlowDataset state holds one of the data set in it, but "
-            f"{type(dataset).__name__} has no load_state_dict: build FlowDataset around the data "
+            f"the saved {owner} state holds one of the data set in it, but "
+            f"{type(dataset).__name__} has no load_state_dict: build {owner} around the data "
             "set of the run that was saved"
         )
 

@@ -39,9 +39,11 @@ class ServedDraws:
 
     Args:
         draws: of an epoch.
+        owner: the name of the data set's class, for errors.
     """
 
-    def __init__(self, draws: int) -> None:
+    def __init__(self, draws: int, *, owner: str = "FlowDataset") -> None:
+        self._owner = owner
         self._marks = SharedArray(draws, torch.uint8)
         # The epoch, whether it was set, whether advice about that was given, the seed, whether a
         # pass has begun the epoch, whether anything was read lately, more advice, and whether the
@@ -189,8 +191,8 @@ class ServedDraws:
             own = seed == pool.seed and abs(process - pool.process) < pool.workers
         if not own or following != epoch + 1:
             raise RuntimeError(
-                f"two passes over one FlowDataset have begun epoch {epoch} at the same moment, so "
-                "their draws cannot be told apart: make a FlowDataset for each, or call "
+                f"two passes over one {self._owner} have begun epoch {epoch} at the same moment, "
+                f"so their draws cannot be told apart: make a {self._owner} for each, or call "
                 "set_epoch(epoch) before every epoch"
             )
 

@@ -19,21 +19,29 @@ from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
 from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
 from flowdata.files import reason_of
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.table.given_lengths import lengths_of
 from flowdata.table.provenance import Provenance
 from flowdata.table.shard_index import ShardIndex
-from flowdata.table.stored_table import LOSS, METADATA_KEY, N_TOKENS, TOKEN_LOSSES, read_table
+from flowdata.table.stored_table import (
+    LENGTH,
+    LOSS,
+    METADATA_KEY,
+    N_TOKENS,
+    TOKEN_LOSSES,
+    read_table,
+)
 from flowdata.table.writing import write_parquet
 
-_READ = ("losses", "n_tokens")
+_READ = ("losses", "n_tokens", "lengths")
 
 
 class LossTable:
     """One loss per row of a data set, in its order, float32, with provenance.
 
-    A table of a language model also knows ``n_tokens``, the response tokens of each row, and, if
-    asked for, ``token_losses``: the losses of all response tokens, row after row, float32. A
-    table of tar shards has an ``index``: the shard, key and place of each row. A large table stays
-    in its file, see `load`.
+    A table of a language model also knows ``n_tokens``, the response tokens of each row,
+    ``lengths``, all its tokens, and, if asked for, ``token_losses``: the losses of all response
+    tokens, row after row, float32. A table of tar shards has an ``index``: the shard, key and
+    place of each row. A large table stays in its file, see `load`.
 
     >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
     >>> len(table), table.weights().temperature
@@ -46,11 +54,14 @@ class LossTable:
         provenance: Provenance,
         *,
         n_tokens: NDArray[np.int32] | Column | None = None,
+        lengths: NDArray[np.int32] | Column | None = None,
         token_losses: NDArray[np.float32] | None = None,
         index: ShardIndex | None = None,
     ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
+        if lengths is not None and len(lengths) != provenance.rows:
+            raise ValueError(f"{len(lengths)} lengths for provenance of {provenance.rows} rows")
         # Weights, plans and fingerprints are made of them once: they must not change under those.
         if isinstance(losses, np.ndarray):
             if losses.flags.writeable and losses.base is not None:
@@ -61,6 +72,7 @@ class LossTable:
         self.index = index
         self._losses = losses
         self._n_tokens = n_tokens
+        self._lengths = lengths
         self._weights: dict[tuple[Temperature, Normalization, OnInvalid], FlowWeights] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,6 +89,15 @@ class LossTable:
         """Response tokens of each row, int32, shape (n,); held from now on, if it was not."""
         return None if self._n_tokens is None else self._n_tokens[:]
 
+    @functools.cached_property
+    def lengths(self) -> NDArray[np.int32] | None:
+        """Tokens of each row, as it is given to the model, after truncation, int32, shape (n,).
+
+        Held from now on, if it was not. None where they are not known: `flowdata.lengths` counts
+        them, without a model.
+        """
+        return None if self._lengths is None else self._lengths[:]
+
     @classmethod
     def from_losses(
         cls,
@@ -87,6 +108,7 @@ class LossTable:
         loss: str | None = None,
         model_name: str | None = None,
         dtype: str | None = None,
+        lengths: ArrayLike | None = None,
         index: ShardIndex | None = None,
     ) -> "LossTable":
         """A table of losses computed in any way: shape (n,), in the order of the data set.
@@ -98,12 +120,13 @@ class LossTable:
             dataset: the map-style data set they belong to; its fingerprint is stored.
             model: the model that scored it; a hash of its parameters is stored.
             loss, model_name, dtype: kept as provenance.
+            lengths: tokens of each row, see `with_lengths`.
             index: the samples of tar shards that the losses belong to, in its order.
 
         Raises:
             InvalidLossError: for no losses at all.
-            MismatchError: when ``dataset`` or ``index`` has another length.
-            ValueError: for a shape other than (n,).
+            MismatchError: when ``dataset``, ``lengths`` or ``index`` has another length.
+            ValueError: for a shape other than (n,), or lengths that are none.
         """
         array = np.array(numbers_of(losses, "losses"), dtype=np.float32)
         if array.ndim != 1:
@@ -116,7 +139,28 @@ class LossTable:
         provenance = Provenance.now(
             array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
         )
-        return cls(array, provenance, index=index)
+        known = None if lengths is None else lengths_of(lengths, array.size)
+        return cls(array, provenance, lengths=known, index=index)
+
+    def with_lengths(self, lengths: ArrayLike) -> "LossTable":
+        """This table, with the tokens of each row: those of the rows that are trained on.
+
+        Args:
+            lengths: whole numbers of shape (n,), as of `flowdata.lengths`; 0 is allowed where the
+                row has weight 0.
+
+        Raises:
+            MismatchError: for another number of them.
+            ValueError: for what is no length.
+        """
+        return LossTable(
+            self._losses,
+            self.provenance,
+            n_tokens=self._n_tokens,
+            lengths=lengths_of(lengths, len(self)),
+            token_losses=self.token_losses,
+            index=self.index,
+        )
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the table as Parquet, atomically: a reader never sees half a file.
@@ -128,6 +172,8 @@ class LossTable:
         columns = {LOSS: runs_of(self._losses)}
         if self._n_tokens is not None:
             columns[N_TOKENS] = runs_of(self._n_tokens)
+        if self._lengths is not None:
+            columns[LENGTH] = runs_of(self._lengths)
         if self.token_losses is not None:
             lists = to_list_array(self.token_losses, self.token_offsets)
             columns[TOKEN_LOSSES] = lists.__getitem__
@@ -155,8 +201,9 @@ class LossTable:
         """Read a table, and `check` it if a data set or a model is given.
 
         One of more than `MOST_ROWS_HELD` rows stays in its file, if token losses are not asked
-        for: `weights` goes through the column of losses, and ``losses``, ``n_tokens`` and what
-        ``index`` has of each row are read when they are asked for. The file must stay as it is.
+        for: `weights` goes through the column of losses, and ``losses``, ``n_tokens``, ``lengths``
+        and what ``index`` has of each row are read when they are asked for. The file must stay as
+        it is.
 
         Args:
             path: the file.
@@ -173,6 +220,7 @@ class LossTable:
             stored.losses,
             stored.provenance,
             n_tokens=stored.n_tokens,
+            lengths=stored.lengths,
             token_losses=stored.token_losses,
             index=stored.index,
         )

@@ -18,10 +18,16 @@ from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
 METADATA_KEY = b"flowdata"
 LOSS = "loss"
 N_TOKENS = "n_tokens"
+LENGTH = "length"
 TOKEN_LOSSES = "token_losses"
 
 _REMEDY = "score the data again or restore the file"
-_KINDS = {LOSS: Kind.FLOAT32, N_TOKENS: Kind.INT32, TOKEN_LOSSES: Kind.FLOAT32_LISTS} | INDEX_KINDS
+_KINDS = {
+    LOSS: Kind.FLOAT32,
+    N_TOKENS: Kind.INT32,
+    LENGTH: Kind.INT32,
+    TOKEN_LOSSES: Kind.FLOAT32_LISTS,
+} | INDEX_KINDS
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class StoredTable:
     provenance: Provenance
     losses: NDArray[np.float32] | StoredColumn
     n_tokens: NDArray[np.int32] | StoredColumn | None
+    lengths: NDArray[np.int32] | StoredColumn | None
     token_losses: NDArray[np.float32] | None
     index: ShardIndex | None
 
@@ -53,8 +60,10 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
             return _left_in_file(provenance, file, wanted)
         columns = file.read(wanted)
         n_tokens, token_losses = read_tokens(file, columns)
+        lengths = read_counts(file, columns, LENGTH)
         index = ShardIndex.from_file(file, columns) if INDEX_KINDS.keys() & wanted else None
-        return StoredTable(provenance, columns[LOSS].to_numpy(), n_tokens, token_losses, index)
+        losses = columns[LOSS].to_numpy()
+        return StoredTable(provenance, losses, n_tokens, lengths, token_losses, index)
 
 
 def _left_in_file(
@@ -63,11 +72,28 @@ def _left_in_file(
     file.check_kinds(wanted)
     stored = StoredFile(file)
     losses = StoredColumn(stored, LOSS, Kind.FLOAT32)
-    n_tokens = None
-    if N_TOKENS in wanted:
-        n_tokens = StoredColumn(stored, N_TOKENS, Kind.INT32, lowest=0)
+    n_tokens, lengths = (
+        StoredColumn(stored, name, Kind.INT32, lowest=0) if name in wanted else None
+        for name in (N_TOKENS, LENGTH)
+    )
     index = ShardIndex.in_file(file, stored) if INDEX_KINDS.keys() & wanted else None
-    return StoredTable(provenance, losses, n_tokens, None, index)
+    return StoredTable(provenance, losses, n_tokens, lengths, None, index)
+
+
+def read_counts(
+    file: ParquetColumns, columns: Mapping[str, Any], name: str
+) -> NDArray[np.int32] | None:
+    """A column of numbers of tokens, where a file has it.
+
+    Raises:
+        DamagedFileError: for one below 0.
+    """
+    if name not in columns:
+        return None
+    counts: NDArray[np.int32] = columns[name].to_numpy()
+    if counts.size and counts.min() < 0:
+        raise file.damaged(f"row {counts.argmin():,} has {counts.min()} in {name}")
+    return counts
 
 
 def read_tokens(
@@ -78,15 +104,11 @@ def read_tokens(
     Raises:
         DamagedFileError: where they contradict each other.
     """
-    if N_TOKENS not in columns:
-        if TOKEN_LOSSES in columns:
-            raise file.damaged(f"it has {TOKEN_LOSSES}, but no {N_TOKENS}")
-        return None, None
-    n_tokens: NDArray[np.int32] = columns[N_TOKENS].to_numpy()
-    if n_tokens.size and n_tokens.min() < 0:
-        raise file.damaged(f"row {n_tokens.argmin():,} has {n_tokens.min()} tokens")
+    n_tokens = read_counts(file, columns, N_TOKENS)
     if TOKEN_LOSSES not in columns:
         return n_tokens, None
+    if n_tokens is None:
+        raise file.damaged(f"it has {TOKEN_LOSSES}, but no {N_TOKENS}")
     # Out of the dict: it is by far the largest column, and copied here.
     lists = columns.pop(TOKEN_LOSSES)
     row = 0

@@ -22,7 +22,8 @@ def table_of(kind):
     if kind == "tokens":
         tokens = np.random.default_rng(1).random(int(COUNTS.sum()), dtype=np.float32)
         known = Provenance(rows=ROWS, loss="causal_lm", options="{}")
-        return LossTable(LOSSES, known, n_tokens=COUNTS, token_losses=tokens)
+        counts = {"n_tokens": COUNTS, "lengths": COUNTS + 3}
+        return LossTable(LOSSES, known, **counts, token_losses=tokens)
     offsets = np.tile(np.arange(ROWS // 2) * 1024, 2)
     index = ShardIndex(
         ("a.tar", "b.tar"),
@@ -38,7 +39,7 @@ def table_of(kind):
 
 def same_table(found, expected):
     arrays = [
-        [table.losses, table.n_tokens, table.token_losses]
+        [table.losses, table.n_tokens, table.lengths, table.token_losses]
         + ([] if (index := table.index) is None else [index.shard, index.offsets, index.sizes])
         for table in (found, expected)
     ]
@@ -185,6 +186,10 @@ REFUSED = {
     "numbers of tokens of NaN": column("n_tokens", pa.array([NAN] * ROWS, pa.float32())),
     "negative numbers of tokens": column("n_tokens", pa.array(COUNTS - 1)),
     "numbers of tokens missing": column("n_tokens", pa.nulls(ROWS, pa.int32())),
+    "lengths of int64": column("length", pa.array(COUNTS.astype(np.int64))),
+    "lengths of float": column("length", pa.array(COUNTS.astype(np.float32))),
+    "negative lengths": column("length", pa.array(COUNTS - 1)),
+    "lengths missing": column("length", pa.nulls(ROWS, pa.int32())),
     "token losses without numbers": column("token_losses", pa.array(LISTS)),
     "fewer token losses": tokens(COUNTS + 1, LISTS),
     "more token losses": tokens(np.maximum(COUNTS, 1) - 1, LISTS),

@@ -46,7 +46,9 @@ def write(path, kind, monkeypatch):
     tokens = None if counts is None else np.full(counts.sum(), 0.5, dtype=np.float32)
     index = index_of() if "shards" in kind else None
     known = Provenance(rows=ROWS, loss="x")
-    table = LossTable(losses, known, n_tokens=counts, token_losses=tokens, index=index)
+    lengths = None if counts is None else counts + 7
+    of_tokens = {"n_tokens": counts, "lengths": lengths, "token_losses": tokens}
+    table = LossTable(losses, known, **of_tokens, index=index)
     monkeypatch.setattr(writing, "ROW_GROUP", GROUP)
     monkeypatch.setattr(shard_lists, "MOST_TEXT", 0 if kind == "many shards" else 1 << 18)
     table.save(path)
@@ -73,7 +75,9 @@ def values_of(table):
     """All that a table knows, as plain values."""
     index = table.index
     found = {"losses": table.losses.tobytes(), "rows": len(table), "known": table.provenance}
-    found["n_tokens"] = None if table.n_tokens is None else table.n_tokens.tolist()
+    for name in ("n_tokens", "lengths"):
+        counts = getattr(table, name)
+        found[name] = None if counts is None else (counts.dtype, counts.tolist())
     for temperature in ("median", "mean", 0.5):
         weights = table.weights(temperature, on_invalid="drop")
         found[temperature] = (weights.summary(), weights.fingerprint, weights.relative.tolist())

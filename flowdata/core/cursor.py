@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.plan import EpochPlan
 from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state, saved_count
 
 POSITION = "position"
@@ -14,25 +13,26 @@ POSITION = "position"
 
 @dataclass(frozen=True)
 class Cursor:
-    """The draws of one replica from a position on, in steps of one draw each.
+    """The draws, or packs, of one replica from a position on, in steps of one each.
 
     Of R replicas, number r takes draws ``position + r``, ``position + r + R``, ... of the plan.
     Where R does not divide what is left, the epoch's first draws fill the last step, or, with
     ``drop_last``, the draws of the incomplete step are left out.
 
     Attributes:
-        plan: of the epoch.
+        plan: of the epoch: an EpochPlan, or a PackPlan, whose draws are packs.
         position: draws of the epoch that are done, by all replicas together.
         rank: r, in [0, replicas).
         replicas: R.
         drop_last: leave out the draws of an incomplete step.
 
+    >>> from flowdata import EpochPlan
     >>> cursor = Cursor(EpochPlan([1.0, 1.0, 1.0], epoch_size=3), rank=1, replicas=2)
     >>> len(cursor), cursor.step(1).position, len(cursor.step(1))
     (2, 2, 1)
     """
 
-    plan: EpochPlan
+    plan: Any
     position: int = 0
     rank: int = 0
     replicas: int = 1
@@ -45,10 +45,15 @@ class Cursor:
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """The rows that this replica draws in steps [start, stop) from here on."""
+        rows: NDArray[np.int64] = self.plan.rows(self.numbers(start, stop))
+        return rows
+
+    def numbers(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The draws, or packs, that this replica has in steps [start, stop) from here on."""
         steps = np.arange(start, stop, dtype=np.int64)
-        draws = self.position + self.rank + steps * self.replicas
+        numbers = self.position + self.rank + steps * self.replicas
         # Beyond its end an epoch goes on with its first draws, as torch's DistributedSampler does.
-        return self.plan.rows(draws % len(self.plan))
+        return numbers % len(self.plan)
 
     def step(self, steps: int) -> "Cursor":
         """The place that many steps later."""

@@ -8,11 +8,10 @@ that epoch its owner was. A state is loaded where the plan is the same; the seed
 import contextlib
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from flowdata.core.plan import Plan
 from flowdata.errors import MismatchError
 
 VERSION = "version"
@@ -29,7 +28,22 @@ _SHORT.maxstring = _SHORT.maxother = 80
 _SHORT.maxdict = 12
 
 
-def save_state(plan: Plan, **progress: Any) -> dict[str, Any]:
+class EpochOfPlan(Protocol):
+    """What a state says of an epoch: all that decides what is drawn in it."""
+
+    @property
+    def epoch(self) -> int:
+        """Its number."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of all epochs."""
+
+    def identity(self) -> dict[str, Any]:
+        """What else decides it, JSON-able."""
+
+
+def save_state(plan: EpochOfPlan, **progress: Any) -> dict[str, Any]:
     """The state of a plan's epoch, and how far in it its owner is."""
     begin = {VERSION: _CURRENT, PLAN: plan.identity(), SEED: plan.seed, EPOCH: plan.epoch}
     return begin | progress

@@ -5,14 +5,26 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from flowdata.core.cursor import Cursor
-from flowdata.core.permutation import CHUNK
+
+Items: TypeAlias = Callable[[Cursor, int, int], list[Any]]
+"""What is drawn in steps [start, stop) from a place on."""
+
+
+def rows_of(place: Cursor, start: int, stop: int) -> list[int]:
+    """The rows of draws."""
+    rows: list[int] = place.rows(start, stop).tolist()
+    return rows
 
 
 class PassOwner(Protocol):
     """Who knows where the next pass begins: a sampler's progress."""
+
+    items: Items
+    chunk: int
+    """Steps that are computed at a time."""
 
     def upcoming(self) -> Cursor:
         """The place at which the next pass begins; asking for it changes nothing."""
@@ -27,8 +39,8 @@ class PassOwner(Protocol):
         """Make the place of a saved state that of the next pass."""
 
 
-class SamplerPass(Iterator[Iterator[int]]):
-    """One pass over what is left of an epoch: rows in chunks, and how far it has come."""
+class SamplerPass(Iterator[Iterator[Any]]):
+    """One pass over what is left of an epoch: items in chunks, and how far it has come."""
 
     def __init__(self, owner: PassOwner) -> None:
         self._owner = owner
@@ -36,7 +48,7 @@ class SamplerPass(Iterator[Iterator[int]]):
         """Where a loader's saved state says that it begins, if one does."""
         self._start: Cursor | None = None
         self._asked = 0
-        self._chunk: Iterator[int] = iter(())
+        self._chunk: Iterator[Any] = iter(())
         self._iterator: Callable[[], DrawIterator | None] = _no_iterator
         self.finished = False
 
@@ -69,7 +81,7 @@ class SamplerPass(Iterator[Iterator[int]]):
         return self._start.step(self._asked - operator.length_hint(self._chunk))
 
     def iterator(self) -> "DrawIterator":
-        """The rows of the chunks, one by one."""
+        """The items of the chunks, one by one."""
         iterator = DrawIterator.over(self)
         self._iterator = weakref.ref(iterator)
         return iterator
@@ -87,22 +99,22 @@ class SamplerPass(Iterator[Iterator[int]]):
         self._owner.load(state)
         self.saved_place = place
 
-    def __next__(self) -> Iterator[int]:
+    def __next__(self) -> Iterator[Any]:
         if self._start is None:
             self._start = self._owner.begin(self)
-        stop = min(self._asked + CHUNK, len(self._start))
+        stop = min(self._asked + self._owner.chunk, len(self._start))
         if self._asked == stop:
             # Let go of this epoch's memory before the next one is computed.
             self._start = replace(self._start, plan=self._start.plan.released())
             self.finished = True
             raise StopIteration
-        rows = self._start.rows(self._asked, stop)
+        items = self._owner.items(self._start, self._asked, stop)
         self._asked = stop
-        self._chunk = iter(rows.tolist())
+        self._chunk = iter(items)
         return self._chunk
 
 
-class DrawIterator(itertools.chain[int]):
+class DrawIterator(itertools.chain[Any]):
     """The iterator of a sampler, with the state that torchdata saves and loads.
 
     A subclass of ``itertools.chain`` steps through the chunks in C: a ``__next__`` in Python

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from flowdata.core.cursor import Cursor
+from flowdata.core.permutation import CHUNK
 from flowdata.core.plan import non_negative
 from flowdata.guards.counts import EpochCount, is_thrown_away
 from flowdata.guards.sampler import SamplerGuard
-from flowdata.map_style.draw_iterator import DrawIterator, SamplerPass
+from flowdata.map_style.draw_iterator import DrawIterator, Items, SamplerPass, rows_of
 
 
 class SamplerProgress:
@@ -22,9 +23,14 @@ class SamplerProgress:
     Args:
         start: the first place.
         owner: name of the sampler's class, for errors.
+        items: what is drawn in some steps from a place on.
+        chunk: steps that are computed at a time.
     """
 
-    def __init__(self, start: Cursor, *, owner: str) -> None:
+    def __init__(
+        self, start: Cursor, *, owner: str, items: Items = rows_of, chunk: int = CHUNK
+    ) -> None:
+        self.items, self.chunk = items, chunk
         self._next = start
         self._running: SamplerPass | None = None
         self._owner = owner

@@ -1,28 +1,23 @@
 """FlowSampler: an epoch plan as a torch sampler."""
 
-import copy
-import operator
-from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 from numpy.typing import ArrayLike
-from torch.utils.data import Sampler
 
 from flowdata.core.cursor import Cursor
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.guards.lengths import advise_rows
 from flowdata.map_style.checked_weights import (
     require_alpha,
     require_length,
     require_rows,
     warn_of_zeros,
 )
-from flowdata.map_style.progress import SamplerProgress
+from flowdata.map_style.plan_sampler import PlanSampler, require_rank
 
 
-class FlowSampler(Sampler[int]):
+class FlowSampler(PlanSampler[int]):
     """Draws rows in proportion to their weights; give it to a DataLoader as ``sampler=``.
 
     Every ``iter()`` is the next epoch, with new draws, unless `set_epoch` names one. Of R
@@ -74,10 +69,7 @@ class FlowSampler(Sampler[int]):
         drop_last: bool = False,
         dataset: Any = None,
     ) -> None:
-        if not 0 <= operator.index(rank) < operator.index(num_replicas):
-            raise ValueError(
-                f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
-            )
+        require_rank(rank, num_replicas)
         plan = EpochPlan(
             weights,
             epoch_size=epoch_size,
@@ -97,84 +89,4 @@ class FlowSampler(Sampler[int]):
                 f"drop_last=True leaves no draw: the epoch has {len(plan)} draws for "
                 f"{num_replicas} replicas"
             )
-        self._progress = SamplerProgress(start, owner=type(self).__name__)
-
-    def __copy__(self) -> Self:
-        # What a copy draws is no progress of the original.
-        copied = object.__new__(type(self))
-        copied.__dict__ = self.__dict__ | {"_progress": copy.copy(self._progress)}
-        return copied
-
-    @property
-    def plan(self) -> EpochPlan:
-        """The plan of `epoch`."""
-        return self._progress.upcoming().plan
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next iteration draws."""
-        return self.plan.epoch
-
-    @property
-    def seed(self) -> int:
-        """The seed of all epochs."""
-        return self.plan.seed
-
-    @property
-    def num_replicas(self) -> int:
-        """Replicas that an epoch is divided between."""
-        return self._progress.upcoming().replicas
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return self._progress.upcoming().rank
-
-    @property
-    def drop_last(self) -> bool:
-        """Whether the draws of an incomplete round of ranks are left out."""
-        return self._progress.upcoming().drop_last
-
-    @property
-    def num_samples(self) -> int:
-        """Draws of this rank in a whole epoch."""
-        return len(self._progress.upcoming().at(self.epoch))
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __iter__(self) -> Iterator[int]:
-        advise_rows(self.plan.weights)
-        return self._progress.iterate()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Make ``epoch`` the next one to be drawn, from its start.
-
-        Naming the epoch that a loaded state is in does nothing, so that a resumed loop may call
-        it as usual.
-        """
-        self._progress.set_epoch(epoch)
-
-    def state_dict(self, position: int | None = None) -> dict[str, Any]:
-        """A fresh, JSON-able dict from which `load_state_dict` continues.
-
-        Args:
-            position: draws of the current epoch that were trained on, over all ranks
-                (steps x batch size x ranks). By default those that were asked for, which under
-                DataLoader workers, and under accelerate, includes batches fetched ahead.
-
-        Raises:
-            ValueError: for a position beyond the end of the epoch.
-        """
-        return self._progress.save(position)
-
-    def load_state_dict(self, state: Any) -> None:
-        """Continue from a state of a sampler with the same weights and options: any mapping.
-
-        Seed, epoch and position are taken from the state; the number of ranks is free.
-
-        Raises:
-            MismatchError: when the state is of other weights or strata, or of another epoch size,
-                scheme or alpha, or not a state at all.
-        """
-        self._progress.load(state)
+        super().__init__(start)

@@ -204,6 +204,7 @@ class LanguagePass:
             counts.astype(np.int32),
             losses if self._options.token_losses else None,
             np.array([sample.truncated for sample in samples]),
+            np.array([sample.ids.size for sample in samples], dtype=np.int32),
         )
 
     def _check_layout(self, row: int, sample: Tokens) -> None:

@@ -13,7 +13,7 @@ from flowdata.files import replacing
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.loss_table import offsets_of, to_list_array
 from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
-from flowdata.table.stored_table import read_tokens
+from flowdata.table.stored_table import read_counts, read_tokens
 
 _METADATA_KEY = b"flowdata.part"
 _IDENTITY = "identity"
@@ -23,6 +23,7 @@ _OPTIONAL = {
     "n_tokens": Kind.INT32,
     "token_losses": Kind.FLOAT32_LISTS,
     "truncated": Kind.BOOL,
+    "length": Kind.INT32,
 }
 
 
@@ -60,6 +61,8 @@ def write_part(path: Path, scores: ScoredRows, identity: Mapping[str, Any]) -> N
             )
     if scores.truncated is not None:
         columns["truncated"] = scores.truncated
+    if scores.lengths is not None:
+        columns["length"] = scores.lengths
     known = {_IDENTITY: identity, _CHECKSUM: _checksum(scores, identity)}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(known)})
     # Losses hardly compress, and no two are alike, so a dictionary would only cost.
@@ -88,6 +91,7 @@ def read_part(path: Path) -> Part:
             n_tokens,
             token_losses,
             None if truncated is None else truncated.to_numpy(),
+            read_counts(file, columns, "length"),
         )
         _check_rows(file, scores)
         identity = known.get(_IDENTITY)

@@ -328,7 +328,9 @@ def _require_agreement(parts: Sequence[Part], rows: int) -> None:
 
 
 def _columns(part: Part) -> set[str]:
-    return {name for name, values in vars(part.scores).items() if values is not None}
+    """What it knows, but for lengths: parts of earlier versions have none."""
+    known = {name for name, values in vars(part.scores).items() if values is not None}
+    return known - {"lengths"}
 
 
 def _contradiction(part: Part, other: Part, what: str) -> TableFileError:

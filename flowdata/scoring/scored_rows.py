@@ -24,6 +24,8 @@ class ScoredRows:
         token_losses: losses of all response tokens, row after row, float32, if asked for.
         truncated: whether each row was cut to the longest length allowed, shape (m,), where
             rows have lengths.
+        lengths: tokens of each row as it is given to the model, int32, shape (m,), where rows
+            have lengths; None in parts of earlier versions.
     """
 
     rows: NDArray[np.int64]
@@ -31,18 +33,22 @@ class ScoredRows:
     n_tokens: NDArray[np.int32] | None = None
     token_losses: NDArray[np.float32] | None = None
     truncated: NDArray[np.bool_] | None = None
+    lengths: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return self.rows.size
 
 
 def concatenate_parts(parts: Sequence[ScoredRows]) -> ScoredRows:
-    """All rows of several parts of one pass, in the order of the parts."""
+    """All rows of several parts of one pass, in the order of the parts.
+
+    What one of them does not know is not known of all, as lengths where an earlier version has
+    begun the pass.
+    """
 
     def column(of: Callable[[ScoredRows], NDArray[Any] | None]) -> NDArray[Any] | None:
-        return (
-            None if of(parts[0]) is None else np.concatenate([_present(of(part)) for part in parts])
-        )
+        known = [values for part in parts if (values := of(part)) is not None]
+        return np.concatenate(known) if len(known) == len(parts) else None
 
     return ScoredRows(
         np.concatenate([part.rows for part in parts]),
@@ -50,19 +56,22 @@ def concatenate_parts(parts: Sequence[ScoredRows]) -> ScoredRows:
         column(lambda part: part.n_tokens),
         column(lambda part: part.token_losses),
         column(lambda part: part.truncated),
+        column(lambda part: part.lengths),
     )
 
 
 def sort_by_row(scores: ScoredRows) -> ScoredRows:
     """The same scores by row number; of a row that is there more than once, the first."""
     rows, order = np.unique(scores.rows, return_index=True)
-    n_tokens, tokens, truncated = scores.n_tokens, scores.token_losses, scores.truncated
+    n_tokens, tokens = scores.n_tokens, scores.token_losses
+    truncated, lengths = scores.truncated, scores.lengths
     return ScoredRows(
         rows,
         scores.losses[order],
         None if n_tokens is None else n_tokens[order],
         None if tokens is None else _reorder_runs(tokens, _present(n_tokens), order),
         None if truncated is None else truncated[order],
+        None if lengths is None else lengths[order],
     )
 
 

@@ -295,6 +295,7 @@ def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) ->
         scores.losses,
         provenance.with_truncated(truncated),
         n_tokens=scores.n_tokens,
+        lengths=scores.lengths,
         token_losses=scores.token_losses,
         index=dataset.index if isinstance(dataset, ShardRows) else None,
     )

@@ -1,6 +1,7 @@
 """Parts on disk: they come back as they were, or it is noticed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.parquet import DamagedFileError
 
 IDENTITY = {"rows": 60, "loss": "mse", "model_hash": "a1", "options": {}}
-NAMES = ("rows", "losses", "n_tokens", "token_losses", "truncated")
+NAMES = ("rows", "losses", "n_tokens", "token_losses", "truncated", "lengths")
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def scores(rows=40):
         counts,
         random.random(int(counts.sum()), dtype=np.float32),
         counts == 1,
+        counts + 5,
     )
 
 
@@ -48,6 +50,9 @@ def test_a_part_comes_back_from_disk_as_it_was(path):
     found = read_part(path)
     assert same(found.scores, part)
     assert found.identity == IDENTITY
+    earlier = replace(part, lengths=None)
+    write_part(path, earlier, IDENTITY)
+    assert same(read_part(path).scores, earlier)
     plain = ScoredRows(part.rows, part.losses)
     write_part(path, plain, IDENTITY)
     assert same(read_part(path).scores, plain)
@@ -108,6 +113,9 @@ CHANGES = {
     "no losses": lambda t: t.drop_columns(["loss"]),
     "losses twice": lambda t: t.append_column("loss", t["loss"]),
     "no numbers of tokens": lambda t: t.drop_columns(["n_tokens"]),
+    "no lengths": lambda t: t.drop_columns(["length"]),
+    "other lengths": lambda t: t.set_column(5, "length", pa.array(np.ones(len(t), np.int32))),
+    "negative lengths": lambda t: t.set_column(5, "length", pa.array(np.full(len(t), -1, "i4"))),
     "no truncation": lambda t: t.drop_columns(["truncated"]),
 }
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 from fuzzing import examples
 from hypothesis import given
@@ -17,7 +19,8 @@ def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
         tokens = [row + t / 10 for row in rows for t in range(counts[row])]
         losses = rows.astype(np.float32)
         cut = rows % 3 == 0
-        parts.append(ScoredRows(rows, losses, n_tokens, np.array(tokens, dtype=np.float32), cut))
+        tokens = np.array(tokens, dtype=np.float32)
+        parts.append(ScoredRows(rows, losses, n_tokens, tokens, cut, n_tokens + 2))
     # What is there twice counts once.
     parts += parts[: data.draw(st.integers(0, len(parts)))]
     whole = sort_by_row(concatenate_parts(parts))
@@ -26,6 +29,12 @@ def test_parts_in_any_order_join_to_the_same_table(order, counts, data):
     expected = [row + t / 10 for row in range(12) for t in range(counts[row])]
     assert np.array_equal(whole.token_losses, np.array(expected, dtype=np.float32))
     assert np.flatnonzero(whole.truncated).tolist() == [0, 3, 6, 9]
+    assert whole.lengths.tolist() == [count + 2 for count in counts]
+    # One part of an earlier version.
+    parts[-1] = replace(parts[-1], lengths=None)
+    whole = sort_by_row(concatenate_parts(parts))
+    assert whole.lengths is None
+    assert whole.n_tokens.tolist() == counts
 
 
 def test_the_first_of_several_scores_of_a_row_is_kept():

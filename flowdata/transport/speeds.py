@@ -91,7 +91,7 @@ class Speeds:
                 return 0
             # Of a server nearby the first time is mostly that of opening a connection.
             while count < _MOST_PROBES * size and (
-                not self._first_bytes or (self.speed.latency < _LONG_PROBE and count)
+                not self._first_bytes or (count and NEARBY <= self.speed.latency < _LONG_PROBE)
             ):
                 try:
                     read(size)

@@ -108,16 +108,14 @@ class ShardPlan(Plan):
         if not 0 <= shard < self.bounds.size - 1:
             raise IndexError(f"there is no shard {shard}: there are {self.bounds.size - 1:,}")
         first, last = self.bounds[shard : shard + 2].tolist()
-        drawn, carry = self._laid_out().of(shard)
+        drawn, _ = self._laid_out().of(shard)
         if not drawn:
             return np.zeros(last - first, dtype=np.int64)
-        masses = self._masses.between(first, last)
         if self.scheme == "multinomial":
-            return self._independent(shard, masses, drawn)
-        order = self._row_order(shard, first, last)
+            return self._independent(shard, self._masses.between(first, last), drawn)
         counts = np.empty(last - first, dtype=np.int64)
-        counts[order], _ = count_draws(masses[order], carry, self._mass_bits)
-        assert counts.sum() == drawn
+        order, counts_in_order = self._systematic(shard)
+        counts[order] = counts_in_order
         return counts
 
     def draws_before(self, shard: int, *, keep: int) -> NDArray[np.int64]:
@@ -142,6 +140,23 @@ class ShardPlan(Plan):
     def strata_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """The stratum of each row, if there are strata."""
         return None if self._stratum_of_row is None else self._stratum_of_row[rows]
+
+    def _systematic(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of a shard, from its first, in the order of the pass, and the draws of each."""
+        first, last = self.bounds[shard : shard + 2].tolist()
+        drawn, carry = self._laid_out().of(shard)
+        order = self._row_order(shard, first, last)
+        masses = self._masses.between(first, last)
+        counts, _ = count_draws(masses[order], carry, self._mass_bits)
+        assert counts.sum() == drawn
+        return order, counts
+
+    def _order_of_shards(self) -> NDArray[np.int64]:
+        shards = self.bounds.size - 1
+        order = KeyedPermutation(
+            shards, seed=self.seed, epoch=self.epoch, purpose=Purpose.SHARD_ORDER
+        )
+        return order(np.arange(shards))
 
     def _row_order(self, shard: int, first: int, last: int) -> NDArray[np.int64]:
         if self._stratum_of_row is None:
@@ -175,10 +190,7 @@ class ShardPlan(Plan):
 
     def _laid_out(self) -> "_Layout":
         if self._layout is None:
-            shards = self.bounds.size - 1
-            order = KeyedPermutation(
-                shards, seed=self.seed, epoch=self.epoch, purpose=Purpose.SHARD_ORDER
-            )(np.arange(shards))
+            shards, order = self.bounds.size - 1, self._order_of_shards()
             if self.scheme == "systematic":
                 random = random_bits(self.seed, self.epoch, Purpose.ROW_ORDER)
                 # The one random number of a systematic pass: mass before the first row.

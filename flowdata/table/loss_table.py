@@ -142,12 +142,12 @@ class LossTable:
         known = None if lengths is None else lengths_of(lengths, array.size)
         return cls(array, provenance, lengths=known, index=index)
 
-    def with_lengths(self, lengths: ArrayLike) -> "LossTable":
+    def with_lengths(self, lengths: "LossTable | ArrayLike") -> "LossTable":
         """This table, with the tokens of each row: those of the rows that are trained on.
 
         Args:
-            lengths: whole numbers of shape (n,), as of `flowdata.lengths`; 0 is allowed where the
-                row has weight 0.
+            lengths: whole numbers of shape (n,), as of `flowdata.lengths`, or a table that has
+                them; 0 is allowed where the row has weight 0.
 
         Raises:
             MismatchError: for another number of them.

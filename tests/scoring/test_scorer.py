@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from flowdata import FlowDataWarning, InvalidLossError, ShardRows, score
-from flowdata.scoring.scorer import rows_of_rank
+from flowdata.scoring.scoring_pass import rows_of_rank
 from flowdata.table.fingerprint import model_fingerprint
 
 GENERATOR = torch.Generator().manual_seed(6)

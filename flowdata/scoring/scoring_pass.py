@@ -1,0 +1,210 @@
+"""A pass over the rows of a data set: shared among ranks, in batches, kept on disk as it goes."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from flowdata.core.weights import OnInvalid
+from flowdata.errors import InvalidLossError
+from flowdata.scoring.inference import read_batches
+from flowdata.scoring.parts import Parts
+from flowdata.scoring.ranks import Ranks
+from flowdata.scoring.resuming import score_resumably
+from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
+from flowdata.table.loss_table import LossTable
+from flowdata.table.provenance import Provenance
+from flowdata.table.shard_index import ShardIndex
+from flowdata.tar.rows import ShardRows
+
+
+class ScoringPass(Protocol):
+    """What a kind of loss brings along: how rows are read, some at a time, and scored."""
+
+    @property
+    def rows_per_read(self) -> int:
+        """Rows that are read at a time."""
+        ...
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any] | None:
+        """Makes of rows what `score_rows` takes, in a loader worker if there are any."""
+        ...
+
+    def score_rows(self, rows: NDArray[np.int64], read: Any) -> Iterator[ScoredRows]:
+        """Losses of rows that were read together, in any order, in as many pieces as it likes.
+
+        Args:
+            rows: row numbers in the data set.
+            read: what `collate` made of these rows.
+        """
+        ...
+
+
+def run_pass(
+    scoring_pass: ScoringPass,
+    dataset: Any,
+    provenance: Provenance,
+    ranks: Ranks,
+    *,
+    parts: Parts | None,
+    num_workers: int,
+    on_invalid: OnInvalid,
+    save_every: float,
+    progress: bool,
+    title: str = "scoring",
+) -> LossTable:
+    """The table of a pass, of which this rank goes through its share of the rows.
+
+    Args:
+        scoring_pass: scores rows.
+        dataset: map-style data set.
+        provenance: of the pass; its identity says which parts on disk are of it.
+        ranks: the processes that go through the rows together.
+        parts: where the table and what there is of it are kept; None keeps nothing.
+        num_workers, on_invalid, save_every, progress: see `flowdata.score`.
+        title: of the progress bar.
+    """
+    with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
+        share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
+        merge = partial(_merge, provenance=provenance, dataset=dataset)
+        if parts is None:
+            of_each_rank = ranks.gather(
+                list(ranks.watched(share.score(np.arange(provenance.rows))))
+            )
+            return merge(list(chain.from_iterable(of_each_rank)))
+        return score_resumably(
+            parts,
+            provenance,
+            ranks,
+            score_rows=share.score,
+            merge=merge,
+            refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
+            save_every=save_every,
+        )
+
+
+@dataclass(frozen=True)
+class _ShareOfRank:
+    """Scores the share of this rank, with a progress bar."""
+
+    scoring_pass: ScoringPass
+    dataset: Any
+    ranks: Ranks
+    num_workers: int
+    on_invalid: OnInvalid
+    bar: "tqdm[Any]"
+
+    def score(self, left: NDArray[np.int64]) -> Iterator[ScoredRows]:
+        """Score this rank's share of the rows that are left."""
+        mine = rows_of_rank(left, self.ranks, self.dataset)
+        done = (len(self.dataset) - left.size) // self.ranks.size
+        # tqdm takes the rate from what is done since `initial`: what a pass before has done
+        # must not look fast.
+        self.bar.reset(total=done + mine.size)
+        self.bar.initial = self.bar.n = done
+        self.bar.refresh()
+        return _refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
+
+    def _read_and_score(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
+        tokens = size = 0
+        started = time.monotonic()
+        index = self.dataset.index if isinstance(self.dataset, ShardRows) else None
+        for some, read in read_batches(
+            self.dataset,
+            rows,
+            size=self.scoring_pass.rows_per_read,
+            collate_fn=self.scoring_pass.collate,
+            num_workers=self.num_workers,
+        ):
+            size += 0 if index is None else _bytes_of(some, index)
+            for scores in self.scoring_pass.score_rows(some, read):
+                counted = scores.lengths if scores.n_tokens is None else scores.n_tokens
+                tokens += 0 if counted is None else int(counted.sum())
+                what = "tokens" if scores.n_tokens is None else "response tokens"
+                self._show_rates(tokens, what, size, time.monotonic() - started)
+                self.bar.update(len(scores))
+                yield scores
+
+    def _show_rates(self, tokens: int, what: str, size: int, seconds: float) -> None:
+        """Show tokens, and bytes of samples of shards, a second."""
+        rates = [f"{tokens / seconds:,.0f} {what}/s"] * (tokens > 0)
+        rates += [f"{size / seconds / 1e6:,.1f} MB/s"] * (size > 0)
+        self.bar.set_postfix_str(", ".join(rates), refresh=False)
+
+
+def _bytes_of(rows: NDArray[np.int64], index: ShardIndex) -> int:
+    """Bytes of samples, by the rows of their shards: a large index stays in its file."""
+    shards = np.searchsorted(index.bounds(), rows, side="right") - 1
+    size = 0
+    for shard in np.unique(shards).tolist():
+        samples = index.of_shard(shard)
+        size += int(samples.sizes[rows[shards == shard] - samples.first].sum())
+    return size
+
+
+def _refuse_or_drop_invalid(
+    scores: Iterator[ScoredRows], on_invalid: OnInvalid
+) -> Iterator[ScoredRows]:
+    """Pass valid losses on; stop at invalid ones, or replace them with NaN."""
+    for some in scores:
+        _refuse_invalid(some, on_invalid=on_invalid)
+        if on_invalid == "drop":
+            some.losses[_find_invalid(some.losses)] = np.nan
+        yield some
+
+
+def _refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
+    """Refuse invalid losses, of this pass or of one before, unless they are to be dropped."""
+    invalid = _find_invalid(scores.losses)
+    if invalid.any() and on_invalid == "raise":
+        raise InvalidLossError(_describe_invalid(scores, invalid))
+
+
+def _find_invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
+    invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
+    return invalid
+
+
+def rows_of_rank(left: NDArray[np.int64], ranks: Ranks, dataset: Any) -> NDArray[np.int64]:
+    """The rows that this rank scores of those that are left."""
+    if isinstance(dataset, ShardRows):
+        # Contiguous: so few shards are opened by more than one rank.
+        return np.array_split(left, ranks.size)[ranks.rank]
+    return left[ranks.rank :: ranks.size]
+
+
+def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
+    order = np.argsort(scores.rows[invalid])
+    rows, losses = scores.rows[invalid][order], scores.losses[invalid][order]
+    more = " and more" if rows.size > 5 else ""
+    advice = 'look at these samples, or pass on_invalid="drop" to give them weight 0'
+    if scores.n_tokens is not None and not scores.n_tokens[invalid].any():
+        cut = 0 if scores.truncated is None else int(scores.truncated[invalid].sum())
+        why = f" ({cut:,} of them were cut by max_length: it may be too short)" if cut else ""
+        return f"no response token to score in rows {rows[:5].tolist()}{more}{why}; {advice}"
+    ignored = " (cross-entropy is NaN where all labels of a row are ignored)"
+    return (
+        f"NaN, infinite or negative losses {losses[:5].tolist()} at rows {rows[:5].tolist()}"
+        f"{more}{ignored if np.isnan(losses).all() else ''}; {advice}"
+    )
+
+
+def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) -> LossTable:
+    """The table of all parts, whichever rank scored them."""
+    scores = sort_by_row(concatenate_parts(parts))
+    truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
+    return LossTable(
+        scores.losses,
+        provenance.with_truncated(truncated),
+        n_tokens=scores.n_tokens,
+        lengths=scores.lengths,
+        token_losses=scores.token_losses,
+        index=dataset.index if isinstance(dataset, ShardRows) else None,
+    )

@@ -106,7 +106,8 @@ class _Packs:
         first, packs, each = np.array(self._filled, dtype=np.int64).T
         items = packs * each
         place = np.arange(items.sum()) - np.repeat(np.cumsum(items) - items, items)
-        return np.repeat(first, items) + place % np.repeat(packs, items)
+        packed: NDArray[np.int64] = np.repeat(first, items) + place % np.repeat(packs, items)
+        return packed
 
     def _fill(self, length: int, items: int, most: int) -> int:
         """Put items into packs that are there, at most so many each; the items that are left."""
@@ -183,7 +184,8 @@ def _rounded_up(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     """Lengths of at most `_KEPT_BITS` binary digits, then zeros."""
     bits = np.frexp(lengths.astype(np.float64))[1]
     unit = np.int64(1) << np.maximum(bits - _KEPT_BITS, 0)
-    return np.minimum(-(-lengths // unit) * unit, capacity)
+    rounded: NDArray[np.int64] = np.minimum(-(-lengths // unit) * unit, capacity)
+    return rounded
 
 
 def _longest_first(lengths: NDArray[np.int64], longest: int) -> NDArray[np.int64]:

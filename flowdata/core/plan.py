@@ -152,7 +152,7 @@ class EpochPlan(Plan):
     True
     """
 
-    _COMPUTED = ("_slots", "_order")
+    _COMPUTED: ClassVar[tuple[str, ...]] = ("_slots", "_order")
 
     def __init__(
         self,
@@ -205,20 +205,24 @@ class EpochPlan(Plan):
 
     def _filled_slots(self) -> NDArray[Any]:
         if self._slots is None:
-            if self._masses is None:
-                # Each epoch goes through all of them.
-                self.weights.hold()
-                self._masses = Masses(self.weights, self._mass_total(), self._mass_bits)
+            masses = self._held_masses()
             if self._stratum_of_row is not None:
-                self._slots = self._stratified(self._masses, self._stratum_of_row)
+                self._slots = self._stratified(masses, self._stratum_of_row)
             elif self.scheme == "systematic":
                 self._order = KeyedPermutation(
                     self._size, seed=self.seed, epoch=self.epoch, purpose=Purpose.DRAW_ORDER
                 )
-                self._slots = self._systematic(self._masses)
+                self._slots = self._systematic(masses)
             else:
-                self._slots = self._multinomial(self._masses)
+                self._slots = self._multinomial(masses)
         return self._slots
+
+    def _held_masses(self) -> Masses:
+        if self._masses is None:
+            # Each epoch goes through all of them.
+            self.weights.hold()
+            self._masses = Masses(self.weights, self._mass_total(), self._mass_bits)
+        return self._masses
 
     def _systematic(self, masses: Masses) -> NDArray[Any]:
         """Rows by slot: slot k holds the row in which mass (k + 1) 2^b - offset lies."""

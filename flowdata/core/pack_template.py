@@ -1,0 +1,142 @@
+"""Pack templates: which slots of an epoch share a pack, the same in every epoch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.core.masses import count_draws
+from flowdata.core.packing import pack, split_packs
+from flowdata.core.permutation import sorted_at_random
+
+Integers = NDArray[np.int32] | NDArray[np.int64]
+
+# Of the tokens of an epoch, what templates may leave empty because their slots are wide enough for
+# every epoch; templates of a part of all epochs are narrower.
+_MOST_EXCESS = 0.001
+_MOST_TEMPLATES = 64
+# Draws in all templates together: those of long epochs have little excess.
+_MOST_SLOTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class PackTemplate:
+    """M slots of given widths in N packs: what an epoch's rows are put into.
+
+    Attributes:
+        widths: the length that each slot has room for, shape (M,).
+        members: numbers of slots in the order of widths, pack after pack, shape (M,).
+        starts: of each pack in ``members``, and M: shape (N + 1,).
+    """
+
+    widths: Integers
+    members: Integers
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        widths: Integers,
+        packs: NDArray[np.int64],
+        count: int,
+        random: np.random.Philox,
+    ) -> "PackTemplate":
+        """The template of slots in packs that are known, split until there are so many.
+
+        Args:
+            widths: of the slots, in any order.
+            packs: of the widths in ascending order.
+            count: N.
+            random: puts the members of a pack in order.
+        """
+        packs = split_packs(packs, count)
+        starts = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum(np.bincount(packs), out=starts[1:])
+        members = sorted_at_random(packs, random)
+        return cls(small(widths), small(members), starts)
+
+    def fill(
+        self, rows: Integers, order: NDArray[np.int64], random: np.random.Philox
+    ) -> tuple[Integers, NDArray[np.int64]]:
+        """Rows pack after pack, and the start of each pack in them, and M.
+
+        Args:
+            rows: of the slots, each no longer than its slot is wide.
+            order: of the packs.
+            random: rows are shuffled by it among slots of equal width.
+        """
+        sizes = np.diff(self.starts)[order]
+        starts = np.zeros_like(self.starts)
+        np.cumsum(sizes, out=starts[1:])
+        places = np.repeat(self.starts[order] - starts[:-1], sizes)
+        places += np.arange(places.size)
+        return rows[sorted_at_random(self.widths, random)][self.members[places]], starts
+
+
+class Slots:
+    """The slots of a systematic pass over rows in an order that is the same in every epoch.
+
+    Slot k holds the row in which mass (k + 1) 2^b - offset lies, for the one random offset of the
+    epoch, 0 <= offset < 2^b. So over all epochs it holds rows that touch the mass from k 2^b
+    (not included) to (k + 1) 2^b, and of offsets in a part of [0, 2^b) those that touch a part
+    of it: the longest of them is the width of the slot.
+
+    Args:
+        lengths: of the rows in that order.
+        masses: of the rows, shape (n,); those of mass 0 count for nothing.
+        bits: b.
+        runs: the number of the run of rows, ascending in length, that each row belongs to.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray[np.int64],
+        masses: NDArray[np.int64],
+        bits: int,
+        runs: NDArray[np.int64] | None = None,
+    ) -> None:
+        drawn = masses > 0
+        self._lengths, self._masses, self._bits = lengths[drawn], masses[drawn], bits
+        ends = np.zeros(0, dtype=np.int64)
+        if runs is not None:
+            ends = np.flatnonzero(np.diff(runs[drawn]))
+        # The last, and longest, row of each run but the last, and the mass up to its end.
+        self._ends = np.cumsum(self._masses)[ends]
+        self._longest = self._lengths[ends]
+
+    def widths(self, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
+        """Widths of the slots for the offsets of one of equal parts, a power of two of them."""
+        span = (1 << self._bits) // parts
+        offset = part * span
+        counts, _ = count_draws(self._masses.copy(), offset, self._bits)
+        # In a run of ascending lengths, the row at the end of the mass of a slot is the longest.
+        widths = np.repeat(self._lengths, counts)
+        slots = (self._ends + offset - 1) >> self._bits
+        touches = (slots < widths.size) & (self._ends > ((slots + 1) << self._bits) - offset - span)
+        np.maximum.at(widths, slots[touches], self._longest[touches])
+        return widths
+
+    def mean_tokens(self) -> float:
+        """Tokens of an epoch in expectation."""
+        return float(self._lengths @ (self._masses * 2.0**-self._bits))
+
+    def parts(self) -> int:
+        """Parts of offsets, a power of two, that are worth a template of their own."""
+        widths = self.widths()
+        excess = widths.sum() / self.mean_tokens() - 1.0
+        parts = 1
+        while parts < _MOST_TEMPLATES and 2 * parts * widths.size <= _MOST_SLOTS:
+            if excess <= parts * _MOST_EXCESS:
+                break
+            parts *= 2
+        return parts
+
+
+def pack_widths(widths: Integers, capacity: int) -> NDArray[np.int64]:
+    """The pack of each of the widths in ascending order."""
+    return pack(np.sort(widths), capacity)
+
+
+def small(numbers: Integers) -> Integers:
+    """Numbers >= 0 in half the memory, where they fit."""
+    return numbers.astype(np.int32) if int(numbers.max(initial=0)) < 1 << 31 else numbers

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from flowdata.reweight import register_loss as register_loss
     from flowdata.reweight import weighted_mean as weighted_mean
     from flowdata.scoring import CausalLM as CausalLM
+    from flowdata.scoring import lengths as lengths
     from flowdata.scoring import linear_probe as linear_probe
     from flowdata.scoring import score as score
     from flowdata.scoring import score_probe as score_probe
@@ -72,7 +73,7 @@ _MODULES = {
     "map_style.distributed": ("DistributedFlowSampler",),
     "map_style.sampler": ("FlowSampler",),
     "reweight": ("UnweightedLossError", "WeightedTarget", "register_loss", "weighted_mean"),
-    "scoring": ("CausalLM", "linear_probe", "score", "score_probe"),
+    "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe"),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),
     "table.loss_table": ("LossTable",),

@@ -18,14 +18,14 @@ from flowdata.scoring.inference import out_of_memory
 from flowdata.scoring.model_inputs import ModelInputs, accepted_names, pad_tokens
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_rows import Tokens
-from flowdata.scoring.tokens import TokenReader, UnreadableRow
+from flowdata.scoring.tokens import OneLayout, TokenReader, UnreadableRow
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
 # Larger batches are no faster, and lose more work on failure.
 _MOST_TOKENS_ON_GPU = 32_768
-# Among so many rows there are enough of similar length for batches with little padding.
-_ROWS_PER_READ = 1_024
+ROWS_PER_READ = 1_024
+"""Among so many rows there are enough of similar length for batches with little padding."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _hash(value: Any) -> str:
 class LanguagePass:
     """Scores rows in batches of similar length under a budget of tokens."""
 
-    rows_per_read = _ROWS_PER_READ
+    rows_per_read = ROWS_PER_READ
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
         self.collate = options.reader(accepted_names(model)).read_each
@@ -118,7 +118,7 @@ class LanguagePass:
         self._losses = TokenLosses(model)
         self._inputs = ModelInputs(_dtype_of(model), device)
         self._placeholders = _placeholders(model)
-        self._layout: tuple[str, int] | None = None
+        self._layout = OneLayout()
         self._context = _context_length(model)
         self._budget = options.max_tokens or _token_budget(model, device)
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
@@ -133,12 +133,7 @@ class LanguagePass:
                 model does not have, or samples it cannot take.
             MemoryError: when a single sample does not fit.
         """
-        samples = []
-        for row, sample in zip(rows, read, strict=True):
-            if isinstance(sample, UnreadableRow):
-                raise sample.kind(f"row {row}: {sample.reason}")
-            self._check_layout(row, sample)
-            samples.append(sample)
+        samples = self._layout.check(rows, read)
         lengths = np.array([sample.ids.size for sample in samples])
         self._check(rows, samples, lengths)
         batches = deque(_make_batches(np.arange(rows.size), samples, self._budget))
@@ -206,17 +201,6 @@ class LanguagePass:
             np.array([sample.truncated for sample in samples]),
             np.array([sample.ids.size for sample in samples], dtype=np.int32),
         )
-
-    def _check_layout(self, row: int, sample: Tokens) -> None:
-        """Texts get an end token, turns what their template writes: a data set has one of them."""
-        if not sample.layout:
-            return
-        self._layout = self._layout or (sample.layout, row)
-        if sample.layout != self._layout[0]:
-            raise ValueError(
-                f"row {row} holds {sample.layout}, row {self._layout[1]} {self._layout[0]}: make "
-                "them alike, or score them as two data sets"
-            )
 
     def _check(
         self, rows: NDArray[np.int64], samples: Sequence[Tokens], lengths: NDArray[Any]

@@ -1,6 +1,6 @@
 """Rows that have input_ids: their labels, and all else that the model takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,21 @@ class Tokens(NamedTuple):
         return self._replace(
             ids=self.ids[:limit], labels=self.labels[:limit], truncated=True, inputs=inputs
         )
+
+
+def without_other_inputs(row: Mapping[str, Any], named: Sequence[str]) -> dict[str, Any]:
+    """A row without what neither adds a token nor takes one away: media, positions, weights.
+
+    Args:
+        row: a row.
+        named: columns that are read, whatever they are called.
+    """
+    others = ("position_ids", *_WEIGHTS)
+    return {
+        name: value
+        for name, value in row.items()
+        if name in named or not (name in others or str(name).startswith(MEDIA))
+    }
 
 
 def refuse_media(row: Mapping[str, Any], accepted: frozenset[str]) -> None:

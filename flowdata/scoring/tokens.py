@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowdata.scoring.chat import ChatTemplate, read_turns
 from flowdata.scoring.columns import TOKEN_COLUMNS, Columns, as_text, is_turns
@@ -26,6 +27,35 @@ class UnreadableRow(NamedTuple):
 
     kind: type[Exception]
     reason: str
+
+
+class OneLayout:
+    """Samples of one layout: texts get an end token, turns what their template writes."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str, int] | None = None
+
+    def check(
+        self, rows: NDArray[np.int64], read: Sequence[Tokens | UnreadableRow]
+    ) -> list[Tokens]:
+        """The samples of rows that were read, of a data set that has one layout.
+
+        Raises:
+            TypeError, ValueError: naming the row, for one that cannot be read, or is not alike.
+        """
+        samples = []
+        for row, sample in zip(rows.tolist(), read, strict=True):
+            if isinstance(sample, UnreadableRow):
+                raise sample.kind(f"row {row}: {sample.reason}")
+            if sample.layout:
+                self._first = self._first or (sample.layout, row)
+                if sample.layout != self._first[0]:
+                    raise ValueError(
+                        f"row {row} holds {sample.layout}, row {self._first[1]} "
+                        f"{self._first[0]}: make them alike, or score them as two data sets"
+                    )
+            samples.append(sample)
+        return samples
 
 
 _NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), layout="")

@@ -20,7 +20,7 @@ from flowdata.errors import InvalidLossError, MismatchError, TableFileError, war
 from flowdata.files import reason_of
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.table.given_lengths import lengths_of
-from flowdata.table.provenance import Provenance
+from flowdata.table.provenance import LENGTHS, Provenance
 from flowdata.table.shard_index import ShardIndex
 from flowdata.table.stored_table import (
     LENGTH,
@@ -97,6 +97,11 @@ class LossTable:
         them, without a model.
         """
         return None if self._lengths is None else self._lengths[:]
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether rows have losses; what `flowdata.lengths` writes has lengths alone."""
+        return self.provenance.loss != LENGTHS
 
     @classmethod
     def from_losses(
@@ -240,7 +245,16 @@ class LossTable:
         normalize: Normalization = None,
         on_invalid: OnInvalid = "raise",
     ) -> FlowWeights:
-        """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`."""
+        """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`.
+
+        Raises:
+            InvalidLossError: for invalid losses, and for a table of lengths alone.
+        """
+        if not self.has_losses:
+            raise InvalidLossError(
+                "this table has the lengths of rows and no losses: give these to a table of "
+                "losses, table.with_lengths(this)"
+            )
         asked = (temperature, normalize, on_invalid)
         # Numbers of other types may have no hash, and True is none, but has that of 1.0.
         known = all(isinstance(option, str | float | None) for option in asked)

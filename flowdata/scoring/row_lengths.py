@@ -1,0 +1,162 @@
+"""lengths: tokens of each row as a language model is given them, without a model."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import MismatchError
+from flowdata.scoring.columns import TOKEN_COLUMNS
+from flowdata.scoring.inference import count_rows
+from flowdata.scoring.language import ROWS_PER_READ, CausalLM
+from flowdata.scoring.parts import Parts
+from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.scoring.scoring_pass import run_pass
+from flowdata.scoring.token_rows import IGNORED, Tokens, without_other_inputs
+from flowdata.scoring.tokens import OneLayout, UnreadableRow
+from flowdata.table.loss_table import LossTable
+from flowdata.table.provenance import LENGTHS, Provenance
+
+
+def lengths(
+    dataset: Any,
+    loss: CausalLM | None = None,
+    *,
+    output: str | PathLike[str] | None = None,
+    num_workers: int = 0,
+    save_every: float = 30.0,
+    rank_timeout: float = RANK_TIMEOUT,
+    progress: bool = True,
+) -> NDArray[np.int32]:
+    """The number of tokens of each row, as it is fed to a model: after ``max_length``.
+
+    Rows are read by what reads them for `score`: the same rows and options have the lengths that
+    a table scored by `CausalLM` has. No model is needed, and rows with ``input_ids`` need neither
+    tokenizer nor labels. They must be the rows that are packed or grouped later: a trainer that
+    tokenizes by itself may cut them elsewhere, or end them with another token.
+
+    >>> lengths([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}], progress=False)
+    array([3, 1], dtype=int32)
+
+    Args:
+        dataset: map-style data set of n rows, as for `score`.
+        loss: which columns are read, by which tokenizer, cut where; default ``CausalLM()``, which
+            reads ``input_ids``.
+        output: a small Parquet file, a `LossTable` with lengths and without losses. What was
+            counted is kept beside it, and the same call goes on after a kill.
+        num_workers, save_every, rank_timeout, progress: as for `score`.
+
+    Returns:
+        int32, shape (n,); 0 for a row with None in a column. See `LossTable.with_lengths`.
+
+    Raises:
+        FlowDataError: when another rank stopped, naming it and its error.
+        MismatchError: when ``output`` holds, finished or not, something else.
+        TableFileError: when ``output`` cannot be written, or someone else is writing it.
+        TypeError, ValueError: for what is no data set, or naming a row that cannot be read.
+    """
+    options = CausalLM() if loss is None else loss
+    if not isinstance(options, CausalLM):
+        raise TypeError(
+            f"a CausalLM is needed, which says how rows are read, got {type(options).__name__}: "
+            "as CausalLM(tokenizer=tokenizer, text=column)"
+        )
+    parts = None if output is None else Parts(output)
+    with Ranks(rank_timeout) as ranks:
+        provenance = Provenance.now(
+            count_rows(dataset), dataset=dataset, loss=LENGTHS, options=_identity(options)
+        )
+        if parts is not None and parts.is_finished and LossTable.load(parts.table).has_losses:
+            raise MismatchError(
+                f"{parts.table} is a table of losses, and output= is for a new file: choose "
+                "another one, and give the table its lengths by with_lengths"
+            )
+        table = run_pass(
+            _LengthPass(options),
+            dataset,
+            provenance,
+            ranks,
+            parts=parts,
+            num_workers=num_workers,
+            on_invalid="drop",
+            save_every=save_every,
+            progress=progress,
+            title="tokenizing",
+        )
+    found = table.lengths
+    assert found is not None
+    return found
+
+
+class _LengthPass:
+    """Counts the tokens of rows: a pass that makes lengths, and no losses."""
+
+    rows_per_read = ROWS_PER_READ
+
+    def __init__(self, options: CausalLM) -> None:
+        self._reader = options.reader()
+        self._layout = OneLayout()
+
+    def collate(self, rows: list[Any]) -> list[Tokens | UnreadableRow]:
+        """Tokens of rows, whatever model they are for."""
+        named = self._reader.columns.names
+        return self._reader.read_each([_of_any_model(row, named) for row in rows])
+
+    def score_rows(
+        self, rows: NDArray[np.int64], read: Sequence[Tokens | UnreadableRow]
+    ) -> Iterator[ScoredRows]:
+        """Lengths of rows that were read together."""
+        samples = self._layout.check(rows, read)
+        yield ScoredRows(
+            rows,
+            np.full(rows.size, np.nan, dtype=np.float32),
+            truncated=np.array([sample.truncated for sample in samples]),
+            lengths=np.array([sample.ids.size for sample in samples], dtype=np.int32),
+        )
+
+
+def _of_any_model(row: Any, named: Sequence[str]) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    row = without_other_inputs(row, named)
+    if named == TOKEN_COLUMNS and "labels" not in row and "input_ids" in row:
+        # What is scored of a row makes no difference to its length.
+        row["labels"] = np.full(np.shape(row["input_ids"]), IGNORED)
+    return row
+
+
+def _identity(options: CausalLM) -> str:
+    known = options.identity()
+    del known["token_losses"]
+    return json.dumps(known, sort_keys=True)
+
+
+def add_lengths(
+    table: str | PathLike[str], dataset: Any, loss: CausalLM | None = None, **options: Any
+) -> LossTable:
+    """Count tokens of rows, and give them to the table in a file, which is written anew.
+
+    Killed at any moment, the same call goes on: what was counted is kept beside the table.
+
+    Args:
+        table: file of a loss table of this data set.
+        dataset, loss, options: see `lengths`.
+
+    Raises:
+        MismatchError: for a table of other data.
+        TableFileError: for a file that is no loss table, or cannot be written.
+        TypeError, ValueError: see `lengths`.
+    """
+    place = Parts(table).table
+    LossTable.load(place, dataset=dataset)
+    beside = place.with_name(f"{place.name}.lengths")
+    found = lengths(dataset, loss, output=beside, **options)
+    # With all that it has: what is not read is not written again.
+    whole = LossTable.load(place, dataset=dataset, tokens=True).with_lengths(found)
+    whole.save(place)
+    beside.unlink()
+    return whole

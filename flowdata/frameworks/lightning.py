@@ -23,8 +23,8 @@ from flowdata.frameworks.lightning_loops import (
     trained,
 )
 from flowdata.frameworks.sources import Positioned, Source, is_stream, sources_of
-from flowdata.map_style.dataset import FlowDataset
-from flowdata.map_style.sampler import FlowSampler
+from flowdata.map_style.epoch_items import EpochItems
+from flowdata.map_style.plan_sampler import PlanSampler
 
 _EPOCH = "epoch"
 _BATCHES = "batches"
@@ -184,8 +184,8 @@ class FlowCallback(Callback):
             )
         found = {id(source): (source, None) for source in self._given} | found
         feeds = [_feed(trainer, source, loader) for source, loader in found.values()]
-        self._datasets = [feed for feed in feeds if isinstance(feed.source, FlowDataset)]
-        self._feeds = [feed for feed in feeds if not isinstance(feed.source, FlowDataset)]
+        self._datasets = [feed for feed in feeds if isinstance(feed.source, EpochItems)]
+        self._feeds = [feed for feed in feeds if not isinstance(feed.source, EpochItems)]
         if any(feed.passes > 1 for feed in self._datasets):
             warn(
                 "a loader over a FlowDataset is shorter than another, so Lightning goes through it "
@@ -237,10 +237,11 @@ class FlowCallback(Callback):
             raise RuntimeError(
                 f"{where}, and what a FlowDataset served until then is not known: use "
                 "sampler=FlowSampler(weights) or, on several ranks, "
-                f"DistributedFlowSampler(weights), {between}"
+                "DistributedFlowSampler(weights), and for packs batch_sampler=FlowPackSampler(...)"
+                f", {between}"
             )
         for feed, position in zip(self._feeds, positions, strict=True):
-            if isinstance(feed.source, FlowSampler) and (
+            if isinstance(feed.source, PlanSampler) and (
                 feed.source.num_replicas != trainer.world_size
             ):
                 raise RuntimeError(
@@ -287,7 +288,7 @@ def _first_pass(feed: _Feed, epoch: int) -> int:
 
 def _begins(feed: _Feed, epoch: int) -> bool:
     """Whether a loader whose workers were started already draws that epoch."""
-    if not isinstance(feed.source, FlowSampler) or not getattr(feed.loader, "num_workers", 0):
+    if not isinstance(feed.source, PlanSampler) or not getattr(feed.loader, "num_workers", 0):
         return False
     return bool(feed.source.state_dict(position=0)[_EPOCH] == _first_pass(feed, epoch))
 
@@ -296,7 +297,7 @@ def _feed(trainer: Trainer, source: Source, loader: Any) -> _Feed:
     batches, length = trainer.num_training_batches, _length(loader)
     is_cycled = begins_shorter_loaders_again(trainer) and 0 < length < batches < math.inf
     passes = math.ceil(batches / length) if is_cycled else 1
-    draws = None if isinstance(source, FlowDataset) else _draws_a_batch(source, loader)
+    draws = None if isinstance(source, EpochItems) else _draws_a_batch(source, loader)
     return _Feed(source, loader, draws, passes)
 
 
@@ -311,17 +312,17 @@ def _length(loader: Any) -> int:
 def _draws_a_batch(source: Positioned, loader: Any) -> int | None:
     """Draws of all ranks for a batch of each; None if the loader does not tell."""
     batches = getattr(loader, "batch_sampler", None)
-    if batches is None and isinstance(source, FlowSampler):
+    if batches is None and isinstance(source, PlanSampler):
         # Batches are not made by the loader: its sampler makes them, or each draw is one.
         batches = getattr(loader, "sampler", None)
+    if batches is not None:
+        # What a FlowPackSampler draws are packs, each of them a batch.
         size = 1 if batches is source else getattr(batches, "batch_size", None)
-    elif batches is not None:
-        size = getattr(batches, "batch_size", None)
     else:
         size = loader.batch_size or 1 if hasattr(loader, "batch_size") else None
     if not isinstance(size, int) or size < 1:
         return None
-    if isinstance(source, FlowSampler):
+    if isinstance(source, PlanSampler):
         whole, rest = divmod(len(source), size)
         # What stands between them leaves out draws, or repeats some, if it is neither.
         return (

@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeAlias, TypeGuard
 
 from torch import nn
 
-from flowdata.map_style.dataset import FlowDataset
-from flowdata.map_style.sampler import FlowSampler
+from flowdata.map_style.epoch_items import EpochItems
+from flowdata.map_style.plan_sampler import PlanSampler
 
 # Where torch, torchdata, accelerate and Lightning keep what they wrap.
 _WRAPPED = (
@@ -45,17 +45,17 @@ class Stream(Protocol):
         """Go on from a state."""
 
 
-Positioned: TypeAlias = FlowSampler | Stream
+Positioned: TypeAlias = PlanSampler[Any] | Stream
 """Those that go on at a position inside an epoch."""
-Source: TypeAlias = Positioned | FlowDataset[Any]
-"""What draws rows, whatever stands around it."""
+Source: TypeAlias = Positioned | EpochItems[Any, Any]
+"""What draws rows, or packs of them, whatever stands around it."""
 
 
 def sources_of(*loaders: Any) -> list[Source]:
-    """Every FlowSampler, FlowDataset and FlowShards that the loaders draw from, each once."""
+    """Every sampler, data set and stream of flowdata that the loaders draw from, each once."""
     found: dict[int, Source] = {}
     for part in _parts(list(loaders), set()):
-        if isinstance(part, (FlowSampler, FlowDataset)) or is_stream(part):
+        if isinstance(part, (PlanSampler, EpochItems)) or is_stream(part):
             found[id(part)] = part
     return list(found.values())
 
@@ -70,7 +70,7 @@ def _parts(thing: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(thing))
     yield thing
-    if isinstance(thing, (FlowSampler, FlowDataset)) or is_stream(thing):
+    if isinstance(thing, (PlanSampler, EpochItems)) or is_stream(thing):
         return
     for part in _inside(thing):
         if isinstance(part, (list, tuple, dict)) or hasattr(part, "__dict__"):

@@ -78,6 +78,8 @@ class PackPlan:
         self.batch_size = _at_least_one(batch_size, "batch_size")
         if too_long not in ("raise", "truncate"):
             raise ValueError(f'too_long must be "raise" or "truncate", got {too_long!r}')
+        if plan.by_length is not None:
+            raise ValueError("packs are made by length already: give the plan no ByLength")
         whole = as_lengths(lengths)
         require_fitting(whole, plan.weights)
         if too_long == "raise":

@@ -7,6 +7,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.arrangement import Arrangement
 from flowdata.core.masses import Masses, count_draws
 from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits
 from flowdata.core.plan import EpochSize, Plan, Scheme
@@ -37,11 +38,13 @@ class ShardPlan(Plan):
         bounds: first row of each shard, and n: int64, shape (shards + 1,).
         epoch, seed, epoch_size, scheme, alpha: see `EpochPlan`. An epoch of
             ``scheme="multinomial"`` begins in the time of a pass over its draws.
-        strata: groups of rows: each gets its share of a shard's draws within one draw.
+        arrange: what stands next to what in a stream. Of `Strata`, each group gets its share of a
+            shard's draws within one draw.
+        strata: another name for ``arrange=Strata(...)``.
 
     Raises:
         InvalidLossError: for weights that are empty, invalid or all 0.
-        MismatchError: for strata of another number of rows.
+        MismatchError: for strata or lengths of another number of rows.
         ValueError: for an unknown option, a negative seed or an epoch without draws.
 
     >>> plan = ShardPlan([1.0, 3.0, 4.0], np.array([0, 2, 3]), epoch_size=8)
@@ -61,6 +64,7 @@ class ShardPlan(Plan):
         epoch_size: EpochSize = "full",
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Arrangement | None = None,
         strata: Strata | None = None,
     ) -> None:
         super().__init__(
@@ -70,6 +74,7 @@ class ShardPlan(Plan):
             epoch_size=epoch_size,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         self.bounds = bounds

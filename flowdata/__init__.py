@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from flowdata import table as table
     from flowdata import tar as tar
     from flowdata import transport as transport
+    from flowdata.core.by_length import ByLength as ByLength
+    from flowdata.core.pack_plan import PackPlan as PackPlan
     from flowdata.core.plan import EpochPlan as EpochPlan
     from flowdata.core.strata import Strata as Strata
     from flowdata.core.weight_summary import WeightSummary as WeightSummary
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
 # Where each name is. A module is imported when one of its names is first used: importing
 # flowdata costs nothing, and its core works where torch is not installed.
 _MODULES = {
+    "core.by_length": ("ByLength",),
+    "core.pack_plan": ("PackPlan",),
     "core.plan": ("EpochPlan",),
     "core.strata": ("Strata",),
     "core.weight_summary": ("WeightSummary",),

@@ -50,7 +50,8 @@ class ClusterPlan(ShardPlan):
     def draws_in_order(self, cluster: int) -> NDArray[np.int64]:
         """The rows of a cluster that are drawn, in the order of the pass."""
         order, counts = self._systematic(cluster)
-        return np.repeat(order, counts) + self.bounds[cluster]
+        drawn: NDArray[np.int64] = np.repeat(order, counts) + self.bounds[cluster]
+        return drawn
 
     def widths(self, cluster: int) -> NDArray[np.int64]:
         """The most that each draw of a cluster can be long, in any epoch: descending.
@@ -192,14 +193,13 @@ class ShardPacks:
         division = xxhash.xxh3_128(self._clusters.bounds.astype("<i8").tobytes())
         division.update(self._clusters.sections.astype("<i8").tobytes())
         packs = {
-            "packs": len(self),
+            "lengths": self._fingerprint,
             "max_length": self.max_length,
             "batch_size": self._batch_size,
             "too_long": self._too_long,
-            "lengths": self._fingerprint,
             "clusters": division.hexdigest(),
         }
-        return self.plan.identity() | {"packed": packs}
+        return self.plan.identity() | {"packs": packs}
 
     def at_epoch(self, epoch: int, *, seed: int | None = None) -> Self:
         """The packs of another epoch (and seed)."""
@@ -346,7 +346,8 @@ def _runs(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int
     """The numbers of runs, one after another."""
     sizes = stops - starts
     ends = np.cumsum(sizes)
-    return np.arange(int(sizes.sum())) + np.repeat(starts - ends + sizes, sizes)
+    runs: NDArray[np.int64] = np.arange(int(sizes.sum())) + np.repeat(starts - ends + sizes, sizes)
+    return runs
 
 
 def _is_alone(packed: NDArray[np.int64]) -> bool:

@@ -7,21 +7,14 @@ some shards at a time and goes through all of them at once, window by window; th
 window come out in a keyed random order. Time and memory grow with shards, not with rows or draws.
 """
 
-import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.permutation import Purpose, random_bits, shuffled
-from flowdata.core.shard_plan import ShardPlan
-from flowdata.core.strata import Strata, deal_to_batches
 from flowdata.streaming.slots import Slots
-
-# The first windows of a worker are an eighth, a quarter and a half of the others: what comes out of
-# a window comes only when all of it was read, and the first batch shall not have to wait for that.
-_FIRST_WINDOWS = (8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -85,6 +78,7 @@ class Window:
         rows: of each of them the rows that are drawn, ascending, repeated where drawn again.
         order: the draws of all of them, one after another, in the order they come out.
         shares: of each of them the share of its rows that the epoch draws.
+        packs: draws of each pack, in that order; None where the stream has none.
     """
 
     group: int
@@ -92,21 +86,34 @@ class Window:
     rows: list[NDArray[np.int64]]
     order: NDArray[np.int64]
     shares: Sequence[float]
+    packs: list[int] | None = None
 
 
-class StreamOrder:
-    """The rows of one epoch's slots, and their windows.
+class SlotOrder(ABC):
+    """The windows over an epoch's slots, each of a draw or a pack.
 
     Args:
-        plan: the draws of the epoch.
-        window: draws that are mixed, at most 65,536 less the shards open.
+        epoch: its number.
+        first_slots: the first slot of each shard in reading order, and their number. In place of a
+            shard there may be several.
         shards_open: shards that are gone through at once.
     """
 
-    def __init__(self, plan: ShardPlan, *, window: int, shards_open: int) -> None:
-        self.epoch = plan.epoch
-        self._plan = plan
-        self._window, self._shards_open = window, shards_open
+    def __init__(self, epoch: int, first_slots: NDArray[np.int64], shards_open: int) -> None:
+        self.epoch = epoch
+        self._first_slots, self._shards_open = first_slots, shards_open
+
+    @abstractmethod
+    def _windows_of_group(self, share: "Share", group: int) -> Iterator["Part"]:
+        """The windows over the shards of a group, the same whatever is done of them."""
+
+    @abstractmethod
+    def _window_of(self, share: "Share", part: "Part", skip: int) -> tuple[Window, int]:
+        """The window over a part, of which so many slots are done; and the draws of these."""
+
+    @abstractmethod
+    def _order_of(self, share: "Share", part: "Part") -> NDArray[np.int64]:
+        """The order in which the slots of a part come out: of its places."""
 
     def windows(
         self, slots: Slots, random_key: Sequence[int], skip: int = 0, *, ranks: int = 1
@@ -119,19 +126,14 @@ class StreamOrder:
             skip: draws that are done; windows done altogether do not appear.
             ranks: that share a batch, if there are strata.
         """
-        share = _Share(slots, self._plan.first_slots, self._shards_open)
+        share = Share(slots, self._first_slots, self._shards_open, random_key, ranks)
         group, skip = share.find_group(skip)
         while group < share.groups:
-            drawn: dict[int, float] = {}
             for part in self._windows_of_group(share, group):
                 if skip >= part.size:
                     skip -= part.size
                     continue
-                rows = self._rows_of(slots, part)
-                order = self._shuffle(random_key, part, rows, ranks)
-                shards = self._plan.shard_order[part.ordinals].tolist()
-                drawn |= {shard: self._share_of(shard) for shard in shards if shard not in drawn}
-                yield Window(group, shards, rows, order, [drawn[shard] for shard in shards]), skip
+                yield self._window_of(share, part, skip)
                 skip = 0
             group += 1
 
@@ -160,7 +162,7 @@ class StreamOrder:
         self, slots: Slots, random_key: Sequence[int], count: int, ranks: int
     ) -> Slots:
         """The places of those of a worker's slots that are drawn first, so many."""
-        share = _Share(slots, self._plan.first_slots, self._shards_open)
+        share = Share(slots, self._first_slots, self._shards_open, random_key, ranks)
         group, left = share.find_group(count)
         drawn = [Slots.run(0, count - left)]
         if left:
@@ -170,75 +172,14 @@ class StreamOrder:
                     left -= part.size
                     continue
                 # Draws come out mixed within a window, so what is done of it are single ones.
-                rows = self._rows_of(slots, part) if self._plan.strata else []
-                order = self._shuffle(random_key, part, rows, ranks)[:left]
+                order = self._order_of(share, part)[:left]
                 drawn.append(Slots.of(part.places()[order]))
                 break
         return Slots.joined(drawn)
 
-    def _windows_of_group(self, share: "_Share", group: int) -> Iterator["_Part"]:
-        """The windows over the shards of a group: each takes an equal part of all of them.
-
-        Shards that are open together are read to their end before the next ones are opened, and
-        all end at the same time.
-        """
-        first = group * self._shards_open
-        chosen = slice(first, first + self._shards_open)
-        ordinals, begin = share.ordinals[chosen], share.begins[chosen]
-        counts = share.ends[chosen] - begin
-        total = int(counts.sum())
-        bounds = _window_bounds(total, self._window, ramp=group == 0)
-        for number, (low, high) in enumerate(itertools.pairwise(bounds)):
-            lows, highs = (begin + counts * bound // total for bound in (low, high))
-            taken = lows < highs
-            if taken.any():
-                yield _Part(group, number, ordinals[taken], lows[taken], highs[taken])
-
-    def _shuffle(
-        self,
-        random_key: Sequence[int],
-        part: "_Part",
-        rows: list[NDArray[np.int64]],
-        ranks: int,
-    ) -> NDArray[np.int64]:
-        """The order in which the draws of a window come out."""
-        bits = random_bits(
-            self._plan.seed,
-            self.epoch,
-            Purpose.WINDOW_ORDER,
-            *random_key,
-            part.group,
-            part.number,
-        )
-        if (strata := self._plan.strata) is None:
-            return shuffled(part.size, bits)
-        codes = self._plan.strata_of(np.concatenate(rows))
-        assert codes is not None
-        return deal_to_batches(
-            codes.argsort(kind="stable"), max(strata.batch_size // ranks, 1), bits
-        )
-
-    def _share_of(self, shard: int) -> float:
-        before = self._plan.draws_before(shard, keep=2 * self._shards_open)
-        return np.count_nonzero(np.diff(before)) / max(before.size - 1, 1)
-
-    def _rows_of(self, slots: Slots, part: "_Part") -> list[NDArray[np.int64]]:
-        """The rows of a window, of each of its shards, ascending."""
-        found = []
-        for ordinal, low, high in zip(
-            part.ordinals.tolist(), part.lows.tolist(), part.highs.tolist(), strict=True
-        ):
-            shard = int(self._plan.shard_order[ordinal])
-            # Windows are made ahead: those of the next shards, while these are being read.
-            before = self._plan.draws_before(shard, keep=2 * self._shards_open)
-            wanted = slots.cut(low, high).array() - self._plan.first_slots[ordinal]
-            rows = np.searchsorted(before, wanted, side="right") - 1
-            found.append(rows + self._plan.bounds[shard])
-        return found
-
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A window as the places that it takes of each shard, by the shards' ordinals.
 
     An ordinal is the number of a shard in the order in which an epoch reads them.
@@ -252,6 +193,7 @@ class _Part:
 
     @property
     def size(self) -> int:
+        """Number of its slots."""
         return int((self.highs - self.lows).sum())
 
     def places(self) -> NDArray[np.int64]:
@@ -260,16 +202,30 @@ class _Part:
         return np.concatenate([np.arange(low, high) for low, high in pairs])
 
 
-class _Share:
+class Share:
     """A worker's slots, cut at shards and at groups of shards.
 
+    Args:
+        slots: of the worker.
+        first_slots: of all shards in reading order, and the end.
+        shards_open: in a group.
+        random_key, ranks: see `StreamOrder.windows`.
+
     Attributes:
-        ordinals: of the shards that it has draws of.
+        ordinals: of the shards that it has slots of.
         begins, ends: which of its slots are those of each.
         groups: number of groups.
     """
 
-    def __init__(self, slots: Slots, first_slots: NDArray[np.int64], shards_open: int) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        first_slots: NDArray[np.int64],
+        shards_open: int,
+        random_key: Sequence[int],
+        ranks: int,
+    ) -> None:
+        self.slots, self.random_key, self.ranks = slots, random_key, ranks
         if not len(slots):
             first_slots = first_slots[:1]
         else:
@@ -282,26 +238,21 @@ class _Share:
         self.ordinals = found + (low if len(slots) else 0)
         self.begins, self.ends = cuts[found], cuts[found + 1]
         self.groups = -(-found.size // shards_open)
+        self._together = shards_open
         last = np.minimum(np.arange(1, self.groups + 1) * shards_open, found.size) - 1
         self._group_ends = self.ends[last]
+
+    def of_group(
+        self, group: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Ordinals, begins and ends of the shards of a group."""
+        chosen = slice(group * self._together, (group + 1) * self._together)
+        return self.ordinals[chosen], self.begins[chosen], self.ends[chosen]
 
     def find_group(self, done: int) -> tuple[int, int]:
         """The group that a draw is in, and how many draws of that group come before it."""
         group = int(np.searchsorted(self._group_ends, done, side="right"))
         return group, done - (int(self._group_ends[group - 1]) if group else 0)
-
-
-def _window_bounds(total: int, window: int, *, ramp: bool) -> list[int]:
-    """Where the windows over so many draws begin and end."""
-    bounds = [0]
-    if ramp:
-        for part in _FIRST_WINDOWS:
-            size = max(window // part, 1)
-            if bounds[-1] + size < total:
-                bounds.append(bounds[-1] + size)
-    start = bounds[-1]
-    windows = -(-(total - start) // window)
-    return bounds + [start + (total - start) * (n + 1) // windows for n in range(windows)]
 
 
 def places_of(draws: int, layout: Layout, rank: int, worker: int) -> Slots:
@@ -328,20 +279,3 @@ def places_of(draws: int, layout: Layout, rank: int, worker: int) -> Slots:
 def share_of(slots: Slots, layout: Layout, rank: int, worker: int) -> Slots:
     """The slots of one worker, see `places_of`."""
     return slots.select(places_of(len(slots), layout, rank, worker))
-
-
-def require_fitting_strata(strata: Strata | None, ranks: int, batch_size: int | None) -> None:
-    """Make sure that the batches of strata are those of all ranks together.
-
-    Raises:
-        ValueError: if they are not, as far as batches are known.
-    """
-    if strata is None:
-        return
-    each, over = divmod(strata.batch_size, ranks)
-    if over or batch_size not in (None, each):
-        raise ValueError(
-            f"strata are of batches of {strata.batch_size} draws over all ranks, but there are "
-            f"{ranks} ranks with batches of {batch_size or each}: give "
-            "Strata(batch_size=batch size of a rank x ranks)"
-        )

@@ -13,7 +13,8 @@ from flowdata.core.states import PLAN, SEED, read_state, save_state
 from flowdata.errors import warn
 from flowdata.guards.counts import EpochCount
 from flowdata.guards.stream import StreamGuard
-from flowdata.streaming.order import Layout, StreamOrder, require_fitting_strata, share_of
+from flowdata.streaming.draw_order import StreamOrder, require_fitting_strata
+from flowdata.streaming.order import Layout, share_of
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
     CURRENT_ORDER,

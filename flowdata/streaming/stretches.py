@@ -15,7 +15,7 @@ import numpy as np
 
 from flowdata.core.states import EPOCH, SEED, shown
 from flowdata.errors import MismatchError
-from flowdata.streaming.order import Layout, StreamOrder
+from flowdata.streaming.order import Layout, SlotOrder
 from flowdata.streaming.shared_epochs import MOST_EPOCHS, MOST_WORKERS
 from flowdata.streaming.slots import Slots
 
@@ -82,7 +82,7 @@ def continue_stretches(
     return stretches, Stretch(layout, 0)
 
 
-def remaining_slots(order: StreamOrder, draws: int, stretches: Sequence[Stretch]) -> Slots:
+def remaining_slots(order: SlotOrder, draws: int, stretches: Sequence[Stretch]) -> Slots:
     """The slots of an epoch of so many draws that are not drawn yet after some stretches.
 
     Raises:

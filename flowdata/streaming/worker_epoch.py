@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from flowdata.streaming.order import StreamOrder, Window
+from flowdata.streaming.order import SlotOrder, Window
 from flowdata.streaming.slots import Slots
 
 
@@ -19,7 +19,7 @@ class WorkerEpoch:
     """
 
     def __init__(
-        self, order: StreamOrder, slots: Slots, random_key: Sequence[int], ranks: int
+        self, order: SlotOrder, slots: Slots, random_key: Sequence[int], ranks: int
     ) -> None:
         self._order, self._slots = order, slots
         self._random_key, self._ranks = random_key, ranks

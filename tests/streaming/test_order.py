@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from flowdata.core.shard_plan import ShardPlan
-from flowdata.streaming.order import Layout, StreamOrder, share_of
+from flowdata.streaming.draw_order import StreamOrder
+from flowdata.streaming.order import Layout, share_of
 from flowdata.streaming.slots import Slots
 
 SEED = 5

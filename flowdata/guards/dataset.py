@@ -46,7 +46,7 @@ class DatasetGuard:
         self._epochs = epochs
         self._owner = owner
         self._set_epochs = SetEpochs()
-        self._has_looked = False
+        self._has_looked = self._has_advised_of_order = False
         self._looks = _Looks()
         self._passes = _Passes()
 
@@ -68,6 +68,17 @@ class DatasetGuard:
         if caller.sampler_iterates and not caller.accelerate_builds_loader:
             advise_even_batches(caller, draws)
             self._advise_setting(caller)
+
+    def on_len_of_arranged(self, arrangement: str) -> None:
+        """As `on_len`, of draws whose batches are those of an arrangement, named by its class."""
+        if enabled() and not self._has_advised_of_order and find_caller().sampler_shuffles:
+            self._has_advised_of_order = True
+            warn(
+                f"the batches of this {self._owner} are those of {arrangement} only if its draws "
+                "are read in order, and this loader shuffles them: leave shuffle=True out (under "
+                'the transformers Trainer: train_sampling_strategy="sequential"), as the draws are '
+                "shuffled already"
+            )
 
     def on_items(self, draws: int) -> None:
         """Items are read; who asks for them is found out once."""
@@ -99,9 +110,12 @@ class DatasetGuard:
             ValueError: where transformers reads their lengths, to group them.
         """
         if find_caller().reads_lengths:
+            # Packs need no other rows beside them.
+            packed = self._owner != "FlowDataset"
+            grouped = "" if packed else "arrange=flowdata.ByLength(lengths, batch_size=...) and "
             raise ValueError(
                 "the lengths of the draws of one epoch say nothing about the next: "
-                f"{self._owner} cannot be grouped by length. Use "
+                f"{self._owner} cannot be grouped by length by the Trainer. Use {grouped}"
                 'TrainingArguments(train_sampling_strategy="sequential"): the draws are shuffled '
                 "already"
             )

@@ -47,6 +47,8 @@ _TUNER = ".tuner."
 _STATEFUL = "torchdata.stateful_dataloader."
 _ITERATOR = "_StatefulBaseDataLoaderIter._next_index"
 _BATCHES = "_BatchSamplerIterator."
+# torch 2.13, torch/utils/data/sampler.py, and torchdata 0.11; that of accelerate is one of torch's.
+_RANDOM = "RandomSampler.__iter__"
 _DRAWS = "flowdata.map_style.dataset"
 # transformers 5.23, trainer_pt_utils.py: both samplers read the length of every item when they
 # are built, which `Trainer._get_train_sampler` does.
@@ -90,6 +92,8 @@ class Caller:
     """A sampler of transformers reads the length of every item."""
     sampler_iterates: bool = False
     """A sampler of torch begins a pass."""
+    sampler_shuffles: bool = False
+    """A sampler of torch or torchdata begins a pass in a random order."""
     forgetting_part: str = ""
     """The class between torchdata's StatefulDataLoader and a sampler that has no state."""
     fast_forwards: bool = False
@@ -196,6 +200,7 @@ def _has_state(part: Any) -> bool:
 def _inspect_torchdata(caller: Caller, module: str, function: str, frame: FrameType) -> None:
     if not module.startswith(_STATEFUL):
         return
+    caller.sampler_shuffles |= function == _RANDOM
     loop: Any = frame.f_locals.get("self")
     if function == _ITERATOR:
         over, through = vars(loop)["_sampler_iter"], vars(loop)["_index_sampler"]
@@ -242,12 +247,15 @@ def _inspect_transformers(caller: Caller, module: str, function: str, _: FrameTy
     )
 
 
-def _inspect_torch(caller: Caller, module: str, function: str, _: FrameType) -> None:
+def _inspect_torch(caller: Caller, module: str, function: str, frame: FrameType) -> None:
     # torch 2.13, torch/utils/data/sampler.py: samplers ask the data set for its length in
     # `__iter__`, which a loader calls at the beginning of each pass.
     caller.sampler_iterates |= module.startswith("torch.utils.data.") and function.endswith(
         "Sampler.__iter__"
     )
+    caller.sampler_shuffles |= function == _RANDOM
+    if function == "DistributedSampler.__iter__":
+        caller.sampler_shuffles |= frame.f_locals["self"].shuffle
 
 
 _FRAMEWORKS = {

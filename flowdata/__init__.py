@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from flowdata.errors import TableFileError as TableFileError
     from flowdata.map_style.dataset import FlowDataset as FlowDataset
     from flowdata.map_style.distributed import DistributedFlowSampler as DistributedFlowSampler
+    from flowdata.map_style.pack_collator import PackCollator as PackCollator
+    from flowdata.map_style.pack_collator import pack_rows as pack_rows
+    from flowdata.map_style.pack_sampler import FlowPackSampler as FlowPackSampler
+    from flowdata.map_style.packs import FlowPacks as FlowPacks
     from flowdata.map_style.sampler import FlowSampler as FlowSampler
     from flowdata.reweight import UnweightedLossError as UnweightedLossError
     from flowdata.reweight import WeightedTarget as WeightedTarget
@@ -75,6 +79,9 @@ _MODULES = {
     ),
     "map_style.dataset": ("FlowDataset",),
     "map_style.distributed": ("DistributedFlowSampler",),
+    "map_style.pack_collator": ("PackCollator", "pack_rows"),
+    "map_style.pack_sampler": ("FlowPackSampler",),
+    "map_style.packs": ("FlowPacks",),
     "map_style.sampler": ("FlowSampler",),
     "reweight": ("UnweightedLossError", "WeightedTarget", "register_loss", "weighted_mean"),
     "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe"),

@@ -59,7 +59,8 @@ class SamplerPass(Iterator[Iterator[Any]]):
     @property
     def epoch(self) -> int:
         """The epoch that is drawn, or will be."""
-        return self.cursor.plan.epoch
+        epoch: int = self.cursor.plan.epoch
+        return epoch
 
     @property
     def started(self) -> bool:

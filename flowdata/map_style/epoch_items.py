@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset
 
-from flowdata.core.plan import Plan
 from flowdata.core.states import EPOCH, PLAN, SEED, read_state, save_state, saved_count
 from flowdata.errors import MismatchError
 from flowdata.guards.counts import EpochCount
@@ -19,8 +18,29 @@ from flowdata.map_style.served import MOST, ServedDraws, require_cell
 
 _NAMED = "named"
 
+
+class PlanOfItems(Protocol):
+    """An EpochPlan, or a PackPlan, whose items are packs."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch."""
+
+    @property
+    def seed(self) -> int:
+        """The seed of all epochs."""
+
+    def __len__(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What decides what an epoch has, except seed and epoch."""
+
+    def at_epoch(self, epoch: int, *, seed: int | None = None) -> Self:
+        """The plan of another epoch."""
+
+
 T_co = TypeVar("T_co", covariant=True)
-P = TypeVar("P", bound=Plan)
+P = TypeVar("P", bound=PlanOfItems)
 
 
 class EpochItems(Dataset[T_co], Generic[T_co, P]):

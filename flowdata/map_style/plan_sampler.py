@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from flowdata.core.cursor import Cursor
 from flowdata.core.permutation import CHUNK
-from flowdata.core.plan import EpochPlan
+from flowdata.core.weights import FlowWeights
 from flowdata.guards.lengths import advise_rows
 from flowdata.map_style.draw_iterator import Items, rows_of
 from flowdata.map_style.progress import SamplerProgress
@@ -36,19 +36,21 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
         return copied
 
     @property
-    def plan(self) -> EpochPlan:
-        """The plan of `epoch`."""
+    def plan(self) -> Any:
+        """The plan of `epoch`: an EpochPlan, or a PackPlan."""
         return self._progress.upcoming().plan
 
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration draws."""
-        return self.plan.epoch
+        epoch: int = self.plan.epoch
+        return epoch
 
     @property
     def seed(self) -> int:
         """The seed of all epochs."""
-        return self.plan.seed
+        seed: int = self.plan.seed
+        return seed
 
     @property
     def num_replicas(self) -> int:
@@ -62,19 +64,24 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
 
     @property
     def drop_last(self) -> bool:
-        """Whether the draws of an incomplete round of ranks are left out."""
+        """Whether what is drawn in an incomplete round of ranks is left out."""
         return self._progress.upcoming().drop_last
 
     @property
     def num_samples(self) -> int:
-        """Draws of this rank in a whole epoch."""
+        """Draws, or packs, of this rank in a whole epoch."""
         return len(self._progress.upcoming().at(self.epoch))
+
+    @property
+    def _weights(self) -> FlowWeights:
+        weights: FlowWeights = self.plan.weights
+        return weights
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __iter__(self) -> Iterator[T_co]:
-        advise_rows(self.plan.weights)
+        advise_rows(self._weights)
         return self._progress.iterate()
 
     def set_epoch(self, epoch: int) -> None:
@@ -90,8 +97,9 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
 
         Args:
             position: draws of the current epoch that were trained on, over all ranks
-                (steps x batch size x ranks). By default those that were asked for, which under
-                DataLoader workers, and under accelerate, includes batches fetched ahead.
+                (steps x batch size x ranks), or packs (steps x ranks). By default those that were
+                asked for, which under DataLoader workers, and under accelerate, includes batches
+                fetched ahead.
 
         Raises:
             ValueError: for a position beyond the end of the epoch.

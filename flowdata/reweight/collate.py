@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.reweight.collated_rows import CollatedRows, copied
 from flowdata.reweight.target import WeightedTarget
 from flowdata.reweight.target_data import plain
-from flowdata.reweight.weighted_data import WeightedItem
 
 AddWeights: TypeAlias = Callable[[Any], WeightedTarget]
 Target: TypeAlias = int | str | Callable[[Any, AddWeights], Any] | None

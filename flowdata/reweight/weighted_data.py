@@ -3,7 +3,6 @@
 import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import InvalidLossError
 from flowdata.map_style.checked_weights import require_length
+from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.table.loss_table import LossTable
 
 WEIGHT_KEY = "__weight__"
@@ -21,16 +21,6 @@ _KEY = "__key__"
 _PAIR = 2
 """Parts of a tuple without a weight: input and target."""
 _PASSED_ON = ("set_epoch", "state_dict", "load_state_dict")
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedItem:
-    """An item with its weight: a number, or those of its tokens."""
-
-    item: Any
-    weight: Any
-    name: Any
-    """Its row, or its key in a stream."""
 
 
 class WeightedRows(Dataset[WeightedItem]):

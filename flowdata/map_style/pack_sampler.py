@@ -1,0 +1,124 @@
+"""FlowPackSampler: the packs of an epoch as a torch batch sampler."""
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from flowdata.core.cursor import Cursor
+from flowdata.core.lengths import HasLengths
+from flowdata.core.pack_plan import PackPlan, TooLong
+from flowdata.core.plan import EpochSize, Scheme
+from flowdata.core.strata import Strata
+from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.map_style.checked_weights import (
+    require_alpha,
+    require_length,
+    require_rows,
+    warn_of_zeros,
+)
+from flowdata.map_style.plan_sampler import PlanSampler, require_rank
+from flowdata.map_style.planned_packs import plan_packs
+
+_CHUNK = 256
+"""Packs whose rows are looked up at a time."""
+
+
+class FlowPackSampler(PlanSampler[list[int]]):
+    """Draws packs of rows; give it to a DataLoader as ``batch_sampler=``.
+
+    Each batch is one pack: a list of rows of at most ``max_length`` tokens in all, for a
+    ``collate_fn`` that puts them into one row of the model's input, `pack_rows` or transformers'
+    ``DataCollatorWithFlattening``. The number of packs is the same in every epoch, and a multiple
+    of ``batch_size``. Every ``iter()`` is the next epoch, unless `set_epoch` names one.
+
+    Of R replicas, rank r takes packs r, r + R, r + 2R, ...; where R divides ``batch_size``, all
+    ranks have as many. The state is (seed, epoch, position), where the position counts the packs
+    of all ranks; it can be loaded with another number of ranks. See `FlowSampler`.
+
+    Args:
+        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`.
+        lengths: tokens of each row: n whole numbers, or a LossTable that has them; default those
+            of ``weights``, if it is such a table.
+        max_length: tokens that a pack has room for.
+        batch_size: packs that are trained on together, by all ranks.
+        num_replicas: R.
+        rank: r, in [0, R).
+        drop_last: leave out the packs of the last incomplete round of ranks.
+        dataset: the data that is drawn from: its length is checked, and nothing else done with it.
+        too_long: "raise", or "truncate", for a ``collate_fn`` that cuts longer rows to
+            ``max_length``.
+
+    Raises:
+        MismatchError: for weights, lengths or a data set of other rows, or rows that `reweight`
+            has weighted for another alpha.
+        ValueError: for rows that are too long, options that do not fit, or a rank outside
+            [0, num_replicas).
+
+    >>> packs = FlowPackSampler([1.0, 1.0, 1.0], [3, 2, 4], max_length=5)
+    >>> len(packs), sorted(sorted(pack) for pack in packs)
+    (2, [[0, 1], [2]])
+    """
+
+    def __init__(
+        self,
+        weights: FlowWeights | HasWeights | ArrayLike,
+        lengths: HasLengths | ArrayLike | None = None,
+        max_length: int | None = None,
+        *,
+        batch_size: int = 1,
+        epoch_size: EpochSize = "full",
+        seed: int = 0,
+        scheme: Scheme = "systematic",
+        alpha: float = 1.0,
+        strata: Strata | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
+        drop_last: bool = False,
+        dataset: Any = None,
+        too_long: TooLong = "raise",
+    ) -> None:
+        require_rank(rank, num_replicas)
+        plan = plan_packs(
+            weights,
+            lengths,
+            max_length,
+            batch_size=batch_size,
+            too_long=too_long,
+            epoch_size=epoch_size,
+            seed=seed,
+            scheme=scheme,
+            alpha=alpha,
+            strata=strata,
+        )
+        if dataset is not None:
+            require_rows(dataset)
+            require_length(dataset, len(plan.plan.weights))
+            require_alpha(dataset, weights, alpha)
+        warn_of_zeros(plan.plan.weights, alpha)
+        start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
+        if len(start) == 0:
+            raise ValueError(
+                f"drop_last=True leaves no pack: the epoch has {len(plan)} packs for "
+                f"{num_replicas} replicas"
+            )
+        super().__init__(start, items=packs_of, chunk=_CHUNK)
+
+    @property
+    def plan(self) -> PackPlan:
+        """The packs of `epoch`."""
+        plan: PackPlan = super().plan
+        return plan
+
+    @property
+    def fill(self) -> float:
+        """The share of the packs' room that is tokens, in the mean over epochs."""
+        return self.plan.fill
+
+    @property
+    def _weights(self) -> FlowWeights:
+        return self.plan.plan.weights
+
+
+def packs_of(place: Cursor, start: int, stop: int) -> list[list[int]]:
+    """The rows of each pack in steps [start, stop) from a place on."""
+    return [rows.tolist() for rows in place.plan.of(place.numbers(start, stop))]

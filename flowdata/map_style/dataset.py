@@ -6,6 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.arrangement import Arrangement
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
@@ -44,8 +45,10 @@ class FlowDataset(EpochItems[T_co, EpochPlan], Generic[T_co]):
 
     Args:
         dataset: map-style data set of n rows; ``__getitems__`` is used where it has one.
-        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`. Batches are filled from
-            strata only if the sampler is sequential.
+        weights, epoch_size, seed, scheme, alpha, arrange, strata: see `EpochPlan`. Batches are
+            those of `Strata` or `ByLength` only where draws are read in order: without
+            ``shuffle=True``, under the transformers Trainer by
+            ``TrainingArguments(train_sampling_strategy="sequential")``.
 
     Raises:
         MismatchError: when data set and weights have different lengths, or the data set's rows
@@ -69,6 +72,7 @@ class FlowDataset(EpochItems[T_co, EpochPlan], Generic[T_co]):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Arrangement | None = None,
         strata: Strata | None = None,
     ) -> None:
         require_numbered_rows(dataset)
@@ -78,6 +82,7 @@ class FlowDataset(EpochItems[T_co, EpochPlan], Generic[T_co]):
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         require_length(dataset, len(plan.weights))
@@ -98,6 +103,11 @@ class FlowDataset(EpochItems[T_co, EpochPlan], Generic[T_co]):
             super().__setattr__(name, value)
         else:
             setattr(dataset, name, value)
+
+    def __len__(self) -> int:
+        if (arrange := self._plan.arrange) is not None:
+            self._guard.on_len_of_arranged(type(arrange).__name__)
+        return super().__len__()
 
     @overload
     def __getitem__(self, draw: int) -> T_co: ...

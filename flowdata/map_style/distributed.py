@@ -7,6 +7,7 @@ import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch.utils.data import DistributedSampler
 
+from flowdata.core.arrangement import Arrangement
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
@@ -41,6 +42,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Arrangement | None = None,
         strata: Strata | None = None,
         drop_last: bool = False,
         dataset: Any = None,
@@ -60,6 +62,7 @@ class DistributedFlowSampler(FlowSampler, DistributedSampler[int]):  # type: ign
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
             num_replicas=num_replicas,
             rank=rank,

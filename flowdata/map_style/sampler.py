@@ -4,6 +4,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from flowdata.core.arrangement import Arrangement
 from flowdata.core.cursor import Cursor
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
@@ -31,7 +32,7 @@ class FlowSampler(PlanSampler[int]):
     torchdata's StatefulDataLoader, or state the position yourself, see `state_dict`.
 
     Args:
-        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`.
+        weights, epoch_size, seed, scheme, alpha, arrange, strata: see `EpochPlan`.
         num_replicas: R. Leave it 1 under frameworks that split the sampler themselves
             (accelerate, transformers).
         rank: r, in [0, R).
@@ -63,6 +64,7 @@ class FlowSampler(PlanSampler[int]):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Arrangement | None = None,
         strata: Strata | None = None,
         num_replicas: int = 1,
         rank: int = 0,
@@ -76,6 +78,7 @@ class FlowSampler(PlanSampler[int]):
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         if dataset is not None:
@@ -90,3 +93,9 @@ class FlowSampler(PlanSampler[int]):
                 f"{num_replicas} replicas"
             )
         super().__init__(start)
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of `epoch`."""
+        plan: EpochPlan = super().plan
+        return plan

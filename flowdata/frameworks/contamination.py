@@ -16,7 +16,7 @@ from flowdata.errors import FlowDataError
 
 Collate: TypeAlias = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
-_MOST_TOKENS = 64
+MOST_TOKENS = 64
 """Of each sample: what looks across samples moves the first tokens most."""
 _IGNORED = -100
 # How far a token's loss may move by rounding. The first sample of a pack sees nothing of the
@@ -61,6 +61,7 @@ def require_separate(
     pack: Mapping[str, Any],
     *,
     collate: Collate | None = None,
+    batch_size: int = 1,
     **inputs: Any,
 ) -> Separation:
     """Make sure, before training, that a model reads each sample of a pack as if it were alone.
@@ -73,6 +74,8 @@ def require_separate(
         model: a causal language model that gives logits.
         pack: ``input_ids`` and ``position_ids`` of a pack: an item of `FlowPacks`, say.
         collate: what makes a batch of the items of `FlowPacks`, as the loader has it.
+        batch_size: packs in a batch of the loader: several of them in one batch are seen by some
+            models as they see none of one.
         inputs: what the loop gives the model beside the batch, such as ``use_cache=False``.
 
     Returns:
@@ -88,23 +91,31 @@ def require_separate(
     """
     make = _tensors if collate is None else collate
     samples = two_samples(pack["input_ids"], pack["position_ids"])
-    return require_apart(model, samples, lambda given: make([_item(given)]), **inputs)
+    copies = min(batch_size, 2) if collate else 1
+    given = [make([_item(part)] * copies) for part in (samples, samples[:1], samples[1:])]
+    return require_apart(model, samples, given, **inputs)
 
 
 def require_apart(
     model: nn.Module,
     samples: Sequence[Tensor],
-    batch_of: Callable[[Sequence[Tensor]], Mapping[str, Any]],
+    batches: Sequence[Mapping[str, Any]],
     **inputs: Any,
 ) -> Separation:
-    """As `require_separate`, of two samples' token ids and of what packs samples into a batch."""
+    """As `require_separate`.
+
+    Args:
+        model: see there.
+        samples: token ids of two samples.
+        batches: that begin with a pack of both, and with one of each.
+        inputs: see there.
+    """
     model = _unwrapped(model)
     _require_positions(model)
     checkpointed = any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if checkpointed and "use_cache" not in inputs and _takes(model, "use_cache"):
         # transformers 5.23, utils/generic.py, merge_with_config_defaults: no cache in training.
         inputs["use_cache"] = False
-    batches = [batch_of(given) for given in (samples, samples[:1], samples[1:])]
     found = _compare(model, samples, batches, inputs)
     if not found.is_clean:
         raise ContaminationError(_refusal(model, samples, batches, inputs, found))
@@ -124,7 +135,7 @@ def two_samples(ids: Any, positions: Any) -> list[Tensor]:
             f"two samples of two tokens are needed to see whether a model keeps samples apart, got "
             f"a pack of {len(ids)} tokens: give a pack of more"
         )
-    return [part[:_MOST_TOKENS] for part in parts[:2]]
+    return [part[:MOST_TOKENS] for part in parts[:2]]
 
 
 def _item(samples: Sequence[Tensor]) -> dict[str, Any]:

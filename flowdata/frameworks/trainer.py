@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from flowdata.frameworks.pack_checks import require_packs_apart
 from flowdata.frameworks.sources import Source, sources_of
 
 _ATTRIBUTES = "attributes"
@@ -16,12 +17,13 @@ _NEEDS_DATA = "needs_data"
 
 
 class FlowCallback(TrainerCallback, ExportableState):
-    """Sets the epoch of the FlowDataset, FlowSampler or FlowShards that the Trainer draws from.
+    """Sets the epoch of the data set, sampler or stream of flowdata that the Trainer draws from.
 
     It makes every sampling order right, on any number of processes and after
     ``resume_from_checkpoint``. A FlowDataset with ``train_sampling_strategy="sequential"`` is
     right without it, and so is FlowShards, as long as the number of processes stays. How many
-    draws make a step is saved in the checkpoint.
+    draws make a step is saved in the checkpoint. Where packs are drawn, it makes sure that the
+    model keeps their samples apart, see `flowdata.frameworks.contamination`.
 
     Args:
         data: what the Trainer draws from, where its ``get_train_dataloader`` returns a loader of
@@ -29,6 +31,7 @@ class FlowCallback(TrainerCallback, ExportableState):
 
     Raises:
         ValueError: on training where there is nothing of flowdata.
+        ContaminationError: on training, for a model that lets the samples of packs see each other.
         RuntimeError: on resuming with another number of draws a step: the Trainer counts steps,
             and would repeat draws or leave some out; and where the Trainer has made the callback
             again without its data.
@@ -68,9 +71,11 @@ class FlowCallback(TrainerCallback, ExportableState):
                 "trainer.train_dataset after building the trainer; where get_train_dataloader "
                 "returns a loader of your own, name what it draws from, FlowCallback(dataset)"
             )
-        self.draws_a_step = _draws_a_step(args, loader)
+        self.draws_a_step = draws_a_step(args, loader)
         if state.global_step > 0 and not args.ignore_data_skip:
             self._check_step(state)
+        for source in self._sources:
+            require_packs_apart(kwargs["model"], source, loader, args.train_batch_size)
         # As the Trainer counts: state.epoch is also a fraction where an epoch was cut short.
         self._next_epoch = state.global_step // _steps_an_epoch(args, state, loader)
 
@@ -95,8 +100,8 @@ class FlowCallback(TrainerCallback, ExportableState):
             )
 
 
-def _draws_a_step(args: TrainingArguments, loader: Any) -> int:
-    """Draws of all processes for a step of the optimizer."""
+def draws_a_step(args: TrainingArguments, loader: Any = None) -> int:
+    """Items of all processes for a step of the optimizer: draws, or packs."""
     config: Any = args.accelerator_config
     size = args.train_batch_size
     if args.auto_find_batch_size:

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer: draws from its own tokenized rows, and weighted losses."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import datasets
 import numpy as np
@@ -8,9 +8,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from flowdata.core.lengths import HasLengths, as_lengths, require_fitting
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError, warn
+from flowdata.frameworks.trl_packs import set_packs
 from flowdata.map_style.dataset import FlowDataset
+from flowdata.map_style.epoch_items import EpochItems
+from flowdata.map_style.packs import FlowPacks
 
 ROW = "flowdata_row"
 """The column by which the rows of a trainer are known."""
@@ -34,33 +38,78 @@ def number_rows(dataset: Any) -> Any:
     return dataset.add_column(ROW, np.arange(len(dataset)))
 
 
+@overload
 def draw_from(
-    trainer: Any, weights: FlowWeights | HasWeights | ArrayLike, **options: Any
-) -> FlowDataset[Any]:
+    trainer: Any,
+    weights: FlowWeights | HasWeights | ArrayLike,
+    *,
+    packing: Literal[False] = False,
+    **options: Any,
+) -> FlowDataset[Any]: ...
+@overload
+def draw_from(
+    trainer: Any,
+    weights: FlowWeights | HasWeights | ArrayLike,
+    *,
+    packing: Literal[True],
+    max_length: int | None = None,
+    lengths: HasLengths | ArrayLike | None = None,
+    **options: Any,
+) -> FlowPacks: ...
+def draw_from(
+    trainer: Any,
+    weights: FlowWeights | HasWeights | ArrayLike,
+    *,
+    packing: bool = False,
+    max_length: int | None = None,
+    lengths: HasLengths | ArrayLike | None = None,
+    **options: Any,
+) -> FlowDataset[Any] | FlowPacks:
     """Have a trainer of TRL draw from its rows by weight; call it before ``trainer.train()``.
 
     TRL tokenizes the data set it is given row by row, and takes none but its own kind; so this
     sets ``trainer.train_dataset`` to a `FlowDataset` of what it made. Of rows that TRL has dropped,
     as they do not fit its ``max_length``, the weights are dropped too.
 
+    With ``packing`` it is a `FlowPacks`, and a batch of the SFTTrainer has that many packs, one
+    after the other without padding: ``input_ids``, ``labels`` and ``position_ids``, and no
+    ``attention_mask``. The number of packs is one that processes and steps divide. It sets the
+    trainer's collator, ``args.remove_unused_columns`` and a `FlowCallback`; leave ``args.packing``
+    out. Evaluation stays as it is.
+
     Args:
         trainer: an SFTTrainer, or another trainer of TRL with a map-style ``train_dataset``.
         weights: one for each row of the data set that the trainer was given, in that order; or
             that was given to `number_rows`.
-        options: of `FlowDataset`: epoch_size, seed, scheme, alpha, strata.
+        packing: put draws together into packs; for SFTTrainer on text.
+        max_length: tokens that a pack has room for; default that of the trainer's arguments.
+        lengths: tokens of each row as TRL tokenizes it, in the order of the weights; by default
+            they are counted.
+        options: of `FlowDataset` or `FlowPacks`: epoch_size, seed, scheme, alpha, arrange, ...
 
     Returns:
         The data set that is trained on.
 
     Raises:
+        ContaminationError: for a model that lets the samples of a pack see each other.
         ValueError: where the trainer has put its rows in another order, or packed them.
         MismatchError: where it has dropped rows, and it cannot be told which.
-        TypeError: for a stream.
+        TypeError: for a stream, and for packs of what is no text for SFTTrainer.
 
     Warns:
         FlowDataWarning: which rows were dropped, if any of them has a weight above 0.
     """
-    kept = kept_weights(trainer, weights)
+    given = as_weights(weights)
+    numbers = _rows_of(trainer, len(given))
+    kept = _kept(given, numbers)
+    if packing:
+        if lengths is not None:
+            lengths = as_lengths(lengths)
+            require_fitting(lengths, given)
+            lengths = lengths[numbers]
+        return set_packs(trainer, kept, max_length, lengths, options)
+    if max_length is not None or lengths is not None:
+        raise ValueError("max_length and lengths are of packs: draw_from(..., packing=True)")
     rows = trainer.train_dataset
     if ROW in rows.column_names:
         rows = rows.remove_columns(ROW)
@@ -72,7 +121,10 @@ def draw_from(
 def kept_weights(trainer: Any, weights: FlowWeights | HasWeights | ArrayLike) -> FlowWeights:
     """The weights of those rows that a trainer of TRL has kept, in its order; see `draw_from`."""
     given = as_weights(weights)
-    rows = _rows_of(trainer, len(given))
+    return _kept(given, _rows_of(trainer, len(given)))
+
+
+def _kept(given: FlowWeights, rows: NDArray[np.int64]) -> FlowWeights:
     if np.array_equal(rows, np.arange(len(given))):
         return given
     _report_dropped(rows, given)
@@ -82,13 +134,14 @@ def kept_weights(trainer: Any, weights: FlowWeights | HasWeights | ArrayLike) ->
 def _rows_of(trainer: Any, weights: int) -> NDArray[np.int64]:
     """For each row that is trained on, which of the weighted rows it was."""
     dataset, args = trainer.train_dataset, trainer.args
-    if isinstance(dataset, FlowDataset):
-        raise ValueError("the trainer draws from a FlowDataset already: call draw_from once")
+    if isinstance(dataset, EpochItems):
+        kind = type(dataset).__name__
+        raise ValueError(f"the trainer draws from a {kind} already: call draw_from once")
     _require_table(dataset)
     if getattr(args, "packing", False):
         raise ValueError(
             "packing=True makes other rows of the scored ones: leave it out of the trainer's "
-            "arguments"
+            "arguments, and pack what is drawn: draw_from(trainer, weights, packing=True)"
         )
     if ROW in dataset.column_names:
         return _numbered_rows(dataset, weights)

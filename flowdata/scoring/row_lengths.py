@@ -59,6 +59,30 @@ def lengths(
         TableFileError: when ``output`` cannot be written, or someone else is writing it.
         TypeError, ValueError: for what is no data set, or naming a row that cannot be read.
     """
+    found = count_lengths(
+        dataset,
+        loss,
+        output=output,
+        num_workers=num_workers,
+        save_every=save_every,
+        rank_timeout=rank_timeout,
+        progress=progress,
+    ).lengths
+    assert found is not None
+    return found
+
+
+def count_lengths(
+    dataset: Any,
+    loss: CausalLM | None = None,
+    *,
+    output: str | PathLike[str] | None = None,
+    num_workers: int = 0,
+    save_every: float = 30.0,
+    rank_timeout: float = RANK_TIMEOUT,
+    progress: bool = True,
+) -> LossTable:
+    """The table of lengths alone that `lengths` makes, which also knows how many rows were cut."""
     options = CausalLM() if loss is None else loss
     if not isinstance(options, CausalLM):
         raise TypeError(
@@ -75,7 +99,7 @@ def lengths(
                 f"{parts.table} is a table of losses, and output= is for a new file: choose "
                 "another one, and give the table its lengths by with_lengths"
             )
-        table = run_pass(
+        return run_pass(
             _LengthPass(options),
             dataset,
             provenance,
@@ -87,9 +111,6 @@ def lengths(
             progress=progress,
             title="tokenizing",
         )
-    found = table.lengths
-    assert found is not None
-    return found
 
 
 class _LengthPass:
@@ -146,6 +167,9 @@ def add_lengths(
         table: file of a loss table of this data set.
         dataset, loss, options: see `lengths`.
 
+    Returns:
+        The lengths, as `count_lengths`.
+
     Raises:
         MismatchError: for a table of other data.
         TableFileError: for a file that is no loss table, or cannot be written.
@@ -154,9 +178,8 @@ def add_lengths(
     place = Parts(table).table
     LossTable.load(place, dataset=dataset)
     beside = place.with_name(f"{place.name}.lengths")
-    found = lengths(dataset, loss, output=beside, **options)
+    found = count_lengths(dataset, loss, output=beside, **options)
     # With all that it has: what is not read is not written again.
-    whole = LossTable.load(place, dataset=dataset, tokens=True).with_lengths(found)
-    whole.save(place)
+    LossTable.load(place, dataset=dataset, tokens=True).with_lengths(found).save(place)
     beside.unlink()
-    return whole
+    return found

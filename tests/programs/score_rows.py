@@ -95,7 +95,9 @@ def main():
     )
     rank = int(os.environ.get("RANK", "0"))
     tokens = None if table.token_losses is None else table.token_losses.tolist()
-    Path(f"{CONFIG['result']}.{rank}").write_text(json.dumps([table.losses.tolist(), tokens]))
+    lengths = None if table.lengths is None else table.lengths.tolist()
+    result = [table.losses.tolist(), tokens, lengths]
+    Path(f"{CONFIG['result']}.{rank}").write_text(json.dumps(result))
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     print(f"peak {peak.split()[1]}")

@@ -103,8 +103,8 @@ def test_a_pass_killed_at_random_moments_scores_nothing_twice_but_what_was_in_fl
     whole = config | {"output": str(tmp_path / "whole.parquet"), "pause": 0.0}
     whole |= {"result": str(tmp_path / "whole"), "log": str(tmp_path / "whole.log")}
     finish(start(whole))
-    losses, tokens = result(config)
-    losses_at_once, tokens_at_once = result(whole)
+    losses, tokens, lengths = result(config)
+    losses_at_once, tokens_at_once, _ = result(whole)
     if kind == "function":
         assert losses == losses_at_once
         assert tokens is None
@@ -112,6 +112,7 @@ def test_a_pass_killed_at_random_moments_scores_nothing_twice_but_what_was_in_fl
         # Other rows are left together after a kill, and matrix products round by their shape.
         assert losses == pytest.approx(losses_at_once, rel=1e-6)
         assert tokens == pytest.approx(tokens_at_once, rel=1e-5)
+        assert lengths == [2 + row % 9 for row in range(ROWS)]
 
 
 @pytest.mark.slow

@@ -55,6 +55,7 @@ def alone(tmp_path_factory):
 def same(found, expected):
     assert found[0] == pytest.approx(expected[0], rel=1e-6)
     assert found[1] == pytest.approx(expected[1], rel=1e-5)
+    assert found[2] == [2 + row % 9 for row in range(ROWS)]
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_an_invalid_loss_on_one_rank_ends_the_pass_and_what_was_scored_is_kept(t
     assert kept & set(range(0, ROWS, 2))
     before = logged(config)
     finish(start(2, config | {"on_invalid": "drop"}))
-    for losses, _ in results(config, 2):
+    for losses, *_ in results(config, 2):
         assert [row for row, loss in enumerate(losses) if math.isnan(loss)] == [80]
         assert losses[:80] + losses[81:] == pytest.approx(alone[0][:80] + alone[0][81:], rel=1e-6)
     again = logged(config) - before

@@ -1,0 +1,397 @@
+"""lengths: what CausalLM says of the same rows, without a model, through kills, ranks and cuts."""
+
+import contextlib
+import copy
+import io
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from language_models import llama, samples
+from tokenizer_families import CHATML, family
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import flowdata
+from flowdata import (
+    CausalLM,
+    FlowDataWarning,
+    InvalidLossError,
+    LossTable,
+    MismatchError,
+    ShardRows,
+    TableFileError,
+    lengths,
+    score,
+)
+from flowdata.scoring.language import LanguagePass
+from flowdata.scoring.part_file import read_part, write_part
+from flowdata.scoring.parts import Parts
+from flowdata.scoring.row_lengths import _LengthPass, add_lengths
+
+CHAT = [
+    {"role": role, "content": "def f(x):\n"} for role in ("user", "assistant", "user", "assistant")
+]
+PAIRS = [{"q": f"The {'quick ' * n}fox", "a": " jumps." * (n % 5 + 1)} for n in range(30)]
+LAYOUTS = {
+    "text": (PAIRS, {"text": "a"}),
+    "prompt, response": (PAIRS, {"prompt": "q", "response": "a"}),
+    "messages": ([{"m": CHAT[: 2 + n % 3]} for n in range(20)], {"messages": "m"}),
+    "turns": (
+        [{"p": CHAT[:1], "c": CHAT[1 : 2 + n % 3]} for n in range(9)],
+        {"prompt": "p", "response": "c"},
+    ),
+    "chosen": (
+        [{"chosen": "a b c " + "x " * n, "rejected": "a b d"} for n in range(1, 9)],
+        {"response": "chosen"},
+    ),
+    "input_ids": (samples(40), {}),
+}
+
+
+def chat_tokenizer():
+    tokenizer = copy.deepcopy(family("byte-level"))
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+class Stop(Exception):
+    pass
+
+
+class Rows:
+    """Rows of tokens."""
+
+    def __init__(self, rows=100, *, pause=0.0):
+        self.rows, self.pause = rows, pause
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, row):
+        time.sleep(self.pause)
+        return {"input_ids": np.arange(row % 9 + 1)}
+
+
+EXPECTED = (np.arange(100) % 9 + 1).tolist()
+
+
+class Passed:
+    """The rows that passes went through, ten at a time, and where one is stopped."""
+
+    def __init__(self, monkeypatch):
+        self.rows, self.stop = [], None
+        for kind in (_LengthPass, LanguagePass):
+            monkeypatch.setattr(kind, "rows_per_read", 10)
+            monkeypatch.setattr(kind, "score_rows", self.recorded(kind.score_rows))
+
+    def recorded(self, score_rows):
+        def recording(scoring_pass, rows, read):
+            if self.stop is not None and rows.max() >= self.stop:
+                raise Stop
+            self.rows += rows.tolist()
+            return score_rows(scoring_pass, rows, read)
+
+        return recording
+
+    @contextlib.contextmanager
+    def stopped(self, row):
+        """What is called in the block stops before this row."""
+        self.stop = row
+        with pytest.raises(Stop):
+            yield
+        self.rows, self.stop = [], None
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    return Passed(monkeypatch)
+
+
+def counted(dataset, *arguments, **options):
+    return lengths(dataset, *arguments, save_every=0.0, progress=False, **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_lengths_are_those_that_a_scored_table_has(layout):
+    rows, columns = LAYOUTS[layout]
+    tokenizer = chat_tokenizer() if columns else None
+    model = llama()
+    if tokenizer is not None:
+        model.resize_token_embeddings(len(tokenizer))
+    rows = datasets.Dataset.from_list(rows)
+    loss = CausalLM(tokenizer=tokenizer, **columns)
+    table, whole = score(model, rows, loss, progress=False), counted(rows, loss)
+    assert whole.dtype == table.lengths.dtype == np.int32
+    assert whole.tolist() == table.lengths.tolist()
+    # They are those of what the model is given.
+    assert whole.tolist() == [sample.ids.size for sample in loss.reader()(list(rows))]
+    most = (int(whole.min()) + int(whole.max())) // 2
+    assert whole.min() < most < whole.max()
+    cut = replace(loss, max_length=most)
+    with pytest.warns(FlowDataWarning, match="were longer than"):
+        table = score(model, rows, cut, on_invalid="drop", progress=False)
+    assert table.lengths.tolist() == np.minimum(whole, most).tolist()
+    assert counted(rows, cut).tolist() == table.lengths.tolist()
+
+
+@pytest.mark.slow
+def test_lengths_of_real_text_are_those_of_the_real_model(smollm2):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    names = ("strip", "join", "zfill")
+    rows = [{"prompt": f"str.{name}: ", "response": getattr(str, name).__doc__} for name in names]
+    texts = [row["prompt"] + row["response"] + tokenizer.eos_token for row in rows]
+    whole = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    loss = CausalLM(tokenizer=tokenizer, prompt="prompt", response="response")
+    assert score(model, rows, loss, progress=False).lengths.tolist() == whole
+    assert counted(rows, loss).tolist() == whole
+    cut = replace(loss, max_length=40)
+    with pytest.warns(FlowDataWarning, match="1 of 3 samples were longer"):
+        table = score(model, rows, cut, progress=False)
+    assert counted(rows, cut).tolist() == table.lengths.tolist() == np.minimum(whole, 40).tolist()
+    chats = [{"m": [{"role": "user", "content": text}, *CHAT[1:2]]} for text in texts]
+    loss = CausalLM(tokenizer=tokenizer, messages="m")
+    rendered = [tokenizer.apply_chat_template(chat["m"], tokenize=False) for chat in chats]
+    expected = [len(ids) for ids in tokenizer(rendered)["input_ids"]]
+    assert score(model, chats, loss, progress=False).lengths.tolist() == expected
+    assert counted(chats, loss).tolist() == expected
+
+
+def test_padding_that_the_attention_mask_shows_has_no_length():
+    rows = [{"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1]}, {"input_ids": [5]}]
+    assert counted(rows).tolist() == [2, 1]
+
+
+def test_rows_with_input_ids_need_no_labels_and_nothing_that_only_a_model_takes():
+    ids = [5, 6, 7]
+    rows = [
+        {"input_ids": ids},
+        {"input_ids": torch.tensor(ids), "pixel_values": np.zeros((3, 4, 4))},
+        {"input_ids": ids, "position_ids": [0, 1, 0]},
+        {"input_ids": ids, "completion_mask": [0, 1, 1], "weight": 0.5},
+        {"input_ids": ids, "labels": [-100] * 3, "weights": None},
+        {"input_ids": None, "labels": None},
+        {"input_ids": []},
+    ]
+    assert counted(rows).tolist() == [3, 3, 3, 3, 3, 0, 0]
+
+
+def test_columns_may_be_called_as_what_is_no_token():
+    rows = [{"image_text": "The fox", "weight": "jumps."}]
+    tokenizer = family("byte-level")
+    loss = CausalLM(tokenizer=tokenizer, prompt="image_text", response="weight")
+    plain = CausalLM(tokenizer=tokenizer, prompt="q", response="a")
+    assert (
+        counted(rows, loss).tolist() == counted([{"q": "The fox", "a": "jumps."}], plain).tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "error", "message"),
+    [
+        ([{"input_ids": [1]}, {"text": "x"}], {}, ValueError, r"row 1: there is no column"),
+        ([{"input_ids": [1]}, 3], {}, TypeError, "row 1: .*rows that are dicts"),
+        ([{"input_ids": [0.5]}], {}, TypeError, "row 0: input_ids must be whole numbers"),
+        ([{"input_ids": [[1], [2]]}], {}, ValueError, r"row 0: input_ids .* shape \(length,\)"),
+        ([{"input_ids": [1], "seq_lengths": [1]}], {}, ValueError, "row 0: .*pack of several"),
+        ([{"t": "x"}, {"t": 3}], {"text": "t"}, TypeError, "row 1: column 't' holds 3"),
+        ([{"t": "x"}, {"t": CHAT}], {"response": "t"}, ValueError, "row 1 holds turns, row 0 text"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(rows, options, error, message):
+    tokenizer = chat_tokenizer()
+    with pytest.raises(error, match=message):
+        counted(rows, CausalLM(tokenizer=tokenizer, **options))
+
+
+def test_what_is_no_data_set_or_no_causal_lm_is_refused():
+    with pytest.raises(ValueError, match="the data set is empty"):
+        counted([])
+    with pytest.raises(TypeError, match=r"a CausalLM is needed.*got str"):
+        counted(Rows(), "causal_lm")
+    with pytest.raises(TypeError, match="pass the data set, not a DataLoader"):
+        counted(torch.utils.data.DataLoader([1]))
+
+
+def test_workers_find_the_same(passed):
+    assert counted(Rows(), num_workers=2).tolist() == EXPECTED
+
+
+def test_a_count_that_failed_goes_on_and_ends_as_one_file(passed, tmp_path):
+    output = tmp_path / "lengths.parquet"
+    with passed.stopped(55):
+        counted(Rows(), output=output)
+    assert not output.exists()
+    assert counted(Rows(), output=output).tolist() == EXPECTED
+    assert passed.rows == list(range(50, 100))
+    assert list(tmp_path.iterdir()) == [output]
+    assert counted(Rows(), output=output).tolist() == EXPECTED
+    assert passed.rows == list(range(50, 100))
+    assert pq.read_table(output)["length"].to_pylist() == EXPECTED
+
+
+@pytest.mark.slow
+def test_a_count_that_is_killed_goes_on(passed, tmp_path):
+    output = tmp_path / "lengths.parquet"
+    child = multiprocessing.get_context("fork").Process(
+        target=counted, args=(Rows(pause=0.01),), kwargs={"output": output}
+    )
+    child.start()
+    parts, deadline = Parts(output).folder, time.monotonic() + 60
+    while len(list(parts.glob("*.parquet"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    saved = {row for part in parts.glob("*.parquet") for row in read_part(part).scores.rows}
+    assert not output.exists()
+    assert counted(Rows(), output=output).tolist() == EXPECTED
+    assert set(passed.rows) == set(range(100)) - saved
+    assert len(saved) >= 30
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [(Rows(101), CausalLM()), (samples(100), CausalLM()), (Rows(), CausalLM(max_length=5))],
+    ids=["other rows", "other tokens", "other options"],
+)
+def test_a_count_of_something_else_is_not_gone_on_with(passed, tmp_path, rows, options):
+    output = tmp_path / "lengths.parquet"
+    with passed.stopped(55):
+        counted(Rows(), output=output)
+    with pytest.raises(MismatchError):
+        counted(rows, options, output=output)
+    counted(Rows(), output=output)
+    with pytest.raises(MismatchError):
+        counted(rows, options, output=output)
+
+
+def test_a_table_of_losses_is_not_taken_for_a_file_of_lengths(tmp_path):
+    output = tmp_path / "losses.parquet"
+    LossTable.from_losses([1.0, 3.0, 2.0]).save(output)
+    before = output.read_bytes()
+    with pytest.raises(MismatchError, match=r"is a table of losses.*with_lengths"):
+        counted(Rows(3), output=output)
+    assert output.read_bytes() == before
+
+
+def test_a_file_of_lengths_is_not_taken_for_losses(tmp_path):
+    output = tmp_path / "lengths.parquet"
+    counted(Rows(), output=output)
+    table = LossTable.load(output, dataset=Rows())
+    assert table.lengths.tolist() == EXPECTED
+    assert not table.has_losses
+    for on_invalid in ("raise", "drop"):
+        with pytest.raises(InvalidLossError, match="has the lengths of rows and no losses"):
+            table.weights(on_invalid=on_invalid)
+    with pytest.raises(InvalidLossError, match="has the lengths of rows and no losses"):
+        flowdata.FlowSampler(table)
+    with pytest.raises(MismatchError, match="loss"):
+        score(llama(), samples(100), CausalLM(), output=output, progress=False)
+
+
+def test_lengths_of_rows_of_shards_are_those_of_their_table(tmp_path):
+    for shard, rows in enumerate((12, 30)):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for row in range(rows):
+                content = json.dumps(samples(1, seed=shard * 100 + row)[0]).encode()
+                member = tarfile.TarInfo(f"k{row:03}.json")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    urls = str(tmp_path / "{0..1}.tar")
+    rows = ShardRows(urls, decode=lambda raw: json.loads(raw["json"]), progress=False)
+    table = score(llama(), rows, CausalLM(), progress=False)
+    output = tmp_path / "lengths.parquet"
+    assert counted(rows, output=output).tolist() == table.lengths.tolist()
+    assert LossTable.load(output).index.key(13) == "k001"
+
+
+# Tables that are given lengths
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A table in a file, as an earlier version wrote it: without lengths."""
+    path = tmp_path / "losses.parquet"
+    loss = CausalLM(token_losses=True)
+    scored = score(llama(), samples(), loss, progress=False)
+    known = {"n_tokens": scored.n_tokens, "token_losses": scored.token_losses}
+    LossTable(scored.losses, scored.provenance, **known).save(path)
+    return path
+
+
+def test_a_table_in_a_file_is_given_lengths_and_keeps_the_rest(table, passed):
+    before = LossTable.load(table, tokens=True)
+    assert before.lengths is None
+    with passed.stopped(25):
+        add_lengths(table, samples(), save_every=0.0, progress=False)
+    assert LossTable.load(table).lengths is None
+    given = add_lengths(table, samples(), progress=False)
+    assert passed.rows == list(range(20, 40))
+    found = LossTable.load(table, tokens=True)
+    expected = [len(row["input_ids"]) for row in samples()]
+    assert found.lengths.tolist() == given.lengths.tolist() == expected
+    for name in ("losses", "n_tokens", "token_losses"):
+        assert getattr(found, name).tolist() == getattr(before, name).tolist()
+    assert found.provenance == before.provenance
+    assert list(table.parent.iterdir()) == [table]
+
+
+def test_a_table_of_other_data_is_given_nothing(table):
+    before = table.read_bytes()
+    with pytest.raises(MismatchError, match="rows were changed or reordered"):
+        add_lengths(table, samples()[::-1], progress=False)
+    with pytest.raises(MismatchError, match="40 losses, but the data set has 39 rows"):
+        add_lengths(table, samples()[:-1], progress=False)
+    with pytest.raises(TableFileError, match="there is no loss table at"):
+        add_lengths(table.with_name("none.parquet"), samples(), progress=False)
+    assert table.read_bytes() == before
+    assert list(table.parent.iterdir()) == [table]
+
+
+def test_a_table_that_could_not_be_written_is_written_by_the_next_call(table, passed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(LossTable, "with_lengths", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            add_lengths(table, samples(), progress=False)
+    assert passed.rows == list(range(40))
+    assert add_lengths(table, samples(), progress=False).lengths is not None
+    assert passed.rows == list(range(40))
+    assert list(table.parent.iterdir()) == [table]
+
+
+# Passes of earlier versions
+
+
+def test_a_pass_that_an_earlier_version_began_ends_without_lengths(tmp_path, passed):
+    output = tmp_path / "losses.parquet"
+    options = {"output": output, "progress": False, "save_every": 0.0}
+    with passed.stopped(25):
+        score(llama(), samples(), CausalLM(), **options)
+    for path in Parts(output).folder.glob("*.parquet"):
+        part = read_part(path)
+        write_part(path, replace(part.scores, lengths=None), part.identity)
+    model = llama()
+    found = score(model, samples(), CausalLM(), **options)
+    assert passed.rows == list(range(20, 40))
+    assert found.lengths is None
+    whole = score(model, samples(), CausalLM(), progress=False)
+    assert found.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert whole.lengths.tolist() == [len(row["input_ids"]) for row in samples()]
+    assert score(model, samples(), CausalLM(), **options).lengths is None
+
+
+def test_other_losses_have_no_lengths():
+    model = torch.nn.Linear(3, 4)
+    rows = [(torch.zeros(3), row % 4) for row in range(8)]
+    assert score(model, rows, progress=False).lengths is None

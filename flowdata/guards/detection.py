@@ -49,7 +49,7 @@ _ITERATOR = "_StatefulBaseDataLoaderIter._next_index"
 _BATCHES = "_BatchSamplerIterator."
 # torch 2.13, torch/utils/data/sampler.py, and torchdata 0.11; that of accelerate is one of torch's.
 _RANDOM = "RandomSampler.__iter__"
-_DRAWS = "flowdata.map_style.dataset"
+_DRAWS = ("flowdata.map_style.dataset", "flowdata.map_style.packs")
 # transformers 5.23, trainer_pt_utils.py: both samplers read the length of every item when they
 # are built, which `Trainer._get_train_sampler` does.
 _LENGTH_READERS = (
@@ -185,10 +185,10 @@ def _skips_batches(loader: Any) -> bool:
     """
     batches = getattr(loader, "batch_sampler", None)
     state = getattr(getattr(loader, "base_dataloader", None), "next_iter_state", None)
-    # torchdata's own batch sampler, whose iterator has a state, and a FlowDataset lead to the epoch
-    # that was saved.
+    # torchdata's own batch sampler, whose iterator has a state, and data sets of draws or packs
+    # lead to the epoch that was saved.
     kinds = type(batches).__module__, type(getattr(loader, "dataset", None)).__module__
-    has_state = _has_state(batches) or kinds[0].startswith(_STATEFUL) or kinds[1] == _DRAWS
+    has_state = _has_state(batches) or kinds[0].startswith(_STATEFUL) or kinds[1] in _DRAWS
     skips = state is not None and not has_state
     return skips or any(getattr(part, "skip_batches", 0) for part in (loader, batches))
 

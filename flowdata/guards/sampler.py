@@ -11,6 +11,8 @@ from flowdata.guards.ranks import data_ranks, group_size
 from flowdata.guards.stack import is_running
 from flowdata.guards.switch import enabled
 
+_PACKS = "FlowPackSampler"
+
 
 class Pass(Protocol):
     """A pass of a sampler over an epoch."""
@@ -71,16 +73,15 @@ class SamplerGuard:
         if caller.splits_draws and replicas > 1:
             raise RuntimeError(
                 f"{owner} gives rank {rank} its share of the draws, and {caller.splits_draws} "
-                "would split that share again and lose the rest: use FlowSampler(weights), "
+                f"would split that share again and lose the rest: use {_of_all_ranks(owner)}, "
                 "without num_replicas, which draws for all ranks"
             )
         unsplit = not caller.splits_draws and replicas == 1 and can_see_splits()
         # Ranks that share a model are to have the same draws.
         if unsplit and data_ranks(group_size()) > 1:
             warn(
-                f"FlowSampler gives each of the {group_size()} ranks all draws, and nothing "
-                "splits them here: use DistributedFlowSampler(weights), which gives each rank its "
-                "share"
+                f"{owner} gives each of the {group_size()} ranks all draws, and nothing "
+                f"splits them here: use {_of_one_rank(owner)}, which gives each rank its share"
             )
 
     def on_first_draw(
@@ -230,6 +231,16 @@ class SamplerGuard:
         if not self._has_advised:
             self._has_advised = True
             warn(message)
+
+
+def _of_all_ranks(owner: str) -> str:
+    return f"{owner}(...)" if owner == _PACKS else "FlowSampler(weights)"
+
+
+def _of_one_rank(owner: str) -> str:
+    if owner == _PACKS:
+        return f"{owner}(..., num_replicas=ranks, rank=rank)"
+    return "DistributedFlowSampler(weights)"
 
 
 def _refuse_forgotten_epoch(caller: Caller, how: str) -> NoReturn:

@@ -36,7 +36,8 @@ class FlowPackSampler(PlanSampler[list[int]]):
     of all ranks; it can be loaded with another number of ranks. See `FlowSampler`.
 
     Args:
-        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`.
+        weights, epoch_size, seed, scheme, alpha, arrange, strata: see `EpochPlan`; of the
+            arrangements only Strata, which share out the epoch.
         lengths: tokens of each row: n whole numbers, or a LossTable that has them; default those
             of ``weights``, if it is such a table.
         max_length: tokens that a pack has room for.
@@ -70,6 +71,7 @@ class FlowPackSampler(PlanSampler[list[int]]):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Strata | None = None,
         strata: Strata | None = None,
         num_replicas: int = 1,
         rank: int = 0,
@@ -88,6 +90,7 @@ class FlowPackSampler(PlanSampler[list[int]]):
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         if dataset is not None:

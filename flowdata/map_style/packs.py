@@ -11,6 +11,7 @@ from flowdata.core.pack_plan import PackPlan, TooLong
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.guards.packs import PacksGuard
 from flowdata.map_style import inner
 from flowdata.map_style.checked_weights import require_alpha, require_length
 from flowdata.map_style.draw_numbers import draw_numbers, many_draws
@@ -38,7 +39,8 @@ class FlowPacks(EpochItems[Any, PackPlan]):
             (``completion_mask``, ``assistant_masks``: 1 is learned). Texts and numbers beside them
             are left out; other arrays of numbers, and padding, are refused. Those of `reweight` are
             packed with their weights, for its ``collate_fn``.
-        weights, epoch_size, seed, scheme, alpha, strata: see `EpochPlan`.
+        weights, epoch_size, seed, scheme, alpha, arrange, strata: see `EpochPlan`; of the
+            arrangements only Strata, which share out the epoch.
         lengths: tokens of each row: n whole numbers, or a LossTable that has them; default those
             of ``weights``, if it is such a table.
         max_length: tokens that a pack has room for.
@@ -72,6 +74,7 @@ class FlowPacks(EpochItems[Any, PackPlan]):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float = 1.0,
+        arrange: Strata | None = None,
         strata: Strata | None = None,
         too_long: TooLong = "raise",
     ) -> None:
@@ -86,11 +89,13 @@ class FlowPacks(EpochItems[Any, PackPlan]):
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         require_length(dataset, len(plan.plan.weights))
         require_alpha(dataset, weights, alpha)
         super().__init__(dataset, plan)
+        self._packs_guard = PacksGuard()
         self._cut = plan.max_length if too_long == "truncate" else None
         known: Any = weights if lengths is None else lengths
         self._lengths = as_lengths(known)
@@ -108,6 +113,7 @@ class FlowPacks(EpochItems[Any, PackPlan]):
         return self._packs(self._rows(places))
 
     def __getitems__(self, packs: Sequence[int]) -> list[Any]:
+        self._packs_guard.on_items(are_weighted=hasattr(type(self.dataset), "reweighted_for"))
         places = many_draws(packs, len(self._plan), item="pack")
         return self._packs(self._rows(places, is_batch=True))
 

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.reweight.collated_rows import CollatedRows, copied
+from flowdata.reweight.flattened import spans_in_row, weights_of_row
 from flowdata.reweight.target import WeightedTarget
 from flowdata.reweight.target_data import plain
 
@@ -54,17 +55,21 @@ class Collate:
             )
         # The target is found in the batch, not in the items: padding and stacking are done by then.
         matters = _differ([item.weight for item in items])
-        given = [copied(item.item) for item in items] if matters else []
+        given = [copied(item.item) for item in items] if len(items) > 1 else []
         batch = self._collate([item.item for item in items])
-        if matters:
+        spans = spans_in_row(batch, given)
+        if matters and spans is None:
             self._check_rows(batch, given)
         if self._entry is None:
-            return self._replace_target(batch, lambda target: self._weighted(target, items))
-        weights = torch.tensor([np.mean(item.weight) for item in items], dtype=torch.float32)
-        if isinstance(items[0].weight, np.ndarray):
+            return self._replace_target(batch, lambda target: self._weighted(target, items, spans))
+        if spans is None and not isinstance(items[0].weight, np.ndarray):
+            weights = torch.tensor([item.weight for item in items], dtype=torch.float32)
+        else:
             # Weights of tokens need the labels of the batch, for their places.
             found: list[Tensor] = []
-            batch = self._replace_target(batch, lambda target: self._collect(target, items, found))
+            batch = self._replace_target(
+                batch, lambda target: self._collect(target, items, spans, found)
+            )
             [weights] = found
         if isinstance(batch, Mapping):
             cast(Any, batch)[self._entry] = weights
@@ -120,14 +125,23 @@ class Collate:
             return self._target
         return next((name for name in _TARGET_KEYS if name in batch), "labels")
 
-    def _collect(self, target: Any, items: list[WeightedItem], found: list[Tensor]) -> Any:
+    def _collect(
+        self,
+        target: Any,
+        items: list[WeightedItem],
+        spans: list[slice] | None,
+        found: list[Tensor],
+    ) -> Any:
         """The target as it is, and its weights put down in a list."""
-        weighted = self._weighted(target, items)
+        weighted = self._weighted(target, items, spans)
         found.append(weighted.weights)
         return plain(weighted)
 
-    def _weighted(self, target: Any, items: list[WeightedItem]) -> WeightedTarget:
-        weights = weights_of(target, [item.weight for item in items])
+    def _weighted(
+        self, target: Any, items: list[WeightedItem], spans: list[slice] | None
+    ) -> WeightedTarget:
+        own = [item.weight for item in items]
+        weights = weights_of(target, own) if spans is None else weights_of_row(target, own, spans)
         return WeightedTarget(target, weights, _batch_name(items), self._reweight_id)
 
     def _replace_target(self, batch: Any, add_weights: Callable[[Any], Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 from numpy.typing import ArrayLike
 
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
-from flowdata.map_style.dataset import FlowDataset
+from flowdata.map_style.epoch_items import EpochItems
 from flowdata.reweight.collate import Collate, Target
 from flowdata.reweight.row_numbers import is_stream, refuse_counted_rows, require_rows
 from flowdata.reweight.weighted_data import (
@@ -84,7 +84,7 @@ def reweight(
         raise ValueError(f'level must be "sample" or "token", got {level!r}')
     if level == "token" and alpha != 0:
         raise ValueError("samples are drawn, not tokens: alpha needs level='sample'")
-    if weights is not None and not isinstance(dataset, FlowDataset):
+    if weights is not None and not isinstance(dataset, EpochItems):
         require_rows(dataset)
     if is_stream(dataset):
         refuse_counted_rows(dataset)
@@ -94,11 +94,12 @@ def reweight(
                 "the weights they are to have (of FlowShards, by its alpha=)"
             )
         return WeightedStream(dataset), collate
-    if isinstance(dataset, FlowDataset):
+    if isinstance(dataset, EpochItems):
+        kind = type(dataset).__name__
         raise TypeError(
-            "the items of a FlowDataset are draws, whose weights change with the epoch: reweight "
+            f"the items of a {kind} are draws, whose weights change with the epoch: reweight "
             "its rows, data, collate = reweight(rows, weights, alpha=a), and draw from that, "
-            "FlowDataset(data, weights, alpha=a)"
+            f"{kind}(data, weights, alpha=a)"
         )
     if weights is None:
         raise TypeError("weights are needed: only an iterable data set has them in its samples")

@@ -1,0 +1,66 @@
+"""PacksGuard: makes sure that what stands behind FlowPacks keeps the samples of a pack apart."""
+
+import contextlib
+from typing import Any
+
+from flowdata.guards.fetching import find_fetch
+from flowdata.guards.switch import enabled
+
+_POSITIONS = "position_ids"
+# transformers 5.23, data/data_collator.py: `DataCollatorWithFlattening` numbers the tokens of each
+# item from 0, the others pad by a tokenizer, which adds an attention mask and leaves positions
+# out; so does trl 1.16, trainer/sft_trainer.py. `DefaultDataCollator` stacks what it is given.
+_LIBRARIES = ("transformers.", "trl.")
+_MIXING = "DataCollator"
+# transformers 5.23, trainer_utils.py: `RemoveColumnsCollator` takes out what a model's forward
+# does not name, and has the collator that comes after.
+_INNER = ("data_collator", "collate_fn", "_collate")
+_MOST = 8
+
+
+class PacksGuard:
+    """Looks, once in a process, at the collate function of the loader that reads packs."""
+
+    def __init__(self) -> None:
+        self._has_looked = False
+
+    def on_items(self, *, are_weighted: bool) -> None:
+        """Packs are read.
+
+        Args:
+            are_weighted: by `reweight`; then they are no dicts that columns are taken out of.
+
+        Raises:
+            ValueError: where batches of them would be taken for single samples.
+        """
+        if self._has_looked:
+            return
+        self._has_looked = True
+        for collate in _collators():
+            name, module = type(collate).__name__, type(collate).__module__
+            kept = getattr(collate, "signature_columns", None)
+            if kept is not None and _POSITIONS not in kept and not are_weighted:
+                raise ValueError(
+                    f"{name} takes position_ids out of the packs, by which a model tells their "
+                    "samples apart: use TrainingArguments(remove_unused_columns=False)"
+                )
+            if name.startswith(_MIXING) and module.startswith(_LIBRARIES):
+                raise ValueError(
+                    f"{name} takes each pack for one sample, so that its samples would be seen by "
+                    "one another: use flowdata.PackCollator(pad_token_id) in its place, or make "
+                    "packs of rows by FlowPackSampler"
+                )
+
+
+def _collators() -> list[Any]:
+    """The collate function of the loader that fetches, and those inside it."""
+    found: list[Any] = []
+    # What torch has renamed is not found.
+    with contextlib.suppress(Exception):
+        fetch: Any = find_fetch() if enabled() else None
+        collate = fetch.reader.collate_fn
+        while collate is not None and len(found) < _MOST:
+            found.append(collate)
+            inside = (getattr(collate, name, None) for name in _INNER)
+            collate = next((each for each in inside if callable(each)), None)
+    return found

@@ -206,7 +206,8 @@ class PackedPlan(EpochPlan):
         lengths = self._lengths[order].astype(np.int64)
         if self.scheme == "multinomial":
             return self._expected(lengths, masses[order])
-        runs = None if self._stratum_of_row is None else self._stratum_of_row[order]
+        strata = self._stratum_of_row
+        runs = np.zeros_like(order) if strata is None else strata[order]
         slots = Slots(lengths, masses[order], self._mass_bits, runs)
         parts = slots.parts()
         widths = [slots.widths(part, parts) for part in range(parts)]
@@ -288,10 +289,12 @@ class PackedPlan(EpochPlan):
         return rows, PackTemplate.of(lengths, packs, self.packs, random)
 
     def _codes(self) -> Integers:
-        """What rows are sorted by: stratum, then length."""
-        if self._stratum_of_row is None:
+        """What rows are sorted by: stratum, then length, up in one and down in the next."""
+        strata = self._stratum_of_row
+        if strata is None:
             return self._lengths
-        return self._stratum_of_row * (self._max_length + 1) + self._lengths
+        falling = self._max_length - self._lengths
+        return strata * (self._max_length + 1) + np.where(strata % 2, falling, self._lengths)
 
     def _all_masses(self) -> NDArray[np.int64]:
         return self._held_masses().all(len(self.weights))

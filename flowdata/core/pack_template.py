@@ -85,7 +85,7 @@ class Slots:
         lengths: of the rows in that order.
         masses: of the rows, shape (n,); those of mass 0 count for nothing.
         bits: b.
-        runs: the number of the run of rows, ascending in length, that each row belongs to.
+        runs: of each row, the number of the run it belongs to: in a run lengths ascend, or descend.
     """
 
     def __init__(
@@ -93,28 +93,33 @@ class Slots:
         lengths: NDArray[np.int64],
         masses: NDArray[np.int64],
         bits: int,
-        runs: NDArray[np.int64] | None = None,
+        runs: NDArray[np.int64],
     ) -> None:
         drawn = masses > 0
         self._lengths, self._masses, self._bits = lengths[drawn], masses[drawn], bits
-        ends = np.zeros(0, dtype=np.int64)
-        if runs is not None:
-            ends = np.flatnonzero(np.diff(runs[drawn]))
-        # The last, and longest, row of each run but the last, and the mass up to its end.
-        self._ends = np.cumsum(self._masses)[ends]
-        self._longest = self._lengths[ends]
+        last = np.flatnonzero(np.diff(runs[drawn]))
+        # Where a run ends and the next one begins: a unit of mass of each row.
+        ends = np.cumsum(self._masses)[last]
+        self._turns = np.concatenate([ends, ends + 1])
+        self._at_turns = np.concatenate([self._lengths[last], self._lengths[last + 1]])
 
     def widths(self, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
         """Widths of the slots for the offsets of one of equal parts, a power of two of them."""
         span = (1 << self._bits) // parts
-        offset = part * span
-        counts, _ = count_draws(self._masses.copy(), offset, self._bits)
-        # In a run of ascending lengths, the row at the end of the mass of a slot is the longest.
-        widths = np.repeat(self._lengths, counts)
-        slots = (self._ends + offset - 1) >> self._bits
-        touches = (slots < widths.size) & (self._ends > ((slots + 1) << self._bits) - offset - span)
-        np.maximum.at(widths, slots[touches], self._longest[touches])
+        least = part * span
+        # What a slot touches ends with its row at the least offset and begins with that at the
+        # greatest: one of them is the longest in it, unless a run ends between them.
+        widths = np.maximum(self._at(least), self._at(least + span - 1))
+        slots = (self._turns + least - 1) >> self._bits
+        begins = ((slots + 1) << self._bits) - least - span
+        touches = (slots < widths.size) & (self._turns > begins)
+        np.maximum.at(widths, slots[touches], self._at_turns[touches])
         return widths
+
+    def _at(self, offset: int) -> NDArray[np.int64]:
+        """The lengths in the slots at an offset."""
+        counts, _ = count_draws(self._masses.copy(), offset, self._bits)
+        return self._lengths.repeat(counts)
 
     def mean_tokens(self) -> float:
         """Tokens of an epoch in expectation."""

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 # Lengths that are told apart exactly. More of them are rounded up to 11 bits: 1/2,048 at most.
 _MOST_DISTINCT = 1 << 14
 _KEPT_BITS = 11
-# Items of equal length are often draws of one row: they are spread over so many packs, where that
-# takes no more packs.
-_SPREAD = 8
+# Items of equal length are often draws of one row: they are spread over so many packs, where this
+# takes no more of them.
+_SPREAD = 32
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
@@ -46,9 +46,10 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
         first = np.flatnonzero(np.diff(rounded, prepend=0))
         # Rounding keeps the order, so items that are sorted by length stay sorted.
         distinct, counts = rounded[first], np.add.reduceat(counts, first)
-    packs = _Packs(capacity, least=-(-int(distinct @ counts) // capacity))
-    for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        packs.add(length, count)
+    packs = _filled(distinct, counts, capacity, spread=_SPREAD)
+    if packs.opened > packs.least:
+        # Where items fit exactly, spreading them may cost a pack.
+        packs = min(packs, _filled(distinct, counts, capacity), key=lambda each: each.opened)
     packed = np.empty(lengths.size, dtype=np.int64)
     packed[_longest_first(lengths, longest)] = packs.of_items()
     return packed
@@ -81,11 +82,17 @@ class _Packs:
     """Packs that are filled, by the room that is left in them.
 
     A run (first, count) stands for packs with the numbers [first, first + count).
+
+    Args:
+        capacity: of a pack.
+        least: packs that are needed at least.
+        spread: packs that the items of a length are spread over, where that costs none.
     """
 
-    def __init__(self, capacity: int, least: int) -> None:
-        self._capacity, self._least = capacity, least
-        self._opened = 0
+    def __init__(self, capacity: int, least: int, spread: int) -> None:
+        self._capacity, self.least, self._spread = capacity, least, spread
+        self.opened = 0
+        """Packs that have items."""
         self._rooms: list[int] = []
         """Rooms that any pack has, ascending."""
         self._runs: dict[int, list[tuple[int, int]]] = {}
@@ -94,10 +101,10 @@ class _Packs:
 
     def add(self, length: int, items: int) -> None:
         """Put in items of a length, none longer than those before."""
-        spread = -(-items // _SPREAD)
+        spread = -(-items // self._spread)
         items = self._fill(length, items, spread)
         # So many packs are needed anyway.
-        items = self._open(length, items, spread, self._least - self._opened)
+        items = self._open(length, items, spread, self.least - self.opened)
         items = self._fill(length, items, items)
         self._open(length, items, items, items)
 
@@ -133,8 +140,8 @@ class _Packs:
         if not items or packs <= 0:
             return items
         after: list[tuple[int, int, int]] = []
-        used, items = self._put(self._opened, packs, self._capacity, length, items, most, after)
-        self._opened += used
+        used, items = self._put(self.opened, packs, self._capacity, length, items, most, after)
+        self.opened += used
         self._keep(after)
         return items
 
@@ -167,6 +174,15 @@ class _Packs:
                 self._runs[room] = []
                 insort(self._rooms, room)
             self._runs[room].append((first, packs))
+
+
+def _filled(
+    distinct: NDArray[np.int64], counts: NDArray[np.int64], capacity: int, spread: int = 1
+) -> _Packs:
+    packs = _Packs(capacity, least=-(-int(distinct @ counts) // capacity), spread=spread)
+    for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        packs.add(length, count)
+    return packs
 
 
 def _histogram(

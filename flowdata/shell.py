@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,7 @@ _PHRASES = (
     (r"the same call\b", "the same command"),
     (r"\bcall score again\b", "run the same command again"),
     (r"\bcall again\b", "run the same command again"),
+    (r", and give the table its lengths by with_lengths", ", or --table in place of it"),
     (
         r"rows need input_ids and labels .*",
         "name columns of text with --prompt and --response, "
@@ -141,6 +142,14 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+class Commands(Protocol):
+    """What `argparse.ArgumentParser.add_subparsers` gives; its class has no public name."""
+
+    def add_parser(self, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
+        """A parser of the arguments of one command."""
+        ...
+
+
 def path_of(text: str) -> Path:
     """A path of this machine."""
     return _local(text, "a path of this machine")
@@ -208,3 +217,32 @@ def temperature(text: str) -> Temperature:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return found
+
+
+def add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
+    """Options that name a data set."""
+    command.add_argument(
+        "--data",
+        type=name_of,
+        required=required,
+        help="a .jsonl, .json, .csv or .parquet file, a saved datasets folder, or a hub name",
+    )
+    command.add_argument("--split", help="split of the data, where it has some (default train)")
+
+
+def open_data(options: argparse.Namespace) -> Any:
+    """The data set that `add_data` asks for."""
+    from flowdata.scoring.open_inputs import open_data as opened
+
+    path = Path(options.data)
+    if options.split is not None and (path.is_file() or (path / "state.json").exists()):
+        raise ValueError(f"{path} has no splits: leave --split out")
+    return opened(options.data, options.split or "train")
+
+
+def require_place(path: Path) -> None:
+    """The folder of a file that will be written; better missed now than after the work."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")

@@ -129,10 +129,12 @@ def weights_of(losses: LossTable, temperature: Temperature = "median") -> FlowWe
 def summary_text(losses: LossTable, weights: FlowWeights) -> str:
     """The table and its weights as a text for the terminal."""
     known = losses.provenance
+    lengths = losses.lengths
     source = [
         ("model", known.model),
         ("loss", known.loss),
         ("scored", known.created),
+        ("tokens of a sample", None if lengths is None else _describe_lengths(lengths)),
         ("cut to max_length", f"{known.truncated:,} samples" if known.truncated else None),
     ]
     valid = losses.losses[np.isfinite(losses.losses)]
@@ -158,6 +160,32 @@ def summary_text(losses: LossTable, weights: FlowWeights) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def lengths_text(table: LossTable) -> str:
+    """What is known of a table of lengths alone, as a text for the terminal.
+
+    Raises:
+        ValueError: for a table without lengths.
+    """
+    lengths, cut = table.lengths, table.provenance.truncated
+    if lengths is None:
+        raise ValueError("the table has no lengths")
+    empty = int(np.count_nonzero(lengths == 0))
+    lines = [
+        ("samples", f"{lengths.size:,}"),
+        ("tokens", f"{lengths.sum(dtype=np.int64):,}"),
+        ("tokens of a sample", _describe_lengths(lengths)),
+        ("above max_length, cut", f"{cut:,} samples" if cut else None),
+        ("without a token", f"{empty:,} samples" if empty else None),
+    ]
+    return "\n".join(f"{name:<25}{value}" for name, value in lines if value is not None)
+
+
+def _describe_lengths(lengths: NDArray[np.int32]) -> str:
+    # Lengths that there are, not numbers between them.
+    median, most, longest = np.quantile(lengths, (0.5, 0.95, 1.0), method="inverted_cdf")
+    return f"median {median:,}, 95% up to {most:,}, longest {longest:,}"
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

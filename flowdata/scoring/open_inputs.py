@@ -71,12 +71,7 @@ def open_model(
         ModuleNotFoundError: saying what to install.
         ValueError: for an unknown dtype, or a device that is not there.
     """
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "language models need transformers: pip install 'flowdata[language]'"
-        ) from error
+    transformers = _transformers()
     kind = "auto" if dtype == "auto" else getattr(torch, dtype, None)
     if kind != "auto" and not isinstance(kind, torch.dtype):
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}")
@@ -87,19 +82,44 @@ def open_model(
     except RuntimeError as error:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     _require_device(target)
+    place, where = _place_of(name)
+    model = load_whole(transformers.AutoModelForCausalLM, place, dtype=kind, **where)
+    return model.to(target), open_tokenizer(tokenizer or name)
+
+
+def open_tokenizer(name: str) -> Any:
+    """A tokenizer of transformers: of a folder, of a GGUF file, or of the hub.
+
+    Raises:
+        FlowDataError: for what cannot be loaded.
+        ModuleNotFoundError: saying what to install.
+    """
+    kind = _transformers().AutoTokenizer
+    place, where = _place_of(name)
+    return load_tokenizer(kind, place, **where)
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "language models need transformers: pip install 'flowdata[language]'"
+        ) from error
+
+
+def _place_of(name: str) -> tuple[str, dict[str, str]]:
+    """The folder or name of a model, and the file in it."""
     # transformers 5.23, from_pretrained takes the folder and the file in it apart.
     path = Path(name)
-    where: dict[str, Any] = {}
     if path.suffix == ".gguf":
         if importlib.util.find_spec("gguf") is None:
             raise ModuleNotFoundError("GGUF files need the gguf package: pip install gguf")
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
-        name, where = str(path.parent), {"gguf_file": path.name}
+        return str(path.parent), {"gguf_file": path.name}
     _require_existing_path(path)
-    model = load_whole(AutoModelForCausalLM, name, dtype=kind, **where)
-    reader = load_tokenizer(AutoTokenizer, tokenizer or name, **({} if tokenizer else where))
-    return model.to(target), reader
+    return name, {}
 
 
 def _require_existing_path(path: Path) -> None:

@@ -35,9 +35,7 @@ _WITHOUT_IDENTITY = "without_identity.json"
 _MERGED = "merged"
 _SUFFIX = ".parquet"
 
-ADVICE = (
-    "Score with the same model, data and options to go on, or choose another output, or delete it"
-)
+ADVICE = "Use the same model, data and options to go on, or choose another output, or delete it"
 
 
 class Parts:

@@ -156,7 +156,7 @@ def _identity(options: CausalLM) -> str:
     return json.dumps(known, sort_keys=True)
 
 
-def add_lengths(
+def give_lengths(
     table: str | PathLike[str], dataset: Any, loss: CausalLM | None = None, **options: Any
 ) -> LossTable:
     """Count tokens of rows, and give them to the table in a file, which is written anew.

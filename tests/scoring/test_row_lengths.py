@@ -35,7 +35,7 @@ from flowdata import (
 from flowdata.scoring.language import LanguagePass
 from flowdata.scoring.part_file import read_part, write_part
 from flowdata.scoring.parts import Parts
-from flowdata.scoring.row_lengths import _LengthPass, add_lengths
+from flowdata.scoring.row_lengths import _LengthPass, give_lengths
 
 CHAT = [
     {"role": role, "content": "def f(x):\n"} for role in ("user", "assistant", "user", "assistant")
@@ -334,9 +334,9 @@ def test_a_table_in_a_file_is_given_lengths_and_keeps_the_rest(table, passed):
     before = LossTable.load(table, tokens=True)
     assert before.lengths is None
     with passed.stopped(25):
-        add_lengths(table, samples(), save_every=0.0, progress=False)
+        give_lengths(table, samples(), save_every=0.0, progress=False)
     assert LossTable.load(table).lengths is None
-    given = add_lengths(table, samples(), progress=False)
+    given = give_lengths(table, samples(), progress=False)
     assert passed.rows == list(range(20, 40))
     found = LossTable.load(table, tokens=True)
     expected = [len(row["input_ids"]) for row in samples()]
@@ -350,11 +350,11 @@ def test_a_table_in_a_file_is_given_lengths_and_keeps_the_rest(table, passed):
 def test_a_table_of_other_data_is_given_nothing(table):
     before = table.read_bytes()
     with pytest.raises(MismatchError, match="rows were changed or reordered"):
-        add_lengths(table, samples()[::-1], progress=False)
+        give_lengths(table, samples()[::-1], progress=False)
     with pytest.raises(MismatchError, match="40 losses, but the data set has 39 rows"):
-        add_lengths(table, samples()[:-1], progress=False)
+        give_lengths(table, samples()[:-1], progress=False)
     with pytest.raises(TableFileError, match="there is no loss table at"):
-        add_lengths(table.with_name("none.parquet"), samples(), progress=False)
+        give_lengths(table.with_name("none.parquet"), samples(), progress=False)
     assert table.read_bytes() == before
     assert list(table.parent.iterdir()) == [table]
 
@@ -363,9 +363,9 @@ def test_a_table_that_could_not_be_written_is_written_by_the_next_call(table, pa
     with monkeypatch.context() as patch:
         patch.setattr(LossTable, "with_lengths", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            add_lengths(table, samples(), progress=False)
+            give_lengths(table, samples(), progress=False)
     assert passed.rows == list(range(40))
-    assert add_lengths(table, samples(), progress=False).lengths is not None
+    assert give_lengths(table, samples(), progress=False).lengths is not None
     assert passed.rows == list(range(40))
     assert list(table.parent.iterdir()) == [table]
 

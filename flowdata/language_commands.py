@@ -1,0 +1,194 @@
+"""The commands that read rows of language: ``flowdata score`` and ``flowdata lengths``."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from flowdata.errors import InvalidLossError
+from flowdata.shell import (
+    Commands,
+    Speech,
+    add_data,
+    name_of,
+    non_negative,
+    open_data,
+    path_of,
+    positive,
+    require_place,
+    seconds,
+)
+from flowdata.table.loss_table import LossTable
+
+
+def add_score(commands: Commands) -> None:
+    """The command ``score``."""
+    score = commands.add_parser(
+        "score",
+        help="losses of a language model on a data set, once, into a table",
+        description="Score every sample of a data set with a causal language model and write the "
+        "losses to a Parquet table. Killed at any moment, the same command goes on. On several "
+        "GPUs: torchrun --nproc-per-node 4 -m flowdata score ...",
+    )
+    score.add_argument(
+        "--model", type=name_of, required=True, help="folder, GGUF file, or name on the hub"
+    )
+    score.add_argument(
+        "--tokenizer", type=name_of, help="folder or name; default that of the model"
+    )
+    add_data(score, required=True)
+    _add_columns(score, "input_ids and labels")
+    score.add_argument(
+        "--output",
+        type=path_of,
+        required=True,
+        help="the table, a .parquet file",
+    )
+    score.add_argument("--max-length", type=positive, help="cut longer samples to these tokens")
+    score.add_argument(
+        "--max-tokens", type=positive, help="tokens of a batch; default what keeps the device busy"
+    )
+    score.add_argument("--token-losses", action="store_true", help="keep the loss of each token")
+    score.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="numbers to compute with; default auto, as saved",
+    )
+    score.add_argument("--device", help="default the GPU if there is one, else the CPU")
+    score.add_argument(
+        "--adapters", action="store_true", help="score a PEFT model as adapted, not its base model"
+    )
+    score.add_argument(
+        "--num-workers", type=non_negative, default=0, help="processes that read and tokenize"
+    )
+    score.add_argument(
+        "--rank-timeout",
+        type=seconds,
+        default=600.0,
+        help="seconds after which torchrun's ranks give up one that does not get on (default 600)",
+    )
+    score.add_argument(
+        "--on-invalid",
+        choices=("raise", "drop"),
+        default="raise",
+        help="samples without a response token or with a NaN loss: stop, or give them weight 0",
+    )
+    score.set_defaults(run=_run_score, parser=score, goes_on=True)
+
+
+def _run_score(options: argparse.Namespace) -> None:
+    from flowdata.scoring import CausalLM, score
+    from flowdata.scoring.columns import Columns
+    from flowdata.scoring.inference import count_rows
+    from flowdata.scoring.open_inputs import open_model
+    from flowdata.scoring.ranks import join_torchrun
+
+    # A large model takes minutes to load: what may be wrong otherwise is found out before.
+    require_place(options.output)
+    columns = Columns(options.prompt, options.response, options.messages, options.text)
+    data = open_data(options)
+    count_rows(data)
+    columns.check(data.column_names)
+    with join_torchrun() as process:
+        model, tokenizer = open_model(
+            options.model,
+            tokenizer=options.tokenizer,
+            dtype=options.dtype,
+            device=options.device,
+            local_rank=process.local_rank,
+        )
+        loss = CausalLM(
+            tokenizer=tokenizer,
+            **asdict(columns),
+            max_length=options.max_length,
+            max_tokens=options.max_tokens,
+            token_losses=options.token_losses,
+        )
+        losses = score(
+            model,
+            data,
+            loss,
+            output=options.output,
+            num_workers=options.num_workers,
+            on_invalid=options.on_invalid,
+            adapters=options.adapters,
+            model_name=str(options.model),
+            rank_timeout=options.rank_timeout,
+        )
+        if process.rank == 0:
+            _print_result(losses, options.output)
+
+
+def _print_result(losses: LossTable, output: Path) -> None:
+    from flowdata.report.summary import summary_text, weights_of
+
+    # The table first: it took hours, and is safe whatever its weights are.
+    print(f"{output} is written; look at it with: flowdata inspect {output}\n")
+    try:
+        print(summary_text(losses, weights_of(losses)))
+    except InvalidLossError as error:
+        speech = Speech({"temperature": "--temperature"})
+        print(f"note: {speech(error)}: flowdata inspect {output} --temperature ...")
+
+
+def add_lengths(commands: Commands) -> None:
+    """The command ``lengths``."""
+    lengths = commands.add_parser(
+        "lengths",
+        help="tokens of each sample, without a model, for packing and batches of like length",
+        description="Count the tokens of every sample of a data set, as a model is given them, and "
+        "add them to a loss table, or write a small Parquet file. Samples are read as `flowdata "
+        "score` reads them. Killed at any moment, the same command goes on.",
+    )
+    lengths.add_argument(
+        "--tokenizer", type=name_of, help="folder, GGUF file, or name on the hub, for texts"
+    )
+    add_data(lengths, required=True)
+    _add_columns(lengths, "input_ids")
+    place = lengths.add_mutually_exclusive_group(required=True)
+    place.add_argument("--table", type=path_of, help="a loss table of this data, written anew")
+    place.add_argument("--output", type=path_of, help="a new .parquet file")
+    lengths.add_argument("--max-length", type=positive, help="count longer samples as these tokens")
+    lengths.add_argument(
+        "--num-workers", type=non_negative, default=0, help="processes that read and tokenize"
+    )
+    lengths.set_defaults(run=_run_lengths, parser=lengths, goes_on=True)
+
+
+def _run_lengths(options: argparse.Namespace) -> None:
+    from flowdata.report.summary import lengths_text
+    from flowdata.scoring import CausalLM
+    from flowdata.scoring.columns import TOKEN_COLUMNS, Columns
+    from flowdata.scoring.inference import count_rows
+    from flowdata.scoring.open_inputs import open_tokenizer
+    from flowdata.scoring.row_lengths import count_lengths, give_lengths
+
+    require_place(options.table or options.output)
+    columns = Columns(options.prompt, options.response, options.messages, options.text)
+    data = open_data(options)
+    count_rows(data)
+    if columns.names != TOKEN_COLUMNS:
+        columns.check(data.column_names)
+    elif "input_ids" not in data.column_names:
+        raise ValueError(
+            f"there is no column input_ids, the columns are {sorted(data.column_names)}: name "
+            "columns of text with --prompt and --response, --messages or --text"
+        )
+    tokenizer = None if options.tokenizer is None else open_tokenizer(options.tokenizer)
+    loss = CausalLM(tokenizer=tokenizer, **asdict(columns), max_length=options.max_length)
+    if options.table is not None:
+        found = give_lengths(options.table, data, loss, num_workers=options.num_workers)
+    else:
+        found = count_lengths(data, loss, output=options.output, num_workers=options.num_workers)
+    print(f"{options.output} is written" if options.output else f"{options.table} has lengths now")
+    print(f"\n{lengths_text(found)}")
+
+
+def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> None:
+    columns = command.add_argument_group(
+        "columns", f"without any of these, rows must have {otherwise}"
+    )
+    columns.add_argument("--prompt", metavar="COLUMN", help="text that is not scored")
+    columns.add_argument("--response", metavar="COLUMN", help="text that is scored")
+    columns.add_argument("--messages", metavar="COLUMN", help="chats; the assistant is scored")
+    columns.add_argument("--text", metavar="COLUMN", help="plain text, all of it scored")

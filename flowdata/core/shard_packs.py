@@ -123,6 +123,7 @@ class ShardPacks:
 
     Attributes:
         plan: the draws of the epoch.
+        lengths: tokens of each row, ``max_length`` at most: int32, shape (n,).
         bounds: first row of each shard, and n.
         shares: of each shard, of the rows the share that an epoch draws, expected.
         fill: of the tokens that there is room for, the share that an epoch has, expected.
@@ -155,17 +156,17 @@ class ShardPacks:
         require_fitting(found, plan.weights)
         if too_long == "raise":
             _require_no_longer(plan, found, max_length)
-        kept = np.clip(found, 0, max_length).astype(np.int32)
-        self.max_length, self.bounds = max_length, plan.bounds
-        self._batch_size, self._too_long = batch_size, too_long
+        self.lengths = np.clip(found, 0, max_length).astype(np.int32)
+        self.max_length, self.too_long, self.bounds = max_length, too_long, plan.bounds
+        self._batch_size = batch_size
         self._fingerprint = fingerprint_of(found)
-        expected = _Expected(plan, kept, max_length)
+        expected = _Expected(plan, self.lengths, max_length)
         tokens = float(sums_before(expected.packs, plan.bounds)[-1])
         least = max(_LEAST_PACKS, tokens * least_draws / len(plan))
         self._clusters = cluster_shards(expected.packs, plan.bounds, least)
         rows = np.diff(plan.bounds)
         self.shares = np.diff(sums_before(expected.drawn, plan.bounds)) / np.maximum(rows, 1)
-        self.plan = ClusterPlan(plan, self._clusters, kept, max_length)
+        self.plan = ClusterPlan(plan, self._clusters, self.lengths, max_length)
         self._pack_clusters()
         self.fill = tokens / self._number
         self._layout: _Layout | None = None
@@ -196,7 +197,7 @@ class ShardPacks:
             "lengths": self._fingerprint,
             "max_length": self.max_length,
             "batch_size": self._batch_size,
-            "too_long": self._too_long,
+            "too_long": self.too_long,
             "clusters": division.hexdigest(),
         }
         return self.plan.identity() | {"packs": packs}

@@ -1,24 +1,22 @@
 """Progress: how far an epoch of a stream has come, over all ranks, workers and restarts."""
 
 import copy
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from numpy.typing import ArrayLike
 from torch.utils.data import get_worker_info
 
+from flowdata.core.lengths import HasLengths
 from flowdata.core.plan import non_negative
-from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.states import PLAN, SEED, read_state, save_state
 from flowdata.errors import warn
 from flowdata.guards.counts import EpochCount
 from flowdata.guards.stream import StreamGuard
-from flowdata.streaming.draw_order import StreamOrder, require_fitting_strata
+from flowdata.streaming.division import Division, SlotPlan
 from flowdata.streaming.order import Layout, share_of
 from flowdata.streaming.shared_epochs import SharedEpochs
 from flowdata.streaming.stretches import (
-    CURRENT_ORDER,
-    ORDER,
     STREAM,
     STRETCHES,
     SavedProcess,
@@ -45,30 +43,11 @@ from flowdata.streaming.worker_epoch import WorkerEpoch
 class Progress:
     """What a stream's epochs are made of, and where in them it is."""
 
-    def __init__(
-        self,
-        plan: ShardPlan,
-        *,
-        ranks: int,
-        rank: int,
-        drop_last: bool,
-        window: int,
-        shards_open: int,
-        batch_size: int | None,
-    ) -> None:
-        if window + shards_open > 1 << 16:
-            raise ValueError(
-                f"window + shards_open must be at most 65,536, got window={window:,} and "
-                f"shards_open={shards_open:,}"
-            )
-        self._plan = plan
-        # What divides the table into shards: with other shards, a state means other draws.
-        self._division = hashlib.sha256(plan.bounds.astype("<i8").tobytes()).hexdigest()[:32]
-        self._ranks, self._rank, self._drop_last = ranks, rank, drop_last
-        self._window, self._shards_open = window, shards_open
+    def __init__(self, division: Division, *, batch_size: int | None) -> None:
+        self._division = division
         self.batch_size = batch_size
         """Draws that are one batch; None if that is not known."""
-        self._epochs = SharedEpochs(plan.seed)
+        self._epochs = SharedEpochs(division.plan.seed)
         self._stretches: tuple[Stretch, ...] = ()
         """Those of the epoch that is to come or running, the last one that of this process."""
         self._stretches_epoch = -1
@@ -80,16 +59,13 @@ class Progress:
         self._guard, self._count = StreamGuard(), EpochCount()
         self._told: int | None = None
         """The epoch that was set, or loaded, last in this process."""
-        if self.per_rank == 0:
-            raise ValueError(
-                f"drop_last=True leaves no draw: the epoch has {len(plan)} for {ranks} ranks"
-            )
-        require_fitting_strata(self._plan.strata, ranks, batch_size)
+        division.require_fitting(batch_size)
 
-    def following(self, batch_size: int | None) -> "Progress":
-        """A progress of its own, that begins where the next pass would."""
+    def following(self, batch_size: int | None, division: Division | None = None) -> "Progress":
+        """A progress of its own, that begins where the next pass would; of a division, if given."""
         made = copy.copy(self)
         made.__dict__ |= {
+            "_division": division or self._division,
             "_epochs": self._epochs.following(),
             "_guard": copy.copy(self._guard),
             "_count": copy.copy(self._count),
@@ -98,14 +74,33 @@ class Progress:
         made.batch_size = batch_size
         return made
 
+    def of_packs(
+        self, lengths: HasLengths | ArrayLike, max_length: int, **options: Any
+    ) -> "Progress":
+        """A progress in packs of the same draws, of its own: from the epoch of the next pass on.
+
+        Args:
+            lengths, max_length, options: see `ShardPacks`.
+
+        Raises:
+            ValueError: where a position in draws was loaded, which means nothing in packs.
+        """
+        if self._known_stretches(self.epoch):
+            raise ValueError(
+                "this stream goes on inside an epoch of draws, which are no packs: make packs "
+                "first, by .packed(), and load a state of packs into what it returns"
+            )
+        division = self._division.of_packs(lengths, max_length, **options)
+        return self.following(self.batch_size, division)
+
     @property
     def epoch(self) -> int:
         """The epoch of the next pass."""
         return self._epochs.upcoming()
 
     @property
-    def plan(self) -> ShardPlan:
-        """The plan of that epoch."""
+    def plan(self) -> SlotPlan:
+        """The plan of that epoch, or its packs."""
         return self._plan_of(self.epoch)
 
     @property
@@ -116,17 +111,17 @@ class Progress:
     @property
     def ranks(self) -> int:
         """Ranks that an epoch is divided between."""
-        return self._ranks
+        return self._division.ranks
 
     @property
     def rank(self) -> int:
         """Which of them this is."""
-        return self._rank
+        return self._division.rank
 
     @property
     def per_rank(self) -> int:
-        """Draws of each rank in a whole epoch."""
-        return self._layout(0).per_rank(len(self._plan))
+        """Draws or packs of each rank in a whole epoch."""
+        return self._division.per_rank()
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one, see `EpochCount`; a loaded position in it is kept."""
@@ -166,8 +161,8 @@ class Progress:
             MismatchError: when the state of a worker was loaded into another one.
             RuntimeError, ValueError: see `StreamGuard.on_begin`.
         """
-        require_fitting_strata(self._plan.strata, self._ranks, self.batch_size)
-        self._guard.on_begin(ranks=self._ranks, items=items)
+        self._division.require_fitting(self.batch_size)
+        self._guard.on_begin(ranks=self.ranks, items=items)
         epoch = self._epochs.begin()
         self._count.on_first_draw(epoch)
         before = self._known_stretches(epoch)
@@ -188,13 +183,13 @@ class Progress:
         self, epoch: int, over: Sequence[Stretch], current: Stretch, worker: int
     ) -> WorkerEpoch:
         """The part of a worker in a stretch, where that stretch is."""
-        order, layout = self._order(self._plan_of(epoch)), current.layout
-        slots = remaining_slots(order, len(self._plan), over)
+        order, layout = self._division.order(self._plan_of(epoch)), current.layout
+        slots = remaining_slots(order, len(self._division.plan), over)
         require_fitting(current, len(slots))
         worker_on_turn = layout.on_turn(worker, current.done)
-        share = share_of(slots, layout, self._rank, worker_on_turn)
-        random_key = (len(over), self._rank, worker_on_turn)
-        run = WorkerEpoch(order, share, random_key, self._ranks)
+        share = share_of(slots, layout, self.rank, worker_on_turn)
+        random_key = (len(over), self.rank, worker_on_turn)
+        run = WorkerEpoch(order, share, random_key, self.ranks)
         run.done = layout.by_worker(len(slots), current.done)[worker_on_turn]
         run.drawn = run.read = run.done
         return run
@@ -211,13 +206,14 @@ class Progress:
             run.done = run.drawn = run.read = saved.done
         if saved.rank is None:
             return
-        if continues and saved.rank == self._rank:
+        if continues and saved.rank == self.rank:
             run.drawn = run.read = saved.drawn
             return
         warn(
-            f"{saved.drawn - saved.done:,} draws had been dropped when rank {saved.rank} saved "
-            "the state that this run goes on from, with other ranks or workers, or on another "
-            "rank: every rank gives as many samples as are left, but may repeat as many draws"
+            f"{saved.drawn - saved.done:,} {self._division.slots} had been dropped when rank "
+            f"{saved.rank} saved the state that this run goes on from, with other ranks or "
+            "workers, or on another rank: every rank gives as many samples as are left, but may "
+            "repeat as many draws"
         )
 
     def count_given(self, run: WorkerEpoch, draws: Iterable[int]) -> None:
@@ -254,8 +250,8 @@ class Progress:
             if info is None and self._epochs.workers > 0:
                 raise ValueError(
                     "DataLoader workers draw, so this process does not know how far they are: "
-                    "give position=, the draws trained on in this epoch over all ranks, or use "
-                    "torchdata's StatefulDataLoader"
+                    f"give position=, the {self._division.slots} trained on in this epoch over "
+                    "all ranks, or use torchdata's StatefulDataLoader"
                 )
             if self._loaded is not None:
                 return dict(self._loaded)
@@ -274,7 +270,7 @@ class Progress:
         return self._running
 
     def _dropped(self, run: WorkerEpoch) -> dict[str, Any]:
-        return dropped_draws(self._rank, run.drawn) if run.drawn != run.done else {}
+        return dropped_draws(self.rank, run.drawn) if run.drawn != run.done else {}
 
     def load(self, state: Any) -> None:
         """Go on from a state, any mapping, at the next pass.
@@ -286,12 +282,12 @@ class Progress:
         found = read_state(state, self._identity(), owner="FlowShards", needed=(STRETCHES,))
         # All is checked before anything is set: a refused state changes nothing.
         epoch = require_storable(found)
-        stretches = read_stretches(found, len(self._plan))
+        stretches = read_stretches(found, len(self._division.plan))
         saved = read_process(found, stretches)
         require_seal(found)
         if saved is not None:
-            plan = self._plan.at_epoch(epoch, seed=found[SEED])
-            require_possible(saved, stretches[-1], self._left(plan, stretches[:-1]))
+            plan = self._division.plan.at_epoch(epoch, seed=found[SEED])
+            require_possible(saved, stretches[-1], self._division.left(plan, stretches[:-1]))
         self._epochs.set_seed(found[SEED])
         self._saved, self._loaded = saved, None
         if saved is not None:
@@ -327,9 +323,10 @@ class Progress:
             return state | self._dropped(run)
         if dropped := self._epochs.dropped:
             warn(
-                f"{dropped:,} draws were dropped in epoch {epoch}, by the handler or a stage: a "
-                f"run that goes on from position={position} gives as many samples as are left, "
-                "but may repeat as many draws; torchdata's StatefulDataLoader repeats none"
+                f"{dropped:,} {self._division.slots} were dropped in epoch {epoch}, by the handler "
+                f"or a stage: a run that goes on from position={position} gives as many samples "
+                "as are left, but may repeat as many draws; torchdata's StatefulDataLoader repeats "
+                "none"
             )
         return state
 
@@ -342,57 +339,42 @@ class Progress:
             ValueError: for a position that is not between two batches.
         """
         before = sum(stretch.layout.ranks * stretch.done for stretch in over)
-        done, rest = divmod(position - before, self._ranks)
-        most = layout.per_rank(self._left(self._plan_of(epoch), over))
+        done, rest = divmod(position - before, self.ranks)
+        most = layout.per_rank(self._division.left(self._plan_of(epoch), over))
         if done >= most:
             # The last batch may be incomplete, and counted as a whole one.
             if done >= most + (self.batch_size or most + 1):
+                slots = len(self._division.plan)
                 raise ValueError(
-                    f"position={position:,} is beyond epoch {epoch}, which has {len(self._plan):,} "
-                    "draws: it counts those of the running epoch, over all ranks, not those of "
-                    "epochs before"
+                    f"position={position:,} is beyond epoch {epoch}, which has {slots:,} "
+                    f"{self._division.slots}: it counts those of the running epoch, over all "
+                    "ranks, not those of epochs before"
                 )
             return None
         # The draws of one worker, or of none, come in one order whatever the batches.
         in_batch = done % layout.batch if layout.workers > 1 else 0
         if done < 0 or rest or in_batch:
             raise ValueError(
-                f"position={position} is not between two batches: it counts draws over all ranks "
-                f"(steps x batch size x {self._ranks} ranks), {before} of them before the last "
-                "resume"
+                f"position={position} is not between two batches: it counts {self._division.slots} "
+                f"over all ranks (steps x batch size x {self.ranks} ranks), {before} of them "
+                "before the last resume"
             )
         return done
 
-    def _order(self, plan: ShardPlan) -> StreamOrder:
-        return StreamOrder(plan, window=self._window, shards_open=self._shards_open)
-
-    def _plan_of(self, epoch: int) -> ShardPlan:
+    def _plan_of(self, epoch: int) -> SlotPlan:
         """The plan of an epoch, with the seed of the state that was loaded last, if one was."""
-        return self._plan.at_epoch(epoch, seed=self._epochs.seed)
+        return self._division.plan.at_epoch(epoch, seed=self._epochs.seed)
 
     def _known_stretches(self, epoch: int) -> tuple[Stretch, ...]:
         """The stretches of an epoch, if it is the one that was loaded or is running."""
         return self._stretches if self._stretches_epoch == epoch else ()
 
-    def _left(self, plan: ShardPlan, stretches: Sequence[Stretch]) -> int:
-        """Draws of an epoch that are left after some stretches."""
-        return len(remaining_slots(self._order(plan), len(plan), stretches) if stretches else plan)
-
     def _layout(self, workers: int) -> Layout:
-        return Layout(self._ranks, max(workers, 1), self.batch_size or 1, self._drop_last)
+        return self._division.layout(workers, self.batch_size)
 
     def _identity(self) -> dict[str, Any]:
-        return {PLAN: self._plan.identity(), STREAM: self._options()}
-
-    def _options(self) -> dict[str, Any]:
-        """What decides, beside the plan, in which order samples come."""
-        return {
-            ORDER: CURRENT_ORDER,
-            "window": self._window,
-            "shards_open": self._shards_open,
-            "shards": self._division,
-        }
+        return {PLAN: self._division.plan.identity(), STREAM: self._division.options()}
 
     def _state(self, epoch: int, stretches: Sequence[Stretch]) -> dict[str, Any]:
-        progress = {STREAM: self._options(), STRETCHES: write_stretches(stretches)}
+        progress = {STREAM: self._division.options(), STRETCHES: write_stretches(stretches)}
         return save_state(self._plan_of(epoch), **progress)

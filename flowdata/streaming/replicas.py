@@ -24,3 +24,19 @@ def size_and_rank(num_replicas: int | None, rank: int | None) -> tuple[int, int]
             f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
         )
     return num_replicas, rank
+
+
+def require_rank(divided: tuple[int, int]) -> None:
+    """Make sure that this process has the number of ranks, and the rank, that was assumed.
+
+    Raises:
+        RuntimeError: where torch.distributed says otherwise.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if (now := size_and_rank(None, None)) != divided:
+        raise RuntimeError(
+            f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
+            f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
+            "give it num_replicas= and rank="
+        )

@@ -1,7 +1,9 @@
 """SampleReader: the samples of one worker's draws, with others in place of those dropped."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import ShardError, warn
+from flowdata.streaming.order import Window
+from flowdata.streaming.pack_stage import PackStage
 from flowdata.streaming.stats import PassStats, SharedStats, StreamStats
 from flowdata.streaming.windows import Content, WindowReader
 from flowdata.streaming.worker_epoch import WorkerEpoch
@@ -65,12 +69,19 @@ class SampleReader:
         self._stats = SharedStats(hosts_of(self._urls))
         self.bytes_read = 0
 
+    @property
+    def gives_weights(self) -> bool:
+        """Whether samples have weights of their losses."""
+        return self._weights is not None
+
     def stats(self) -> StreamStats:
         """What reading the epoch took that began last, in all workers."""
         return self._stats.of_last_pass()
 
-    def samples(self, run: WorkerEpoch, stages: Stages) -> Iterator[Any]:
-        """As many samples that came through the stages as the run has to give yet.
+    def samples(
+        self, run: WorkerEpoch, stages: Stages, packing: PackStage | None = None
+    ) -> Iterator[Any]:
+        """As many samples, or packs, that came through the stages as the run has to give yet.
 
         Where some are dropped, the draws of this worker go round once more, from the first. Dropped
         draws are counted in two ways: here by ``run.read``, all that were read, for the warning at
@@ -83,22 +94,33 @@ class SampleReader:
         """
         taken = self._stats.begin(run.epoch)
         try:
-            yield from self._replacing(run, stages, taken)
+            yield from self._replacing(run, stages, taken, packing)
         finally:
             taken.show()
         if dropped := run.read - run.total:
+            what = "draws" if packing is None else "packs"
             warn(
-                f"{dropped:,} of {run.read:,} draws were dropped in epoch {run.epoch}, by the "
+                f"{dropped:,} of {run.read:,} {what} were dropped in epoch {run.epoch}, by the "
                 "handler or a stage, and replaced by others"
+            )
+        if run.lost:
+            warn(
+                f"{run.lost:,} draws were dropped in epoch {run.epoch}, by the handler or a stage: "
+                "their packs are shorter by these"
             )
         taken.log(self._name)
 
-    def _replacing(self, run: WorkerEpoch, stages: Stages, taken: PassStats) -> Iterator[Any]:
+    def _replacing(
+        self, run: WorkerEpoch, stages: Stages, taken: PassStats, packing: PackStage | None
+    ) -> Iterator[Any]:
         # Not `run.done`, which later stages may let lag behind.
         yielded, read_at_last_yield = run.done, run.read
         while yielded < run.total:
             read_before = run.read
-            samples = stages(self._raw_samples(run, taken))
+            if packing is None:
+                samples = stages(self._raw_samples(run, taken))
+            else:
+                samples = stages(self._packs(run, taken, packing))
             for sample in itertools.islice(samples, run.total - yielded):
                 taken.samples += 1
                 taken.dropped += run.read - read_at_last_yield - 1
@@ -118,22 +140,48 @@ class SampleReader:
                 )
 
     def _raw_samples(self, run: WorkerEpoch, taken: PassStats) -> Iterator[dict[str, Any]]:
+        with closing(self._read(run.windows(), taken)) as read:
+            for _, sample, goes_on in read:
+                run.read += 1
+                if sample is not None:
+                    yield sample
+                elif not goes_on:
+                    return
+
+    def _packs(self, run: WorkerEpoch, taken: PassStats, stage: PackStage) -> Iterator[Any]:
+        """The packs that a stage makes; none where all samples of one are dropped."""
+        sizes = deque[int]()
+        with closing(self._read(_note_packs(run.windows(), sizes), taken)) as read:
+            for first in read:
+                run.read += 1
+                drawn = [first, *itertools.islice(read, sizes.popleft() - 1)]
+                kept = [(row, sample) for row, sample, _ in drawn if sample is not None]
+                pack, samples = stage.join(kept)
+                # A pack is counted as one sample elsewhere.
+                taken.samples += max(samples - 1, 0)
+                taken.dropped += len(drawn) - max(samples, 1)
+                if pack is not None:
+                    run.lost += len(drawn) - samples
+                    yield pack
+
+    def _read(
+        self, windows: Iterable[tuple[Window, int]], taken: PassStats
+    ) -> Generator[tuple[int, dict[str, Any] | None, bool], None, None]:
+        """Row and sample of each draw; None for what cannot be read, and if the handler goes on."""
         reader = WindowReader(self._index, self._urls, self._access)
         taken.read.append(reader.reading)
         shards = lru_cache(2 * self._shards_open)(self._open_shard)
         try:
-            for row, shard, key, content in reader.draws(taken.shown_at_each(run.windows())):
-                run.read += 1
+            for row, shard, key, content in reader.draws(taken.shown_at_each(windows)):
                 url, first, weights = shards(shard)
                 try:
                     sample = _make_sample(content, key, url)
                 except ShardError as error:
-                    if self._handler(error):
-                        continue
-                    return
+                    yield row, None, self._handler(error)
+                    continue
                 if weights is not None:
                     sample["__weight__"] = float(weights[row - first])
-                yield sample
+                yield row, sample, True
         finally:
             self.bytes_read += reader.bytes_read
 
@@ -143,6 +191,17 @@ class SampleReader:
         if self._weights is None:
             return redact(self._urls[number]), first, None
         return redact(self._urls[number]), first, self._weights.part(first, end) * self._scale
+
+
+def _note_packs(
+    windows: Iterable[tuple[Window, int]], sizes: deque[int]
+) -> Iterator[tuple[Window, int]]:
+    """The windows; of each the packs that are to come are put into a queue, by their draws."""
+    for window, done in windows:
+        assert window.packs is not None
+        ends = itertools.accumulate(window.packs)
+        sizes += [size for size, end in zip(window.packs, ends, strict=True) if end > done]
+        yield window, done
 
 
 def _make_sample(content: Content, key: str, url: str) -> dict[str, Any]:

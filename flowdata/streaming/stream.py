@@ -1,45 +1,34 @@
 """FlowShards: an exact, weighted, resumable stream of samples from tar shards."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+import copy
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-import torch.distributed as dist
 import webdataset as wds
 from numpy.typing import ArrayLike
-from torch.utils.data import get_worker_info
-from webdataset.compat import FluidInterface
 
+from flowdata.core.lengths import HasLengths
+from flowdata.core.pack_plan import TooLong
 from flowdata.core.plan import EpochSize, Scheme
+from flowdata.core.shard_packs import ShardPacks
 from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.errors import warn
-from flowdata.streaming.decoding import SampleDecoder
+from flowdata.streaming.division import Division, SlotPlan
+from flowdata.streaming.pack_stage import PackStage
+from flowdata.streaming.passes import items_of_pass
 from flowdata.streaming.progress import Progress
-from flowdata.streaming.replicas import size_and_rank
+from flowdata.streaming.replicas import require_rank, size_and_rank
 from flowdata.streaming.sample_reader import SampleReader
-from flowdata.streaming.stages import (
-    apply_stages,
-    batch_arguments,
-    is_batched,
-    is_cache,
-    is_shuffle,
-    is_slice,
-    require_stage,
-)
+from flowdata.streaming.staged import Handler, StagedStream
 from flowdata.streaming.stats import StreamStats
-from flowdata.streaming.tables import Table, index_and_weights
+from flowdata.streaming.tables import Table, index_and_weights, lengths_of
 from flowdata.streaming.views import View
-from flowdata.streaming.worker_epoch import WorkerEpoch
 from flowdata.transport.access import Access
 from flowdata.transport.urls import Urls
 
-Handler = Callable[[Exception], bool]
 
-
-class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
+class FlowShards(StagedStream):
     """Samples of tar shards, drawn in proportion to their weights; an IterableDataset.
 
     The loss table says which samples an epoch draws, and where they lie, before a byte is read.
@@ -142,21 +131,20 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
             (weights, alpha) if reweight else None,
             name=f"rank {own} of {ranks}" if ranks > 1 else "",
         )
-        self._view = View(
-            Progress(
-                plan,
-                ranks=ranks,
-                rank=own,
-                drop_last=drop_last,
-                window=_require_positive(window, "window"),
-                shards_open=shards_open,
-                batch_size=batch_size,
-            )
+        division = Division(
+            plan,
+            ranks=ranks,
+            rank=own,
+            drop_last=drop_last,
+            window=_require_positive(window, "window"),
+            shards_open=shards_open,
         )
+        self._view = View(Progress(division, batch_size=batch_size))
         self._view.belongs_to(self)
         self._ranks_given = num_replicas is not None
-        self._batched: tuple[int, int, bool] | None = None
-        self._is_closed = False
+        self._table: Table | None = table
+        # Stages of samples, and their packs, if there are any: the pipeline is then of packs.
+        self._packing: PackStage | None = None
 
     @property
     def epoch(self) -> int:
@@ -166,8 +154,14 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     @property
     def plan(self) -> ShardPlan:
         """The plan of `epoch`: how often an epoch draws each row of the table."""
-        epoch, seed = self._view.ask(lambda progress: (progress.epoch, progress.plan.seed))
-        return self._view.progress.plan.at_epoch(epoch, seed=seed)
+        slots = self._slots()
+        return slots.plan if isinstance(slots, ShardPacks) else slots
+
+    @property
+    def packs(self) -> ShardPacks | None:
+        """The packs of `epoch`, if this is a stream of packs: how many, and how full."""
+        slots = self._slots()
+        return slots if isinstance(slots, ShardPacks) else None
 
     @property
     def bytes_read(self) -> int:
@@ -188,7 +182,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
 
     @property
     def draws_an_item(self) -> int:
-        """Draws in an item of this stream: 1, or with `batched` its batch size."""
+        """Draws, or packs, in an item of this stream: 1, or with `batched` its batch size."""
         return self._batched[1] if self._batched else 1
 
     def set_epoch(self, epoch: int) -> None:
@@ -200,7 +194,7 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         self._view.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Samples of this rank in a whole epoch; batches where they are made by `batched`."""
+        """Samples, or packs, of this rank in a whole epoch; batches if `batched` makes some."""
         self._check_rank()
         self._progress.length_is_read()
         samples = self._progress.per_rank
@@ -237,65 +231,60 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
         """
         self._view.load(state)
 
-    def append(self, stage: Any) -> None:
-        """Add a stage of webdataset's at the end; `compose` returns a copy that has it.
-
-        Raises:
-            TypeError: for one that shuffles.
-        """
-        if is_cache(stage):
-            return
-        if is_shuffle(stage):
-            self.shuffle()
-        if is_slice(stage):
-            self.slice()
-        if is_batched(stage):
-            if self._batched is not None:
-                raise TypeError(
-                    "a stream makes batches once: of batches of batches, no length nor position "
-                    "would be right"
-                )
-            self._batched = (len(self.pipeline), *batch_arguments(stage))
-            self._progress.batch_size = self.draws_an_item
-        self.pipeline.append(require_stage(stage))
-
-    def decode(
+    def packed(
         self,
-        *decoders: Any,
-        post: Any = None,
-        allow_pickle: bool = False,
-        handler: Handler = wds.reraise_exception,
-        **options: Any,
+        max_length: int,
+        lengths: HasLengths | ArrayLike | None = None,
+        *,
+        batch_size: int = 1,
+        too_long: TooLong = "raise",
     ) -> Self:
-        """Decode members by their extension, as WebDataset does, but no pickles.
+        """A stream of packs of at most ``max_length`` tokens: the same number in every epoch.
+
+        Give stages before that make rows of tokens, dicts with ``input_ids`` and, if not all are
+        learned, ``labels``; those after it have packs. A pack is a dict of ``input_ids``,
+        ``labels`` and ``position_ids``, int64 of shape (T,): positions begin anew at each sample,
+        and the first label of each is -100. Each draw of an epoch is in one pack, whole. Lengths
+        of the stream, positions in a state and ``batch_size`` count packs from here on. What it
+        returns counts epochs for itself, from where this stream is.
+
+        A sample that is dropped leaves its pack shorter; a pack without any is replaced by
+        another. It takes a pass over all rows, once.
 
         Args:
-            decoders: of webdataset, ``"pil"``, ``"torchrgb"``, functions (name, bytes) -> value.
-            allow_pickle: decode pickles too. That runs whatever code the shard holds.
-            handler: what becomes of samples that cannot be decoded.
-            post, options: as in webdataset.
-        """
-        decoder = SampleDecoder(decoders, post=post, allow_pickle=allow_pickle, **options)
-        result: Self = self.map(decoder, handler=handler)
-        return result
-
-    def shuffle(self, *_: Any, **__: Any) -> Any:
-        """Not here.
+            max_length: tokens that a pack has room for.
+            lengths: tokens of each row, as the stages make them; default those of the table.
+            batch_size: packs that are trained on together, by all ranks: an epoch has a multiple
+                of it.
+            too_long: "raise" for rows that are longer than a pack, or "truncate" to cut them.
 
         Raises:
-            TypeError: always, saying what to do instead.
+            MismatchError: for another number of lengths than of rows; in the pass, for a sample
+                of another length.
+            TypeError: after `batched` or `packed`, or where no lengths are known.
+            ValueError: for lengths that are none or too long, ``mode="reweight"``, strata,
+                another scheme than systematic, or fewer draws than packs.
         """
-        raise TypeError(
-            "FlowShards shuffles by itself, over window= draws of shards_open= shards; a buffer "
-            "after it would lose samples when a run is resumed. Give a larger window"
+        if self._batched is not None or self._packing is not None:
+            raise TypeError("packs are made of single samples: call .packed() once, and first")
+        if self._reader.gives_weights:
+            raise ValueError('packs have no weights: draw by weight, with mode="resample"')
+        progress = self._progress.of_packs(
+            lengths_of(self._table) if lengths is None else lengths,
+            max_length,
+            batch_size=batch_size,
+            too_long=too_long,
         )
-
-    def _only_whole_epochs(self, *_: Any, **__: Any) -> Any:
-        raise TypeError(
-            "an epoch of FlowShards has an exact length, len(shards); choose it by epoch_size="
-        )
-
-    with_epoch = with_length = repeat = slice = _only_whole_epochs
+        packs = progress.plan
+        assert isinstance(packs, ShardPacks)
+        made = copy.copy(self)
+        made.__dict__ |= {
+            "pipeline": [],
+            "_packing": PackStage(self.pipeline, packs),
+            "_view": View(progress),
+        }
+        made.__dict__["_view"].belongs_to(made)
+        return made
 
     def __iter__(self) -> Iterator[Any]:
         if self._is_closed:
@@ -314,82 +303,33 @@ class FlowShards(wds.DataPipeline, FluidInterface):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # Workers that are spawned do not know torch.distributed.
         self._check_rank()
-        return self.__dict__
+        return self.__dict__ | {"_table": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._view.belongs_to(self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the stages that can be closed; no pass begins after it."""
-        self._is_closed = True
-        for stage in self.pipeline:
-            if hasattr(stage, "close"):
-                stage.close()
+    def _slots(self) -> SlotPlan:
+        epoch, seed = self._view.ask(lambda progress: (progress.epoch, progress.plan.seed))
+        return self._view.progress.plan.at_epoch(epoch, seed=seed)
 
     @property
     def _progress(self) -> Progress:
         return self._view.progress
 
+    def _count_batches_of(self, size: int) -> None:
+        self._progress.batch_size = size
+
     def _check_rank(self) -> None:
         """Make sure that this is one of the ranks that the epoch was divided between."""
-        if self._ranks_given or not (dist.is_available() and dist.is_initialized()):
-            return
-        divided = (self._progress.ranks, self._progress.rank)
-        if (now := size_and_rank(None, None)) != divided:
-            raise RuntimeError(
-                f"this FlowShards was built for rank {divided[1]} of {divided[0]}, but is used on "
-                f"rank {now[1]} of {now[0]}: build it after torch.distributed is initialised, or "
-                "give it num_replicas= and rank="
-            )
+        if not self._ranks_given:
+            require_rank((self._progress.ranks, self._progress.rank))
 
     def _pass(self) -> Iterator[Any]:
         self._check_rank()
-        run = self._begin()
-        stages_before, size, incomplete = self._batched or (len(self.pipeline), 1, True)
-        # Of each sample that has come so far and is in no item yet, how many draws had been read.
-        # A queue, as a batch may be made only when one sample more has come: a state saved then
-        # must count the draws of that batch, but not those of the sample more.
-        draws_read: deque[int] = deque()
-        samples = self._note_draws(run, self.pipeline[:stages_before], draws_read)
-        for item in apply_stages(self.pipeline[stages_before:], samples):
-            if not draws_read:
-                raise ValueError("a stage after .batched() makes several items of a batch")
-            in_item = min(size, len(draws_read))
-            self._progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
-            yield item
-        if dropped := len(draws_read) if incomplete else len(draws_read) // size * size:
-            warn(
-                f"{dropped:,} draws of epoch {run.epoch} were in batches that a stage after "
-                ".batched() dropped: the epoch was shorter than len() says. Drop samples before"
-            )
-        self._progress.finish(run)
-
-    def _begin(self) -> WorkerEpoch:
-        """Begin the part of this process, a worker or none, in the next epoch."""
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 0)
-        # Of one worker, or of none, the draws come in one order whatever the batches.
-        items = (1 if self._batched else self._progress.batch_size) if workers > 1 else None
-        return self._progress.begin(worker, workers, items=items)
-
-    def _note_draws(
-        self, run: WorkerEpoch, stages: Sequence[Any], draws_read: deque[int]
-    ) -> Iterator[Any]:
-        """Samples after some stages; of each the draws read till then are put into a queue."""
-        for sample in self._reader.samples(run, partial(apply_stages, stages)):
-            draws_read.append(run.read)
-            yield sample
-
-    def iterator(self) -> Iterator[Any]:
-        """The same as ``iter()``."""
-        return iter(self)
+        yield from items_of_pass(
+            self._progress, self._reader, self.pipeline, self._packing, self._batched
+        )
 
 
 def _require_positive(value: int, name: str) -> int:

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from numpy.typing import ArrayLike
 
+from flowdata.core.lengths import HasLengths
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError
 from flowdata.table.loss_table import LossTable
@@ -39,3 +40,18 @@ def index_and_weights(
     if len(found) != len(index):
         raise MismatchError(f"there are {len(found):,} weights for {len(index):,} samples")
     return index, found
+
+
+def lengths_of(table: Table | None) -> HasLengths:
+    """The table, or that of a file, if it knows the lengths of its rows.
+
+    Raises:
+        TypeError: for an index, which does not.
+    """
+    if isinstance(table, str | os.PathLike):
+        table = LossTable.load(table)
+    if not isinstance(table, LossTable):
+        raise TypeError(
+            "an index of shards knows no lengths: give lengths=, the tokens of each of its rows"
+        )
+    return table

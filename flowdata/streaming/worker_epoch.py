@@ -9,12 +9,15 @@ from flowdata.streaming.slots import Slots
 class WorkerEpoch:
     """One worker's part of one epoch.
 
+    What is counted are packs, where the stream makes packs of its draws.
+
     Attributes:
         epoch: its number.
         total: samples that this worker gives, those done before a resume included.
         done: samples that were given out.
         drawn: draws that those took; more than ``done`` where some were dropped.
         read: draws that were read, ahead of those given out.
+        lost: draws that were dropped of packs which were given out all the same.
         ended: whether it gave out all.
     """
 
@@ -25,7 +28,7 @@ class WorkerEpoch:
         self._random_key, self._ranks = random_key, ranks
         self.epoch = order.epoch
         self.total = len(slots)
-        self.done = self.drawn = self.read = 0
+        self.done = self.drawn = self.read = self.lost = 0
         self.ended = False
 
     def windows(self) -> Iterator[tuple[Window, int]]:

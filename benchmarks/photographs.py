@@ -12,25 +12,28 @@ from tqdm import tqdm
 from flowdata import LossTable
 from flowdata.tar.indexing import index_shards
 
-SHARDS = 16
+SHARDS, MANY = 16, 64
+"""Shards of most figures; and of those in which the beginning of an epoch shall count for less."""
 DRAWN = 0.5
 SHARES = (0.05, 0.2, DRAWN, 1.0)
 """Shares of an epoch that are drawn, each by a loss table of its own: mean weights over largest."""
 
 
 def write_shards(folder: Path, samples: int) -> list[tuple[bytes, int]]:
-    """Shards of samples with a JPEG and a class, and their loss tables; all samples."""
+    """Shards of samples with a JPEG and a class, and their loss tables; the first ones' samples."""
     images = jpegs(np.random.default_rng(0), min(1000, SHARDS * samples))
     written = []
-    for shard in tqdm(range(SHARDS), desc="shards"):
+    for shard in tqdm(range(MANY), desc="shards"):
         numbers = range(samples)
         pictures = [images[(shard * 7919 + sample * 31) % len(images)] for sample in numbers]
         write_shard(folder, shard, pictures)
-        written += [(picture, sample % 10) for sample, picture in enumerate(pictures)]
-    index = index_shards(urls_in(str(folder)), progress=False)
-    for share in SHARES:
-        losses = losses_of_mean_weight(len(index), share)
-        LossTable.from_losses(losses, index=index).save(losses_in(folder, share))
+        if shard < SHARDS:
+            written += [(picture, sample % 10) for sample, picture in enumerate(pictures)]
+    for shards in (SHARDS, MANY):
+        index = index_shards(urls_in(str(folder), shards), progress=False)
+        for share in SHARES:
+            losses = losses_of_mean_weight(len(index), share)
+            LossTable.from_losses(losses, index=index).save(losses_in(folder, share, shards))
     return written
 
 
@@ -79,11 +82,11 @@ def losses_of_mean_weight(rows: int, share: float) -> np.ndarray[Any, Any]:
     return losses
 
 
-def losses_in(folder: Path | str, share: float) -> Path:
-    """The loss table by which this share is drawn."""
-    return Path(folder) / f"losses-{share:g}.parquet"
+def losses_in(folder: Path | str, share: float, shards: int = SHARDS) -> Path:
+    """The loss table by which this share of so many shards is drawn."""
+    return Path(folder) / f"losses-{share:g}-{shards}.parquet"
 
 
-def urls_in(place: str) -> str:
-    """The shards below a folder or a server."""
-    return f"{place.rstrip('/')}/{{00..{SHARDS - 1:02d}}}.tar"
+def urls_in(place: str, shards: int = SHARDS) -> str:
+    """So many shards below a folder or a server."""
+    return f"{place.rstrip('/')}/{{00..{shards - 1:02d}}}.tar"

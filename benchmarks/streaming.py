@@ -9,13 +9,14 @@ from pathlib import Path
 
 import mosaic
 from measure import Machine, Reading, Results, Task, in_fresh_process
-from photographs import DRAWN, SHARDS, SHARES, write_shards
+from photographs import DRAWN, MANY, SHARDS, SHARES, write_shards
 from places import PLACES, STALLS, Place, served
 from publishing import command_line, publish
 from serving import Served
 from streaming_methods import (
     BATCH,
     BUFFER,
+    HELD,
     JPEG,
     MOSAIC,
     OURS,
@@ -26,7 +27,7 @@ from streaming_methods import (
     REJECTION,
     STAGE,
 )
-from streaming_page import draw, tables, targets
+from streaming_page import draw, swept, tables, targets
 from tqdm import tqdm
 
 HELP = """\
@@ -55,6 +56,7 @@ clients share this machine's cores. "Local disk" is the page cache.
 - resample: the stage, before .shuffle({BUFFER}), in a webdataset pipeline.
 - webdataset: unweighted, .shuffle({BUFFER}): all samples are useful.
 - rejection: the same, and what was read (and decoded) is kept with probability w / max w.
+- in memory: the samples that are drawn, read before: what decoding and the DataLoader allow.
 - mosaicml-streaming: unweighted, shuffled in blocks of {BUFFER}; it has no reader of plain HTTP, so
   it reads the same server by its S3 client, and keeps whole shards on the disk.
 """
@@ -87,6 +89,11 @@ def main() -> None:
     )
 
 
+def held_at(place: str) -> list[str]:
+    """What is in memory is measured once."""
+    return [HELD] if place == "disk" else []
+
+
 def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tuple[Task, float]]:
     """What is measured, and by which share of samples is drawn; one round."""
     names = [place.name for place in places]
@@ -96,13 +103,13 @@ def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tupl
             Task(method, workers, f"{RAW} {name}")
             for name in names
             for workers in options.workers
-            for method in (OURS, STAGE, PLAIN, REJECTION)
+            for method in (OURS, STAGE, PLAIN, REJECTION, *held_at(name))
         ],
         "jpeg": [
             Task(method, workers, f"{JPEG} {name}")
             for name in names
             for workers in options.workers
-            for method in (OURS, PLAIN, REJECTION)
+            for method in (OURS, PLAIN, REJECTION, *held_at(name))
         ],
         "caches": [
             Task(method, workers, f"epochs {name}")
@@ -113,7 +120,8 @@ def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tupl
         ],
         "resume": [Task(OURS, 0, f"resume {name}") for name in names],
         "stalls": [
-            Task(method, workers, f"{RAW} {STALLS.name}")
+            Task(method, workers, f"{RAW} {place} {MANY}")
+            for place in ("30ms", STALLS.name)
             for workers in options.workers
             for method in (OURS, PLAIN)
         ],
@@ -123,7 +131,7 @@ def planned(options: argparse.Namespace, places: tuple[Place, ...]) -> list[tupl
     made = [(task, DRAWN) for part in tasks if part in options.only for task in tasks[part]]
     if "sweep" in options.only:
         made += [
-            (Task(method, workers, f"{RAW} 30ms"), share)
+            (Task(method, workers, swept(share).removesuffix(f" {share:g}")), share)
             for share in SHARES
             if share != DRAWN or "raw" not in options.only
             for workers in options.workers
@@ -143,18 +151,19 @@ def readings(
     tasks = planned(options, places)
     rounds = [(round_, task, share) for round_ in range(options.repeats) for task, share in tasks]
     for round_, task, share in tqdm(rounds, unit="process"):
-        kind, place = task.quantity.split()
+        kind, place, *many = task.quantity.split()
         # Long enough for several stalls.
         seconds = options.seconds * (4 if place == STALLS.name else 1)
         command = [kind, task.method, str(task.n), "--folder", folder]
         command += ["--share", str(share), "--seconds", str(seconds)]
+        command += ["--shards", *(many or [str(SHARDS)])]
         if place in servers:
             command += ["--url", servers[place].url]
             if place == STALLS.name:  # The same requests stall in each process.
                 servers[place].answer(**(STALLS.conditions or {}), ranges=options.ranges)
         figures = in_fresh_process(script, command)
         drawn = "" if share == DRAWN else f" {share:g}"
-        where = {f"{kind} {place}{drawn}: {name}": value for name, value in figures.items()}
+        where = {f"{task.quantity}{drawn}: {name}": value for name, value in figures.items()}
         yield Reading(task, round_, where)
 
 
@@ -170,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--places", nargs="+", default=names, choices=names, help="default all")
     made.add_argument("--workers", nargs="+", type=int, default=(0, 2), choices=(0, 2), help="both")
     made.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="default all parts")
-    made.add_argument("--data", type=Path, help="where the shards go, 1 GB for a while")
+    made.add_argument("--data", type=Path, help="where the shards go, 2 GB for a while")
     return made
 
 

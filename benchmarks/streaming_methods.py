@@ -1,6 +1,7 @@
 """What a process of the streaming benchmark measures: one method, at one place."""
 
 import argparse
+import functools
 import itertools
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import torch
 from measure import Figures, anonymous_memory
 from photographs import SHARDS, losses_in, losses_of_mean_weight, urls_in, write_shard
 from serving import Served
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from flowdata import Access, FlowShards, LossTable, index_shards, resample
 
@@ -26,6 +27,7 @@ BATCH, BUFFER = 64, 1000
 MIXED = 1000
 """Samples of a shard where mixing is measured: more than a buffer has of each."""
 OURS, STAGE, PLAIN, REJECTION = "FlowShards", "resample", "webdataset", "rejection"
+HELD = "in memory"
 OURS_CACHED, PLAIN_CACHED, MOSAIC = "FlowShards, cache", "webdataset, cache", "mosaicml-streaming"
 RAW, JPEG = "raw", "jpeg"
 AHEAD, AHEAD_OF = 32_000_000, 250
@@ -40,6 +42,7 @@ class Setting:
     url: str
     share: float
     seconds: float
+    shards: int = SHARDS
 
     @property
     def server(self) -> Served | None:
@@ -49,12 +52,12 @@ class Setting:
     @property
     def urls(self) -> str:
         """The shards."""
-        return urls_in(self.url or self.folder)
+        return urls_in(self.url or self.folder, self.shards)
 
     @property
     def table(self) -> LossTable:
         """The losses by which the share is drawn."""
-        return LossTable.load(losses_in(self.folder, self.share))
+        return LossTable.load(losses_in(self.folder, self.share, self.shards))
 
 
 def flow(setting: Setting, urls: str | None = None, **options: Any) -> FlowShards:
@@ -76,9 +79,13 @@ def pipeline(
 
     names = ("__key__", "jpg", "cls")
     urls = urls or setting.urls
+    if method == HELD:
+        stages = [wds.decode("torchrgb8")] if kind == JPEG else []
+        return wds.DataPipeline(held(setting), *stages, wds.to_tuple(*names))
     if method == OURS:
         return decoded(flow(setting, urls, access=Access(cache_dir=cache))).to_tuple(*names)
-    stream = wds.WebDataset(urls, shardshuffle=SHARDS, seed=0, cache_dir=cache, empty_check=False)
+    options: Any = {"shardshuffle": setting.shards, "seed": 0, "empty_check": False}
+    stream = wds.WebDataset(urls, cache_dir=cache, **options)
     if method == STAGE:
         weights = setting.table.weights(temperature=1.0)
         stream = stream.compose(resample(setting.table, weights, epoch_size="distinct"))
@@ -86,6 +93,24 @@ def pipeline(
     if method == REJECTION:
         stream = stream.select(accepted(setting))
     return stream.to_tuple(*names)
+
+
+class Held(IterableDataset[dict[str, Any]]):
+    """Samples in memory: what decoding and the DataLoader allow where nothing has to be read."""
+
+    def __init__(self, samples: list[dict[str, Any]]) -> None:
+        self._samples = samples
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        yield from self._samples[first::step]
+
+
+@functools.cache
+def held(setting: Setting) -> Held:
+    """Those that an epoch draws."""
+    return Held(list(flow(setting, urls_in(setting.folder, setting.shards))))
 
 
 def accepted(setting: Setting) -> Callable[[dict[str, Any]], bool]:
@@ -126,7 +151,7 @@ def speed(method: str, kind: str, workers: int, setting: Setting) -> Figures:
     # Which takes 20 ms, and is part of processes that have transformers' Trainer.
     import urllib3  # noqa: F401
 
-    local = urls_in(setting.folder)
+    local = urls_in(setting.folder, setting.shards)
     list(itertools.islice(pipeline(method, kind, setting, local), 1))
     server = setting.server
     if server is not None:
@@ -256,8 +281,10 @@ def memory(setting: Setting) -> Figures:
                 most[name] = max(most[name], value)
     index = setting.table.index
     assert index is not None
-    # A window is read with the gaps that are read over.
-    window = AHEAD_OF * float(np.mean(index.sizes)) * (2.2 if setting.url else 1.0)
+    # A window is read with the gaps that are read over; and a batch is being made, while two are on
+    # their way to the process that made the worker.
+    size = float(np.mean(index.sizes))
+    window = AHEAD_OF * size * (2.2 if setting.url else 1.0) + 3 * BATCH * size
     return {
         "memory, MB": [(most["memory"] - before) / 1e6],
         "bound, MB": [(AHEAD + window) / 1e6],
@@ -305,6 +332,7 @@ def arguments(argv: list[str] | None = None) -> Iterator[Any]:
     parser.add_argument("--url", default="")
     parser.add_argument("--share", type=float, required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--shards", type=int, required=True)
     options = vars(parser.parse_args(argv))
     yield from (options.pop("what"), options.pop("method"), options.pop("workers"))
     yield Setting(**options)

@@ -7,13 +7,14 @@ from typing import Any
 import mosaic
 import numpy as np
 from measure import Results, Table, Target, canvas, horizontal_bars, number, quotient
-from photographs import DRAWN, SHARES, losses_of_mean_weight
+from photographs import DRAWN, MANY, SHARDS, SHARES, losses_of_mean_weight
 from places import FAR, SLOW, STALLS, Place
 from streaming_methods import (
     AHEAD,
     AHEAD_OF,
     BATCH,
     BUFFER,
+    HELD,
     JPEG,
     MIXED,
     MOSAIC,
@@ -90,7 +91,11 @@ def targets_at(results: Results, place: Place) -> Iterator[Target]:
     yield Target(f"{place.title}, resume at 90 % / start", place.resume, quotient(resume, start))
     held = results.median(OURS, 1, f"memory {place.name}: memory, MB")
     bound = results.median(OURS, 1, f"memory {place.name}: bound, MB")
-    yield Target(f"{place.title}, worker's memory / (ahead + a window)", 1.0, quotient(held, bound))
+    yield Target(
+        f"{place.title}, worker's memory / (ahead + a window + 3 batches)",
+        1.0,
+        quotient(held, bound),
+    )
     for figure, most in (("threads", 32), ("descriptors", 64)):
         used = results.median(OURS, 1, f"memory {place.name}: {figure}")
         yield Target(f"{place.title}, worker's {figure}", most, used)
@@ -98,13 +103,18 @@ def targets_at(results: Results, place: Place) -> Iterator[Target]:
 
 def swept(share: float) -> str:
     """The figures of a share that is drawn."""
-    return f"{RAW} 30ms" + ("" if share == DRAWN else f" {share:g}")
+    return f"{RAW} 30ms" + ("" if share == DRAWN else f" {shards_of(share)} {share:g}")
+
+
+def shards_of(share: float) -> int:
+    """In how many shards it is drawn: a small share in many, so that an epoch takes a while."""
+    return MANY if share < DRAWN else SHARDS
 
 
 def lost(results: Results, workers: int, method: str = OURS) -> float | None:
     """The share of speed that stalls cost."""
-    stalled = results.median(method, workers, f"{RAW} {STALLS.name}: useful/s")
-    left = quotient(stalled, results.median(method, workers, f"{RAW} 30ms: useful/s"))
+    stalled = results.median(method, workers, f"{RAW} {STALLS.name} {MANY}: useful/s")
+    left = quotient(stalled, results.median(method, workers, f"{RAW} 30ms {MANY}: useful/s"))
     return None if left is None else 1 - left
 
 
@@ -112,7 +122,8 @@ def tables(results: Results, places: Sequence[Place]) -> list[Table]:
     """The results as tables; what was not measured at all is left out."""
     made = []
     for kind, title in ((RAW, "raw bytes"), (JPEG, "decoded JPEG")):
-        methods = [OURS, PLAIN, REJECTION] if kind == JPEG else [OURS, STAGE, PLAIN, REJECTION]
+        stage = [STAGE] if kind == RAW else []
+        methods = [OURS, *stage, PLAIN, REJECTION, HELD]
         for figure, what in (
             ("useful/s", "Useful samples a second"),
             ("first batch, s", "Seconds to the first batch"),
@@ -196,7 +207,7 @@ def sweep(results: Results) -> Table:
     """By the share that is drawn."""
     rows = [
         [
-            f"{share:.0%}",
+            f"{share:.0%} of {shards_of(share)} shards",
             *(
                 number(results.median(method, workers, f"{swept(share)}: useful/s"))
                 for workers in (0, 2)
@@ -220,7 +231,9 @@ def stalls(results: Results) -> Table:
                 cell
                 for workers in (0, 2)
                 for cell in (
-                    number(results.median(method, workers, f"{RAW} {STALLS.name}: useful/s")),
+                    number(
+                        results.median(method, workers, f"{RAW} {STALLS.name} {MANY}: useful/s")
+                    ),
                     number(lost(results, workers, method)),
                 )
             ),
@@ -228,7 +241,7 @@ def stalls(results: Results) -> Table:
         for method in (OURS, PLAIN)
     ]
     columns = [f"{what}, {w} workers" for w in (0, 2) for what in ("useful/s", "share lost")]
-    return Table(f"{STALLS.title}, raw bytes", ["", *columns], rows)
+    return Table(f"{STALLS.title}, raw bytes, {MANY} shards", ["", *columns], rows)
 
 
 def memory(results: Results, places: Sequence[Place]) -> Table:
@@ -241,10 +254,11 @@ def memory(results: Results, places: Sequence[Place]) -> Table:
         ]
         for place in places
     ]
-    header = ["", "most memory, MB", "ahead + a window, MB", "threads", "descriptors"]
+    header = ["", "most memory, MB", "ahead, a window, 3 batches, MB", "threads", "descriptors"]
     note = (
         "Anonymous memory of a worker above that of the process that made it, with "
-        f'Access(ahead="{AHEAD // 10**6}MB"), window={AHEAD_OF}. A window is counted with its gaps.'
+        f'Access(ahead="{AHEAD // 10**6}MB"), window={AHEAD_OF}. A window is counted with its '
+        "gaps; one batch is being made, and two wait for the process that made the worker."
     )
     return Table("What a worker of FlowShards holds", header, rows, note)
 

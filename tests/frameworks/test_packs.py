@@ -1,4 +1,4 @@
-"""SFTTrainer and Trainer on packs, on one process and on two: each pack once, killed or not."""
+"""SFTTrainer and Trainer on packs and on batches of like length, on one process and on two."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ import pytest
 from framework_runs import by_step, flat, torchrun
 from frameworks_common import logged
 from frameworks_language import plain_loop
-from frameworks_packs import DRAWS, TOGETHER, plan_of
+from frameworks_packs import DRAWS, TOGETHER, draws_of, lengths, plan_of
 from long_run import some
 
 pytestmark = pytest.mark.slow
@@ -22,24 +22,32 @@ RUNS = {
     "Trainer, random": {"kind": "packs"},
     "Trainer, batch sampler": {"kind": "sampler"},
     "Trainer, batch sampler, workers": {"kind": "sampler", "dataloader_num_workers": 2},
+    "Trainer, by length": {"kind": "by length", "train_sampling_strategy": "sequential"},
 }
-ORDERED = ("SFTTrainer", "Trainer", "Trainer, batch sampler")
+ORDERED = ("SFTTrainer", "Trainer", "Trainer, batch sampler", "Trainer, by length")
 ALONE = some(RUNS, *ORDERED, "SFTTrainer, random, accumulated", "Trainer, random")
 PAIR = some(RUNS, *ORDERED)
-STEPS = len(plan_of(0)) // TOGETHER
 
 
-def packs_of(epoch):
+def packs_of(name, epoch):
+    """What an epoch has, in its order: packs, or draws by length."""
+    if "by length" in name:
+        return [[row] for row in draws_of(epoch)]
     return [pack.tolist() for pack in plan_of(epoch)]
+
+
+def steps_in_epoch(name):
+    return len(packs_of(name, 0)) // TOGETHER
 
 
 def lives(folder, names):
     """Each run to its end; one that stops inside epoch 1, and one that goes on."""
     runs = {}
     for name in names:
+        steps = steps_in_epoch(name)
         for life, ends in (
             ("whole", {"save_strategy": "no"}),
-            ("stopped", {"stop": STEPS + 3, "save_steps": STEPS + 2}),
+            ("stopped", {"stop": steps + 3, "save_steps": steps + 2}),
             ("resumed", {"resume": True, "save_strategy": "no"}),
         ):
             where = {"folder": f"{folder}/{name}", "log": f"{folder}/{name}.{life}"}
@@ -108,9 +116,9 @@ def epochs_of(by_rank):
     ]
 
 
-def steps_of(by_rank):
+def steps_of(name, by_rank):
     """The rows of each step, of all ranks in turn."""
-    each = len(by_rank[0]) // (EPOCHS * STEPS)
+    each = len(by_rank[0]) // (EPOCHS * steps_in_epoch(name))
     turns = [flat(batches) for batches in by_step(by_rank)]
     return [flat(turns[start : start + each]) for start in range(0, len(turns), each)]
 
@@ -120,16 +128,24 @@ def test_the_ranks_train_on_each_pack_of_an_epoch_once(outcomes, name):
     by_rank = outcomes.batches(f"{name}.whole")
     assert len({len(batches) for batches in by_rank}) == 1
     for epoch, batches in enumerate(epochs_of(by_rank)):
-        assert is_made_of(batches, packs_of(epoch))
+        assert is_made_of(batches, packs_of(name, epoch))
         assert sum(map(len, batches)) == DRAWS
 
 
 @runs_in_order
 def test_a_step_trains_on_packs_that_follow_one_another(outcomes, name):
-    packs = flat(packs_of(epoch) for epoch in range(EPOCHS))
+    packs = flat(packs_of(name, epoch) for epoch in range(EPOCHS))
     steps = [flat(packs[at : at + TOGETHER]) for at in range(0, len(packs), TOGETHER)]
-    found = steps_of(outcomes.batches(f"{name}.whole"))
+    found = steps_of(name, outcomes.batches(f"{name}.whole"))
     assert list(map(sorted, found)) == list(map(sorted, steps))
+
+
+@pytest.mark.parametrize("outcomes", ["alone", "pair"], indirect=True)
+def test_batches_by_length_are_of_rows_that_are_about_as_long(outcomes):
+    by_rank = outcomes.batches("Trainer, by length.whole")
+    padded = sum(lengths()[step].max() * len(step) for step in flat(by_rank))
+    # In a random order it is a fourth.
+    assert 1 - sum(lengths()[step].sum() for step in flat(by_rank)) / padded < 0.06
 
 
 @every_run
@@ -137,7 +153,8 @@ def test_a_resumed_run_trains_on_the_packs_that_were_left(outcomes, name):
     stopped, resumed, whole = (
         outcomes.batches(f"{name}.{life}") for life in ("stopped", "resumed", "whole")
     )
-    kept = len(whole[0]) // (EPOCHS * STEPS) * (STEPS + 2)
+    steps = steps_in_epoch(name)
+    kept = len(whole[0]) // (EPOCHS * steps) * (steps + 2)
     assert [batches[:kept] for batches in whole] == [batches[:kept] for batches in stopped]
     assert [batches[kept:] for batches in whole] == resumed
 
@@ -146,7 +163,7 @@ def test_a_resumed_run_trains_on_the_packs_that_were_left(outcomes, name):
 def test_losses_are_those_of_the_samples_one_by_one(outcomes, name):
     """Summed over the packs of a step, on all ranks, and divided by their tokens."""
     losses = outcomes.outcomes[f"{name}.whole"][0]["losses"]
-    steps = steps_of(outcomes.batches(f"{name}.whole"))
+    steps = steps_of(name, outcomes.batches(f"{name}.whole"))
     # The Trainer adds up what it logs in single precision.
     np.testing.assert_allclose(losses, plain_loop(steps), rtol=1e-5)
 
@@ -156,7 +173,7 @@ def test_a_run_of_two_processes_goes_on_with_one(pair, name, tmp_path):
     ends = {"resume": True, "save_strategy": "no", "folder": f"{pair.folder}/{name}"}
     assert frameworks_packs.run(**RUNS[name], **ends, log=f"{tmp_path}/log")["error"] is None
     [after] = [rank["rows"] for rank in logged(tmp_path / "log", 1)]
-    whole = steps_of(pair.batches(f"{name}.whole"))[STEPS + 2 :]
+    whole = steps_of(name, pair.batches(f"{name}.whole"))[steps_in_epoch(name) + 2 :]
     each = len(after) // len(whole)
     steps = [flat(after[start : start + each]) for start in range(0, len(after), each)]
     assert list(map(sorted, steps)) == list(map(sorted, whole))
@@ -174,4 +191,4 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, name):
     each = len(first[0]["rows"]) // 5
     life = [a["rows"][: 4 * each] + b["rows"] for a, b in zip(first, second, strict=True)]
     for epoch, batches in enumerate(epochs_of(life)):
-        assert is_made_of(batches, packs_of(epoch))
+        assert is_made_of(batches, packs_of(name, epoch))

@@ -14,10 +14,17 @@ from frameworks_common import ROWS, SEED, WEIGHTS, run_all, worker_context
 from frameworks_language import LEARNING_RATE, make_model, make_tokenizer, sentences
 from frameworks_trainer import Stop
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainingArguments,
+)
 
 from flowdata import (
+    ByLength,
     EpochPlan,
+    FlowDataset,
     FlowDataWarning,
     FlowPacks,
     FlowPackSampler,
@@ -45,6 +52,16 @@ def plan_of(epoch, together=TOGETHER):
     """What an epoch is to have."""
     plan = EpochPlan(WEIGHTS, seed=SEED, epoch_size=DRAWS)
     return PackPlan(plan, lengths(), MOST, batch_size=together).at_epoch(epoch)
+
+
+def by_length():
+    return ByLength(lengths(), TOGETHER, window=5)
+
+
+def draws_of(epoch):
+    """What an epoch of batches of like length is to have."""
+    plan = EpochPlan(WEIGHTS, seed=SEED, epoch_size=DRAWS, arrange=by_length())
+    return plan.at_epoch(epoch)
 
 
 def log_rows(model, log):
@@ -94,16 +111,19 @@ def make_sft(model, tokenizer, arguments, callbacks):
     return trainer
 
 
-def make_trainer(kind, model, arguments, callbacks):
+def make_trainer(kind, model, tokenizer, arguments, callbacks):
     rows, given = tokenized(), {"seed": SEED, "epoch_size": DRAWS}
-    callbacks = [*callbacks, FlowCallback()]
     args = TrainingArguments(**arguments)
+    if kind == "by length":
+        rows = [row | {"labels": row["input_ids"]} for row in rows]
+        data = FlowDataset(rows, WEIGHTS, arrange=by_length(), **given)
+        collate = DataCollatorForSeq2Seq(tokenizer)
+        return Trainer(model, args, collate, train_dataset=data, callbacks=callbacks)
+    callbacks = [*callbacks, FlowCallback()]
     if kind == "sampler":
         return PackTrainer(model, args, train_dataset=rows, callbacks=callbacks)
     packs = FlowPacks(rows, WEIGHTS, lengths(), MOST, batch_size=TOGETHER, **given)
-    return Trainer(
-        model, args, train_dataset=packs, data_collator=PackCollator(), callbacks=callbacks
-    )
+    return Trainer(model, args, PackCollator(), train_dataset=packs, callbacks=callbacks)
 
 
 def run(folder, log, kind="sft", accumulate=1, stop=None, kill=None, resume=False, **options):
@@ -142,7 +162,7 @@ def run(folder, log, kind="sft", accumulate=1, stop=None, kill=None, resume=Fals
             if kind == "sft":
                 trainer = make_sft(model, tokenizer, arguments, callbacks)
             else:
-                trainer = make_trainer(kind, model, arguments, callbacks)
+                trainer = make_trainer(kind, model, tokenizer, arguments, callbacks)
             checkpoint = bool(resume and any(Path(folder).glob("checkpoint-*")))
             trainer.train(resume_from_checkpoint=checkpoint)
             history = trainer.state.log_history

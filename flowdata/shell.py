@@ -28,6 +28,7 @@ _PHRASES = (
     (r"\bcall score again\b", "run the same command again"),
     (r"\bcall again\b", "run the same command again"),
     (r", and give the table its lengths by with_lengths", ", or --table in place of it"),
+    (r"choose another output=", "give --output"),
     (
         r"rows need input_ids and labels .*",
         "name columns of text with --prompt and --response, "

@@ -150,6 +150,10 @@ def test_a_count_that_is_interrupted_goes_on(
         ((*TEXT, "--table", "none.parquet"), "there is no loss table at none.parquet"),
         ((*TEXT, "--table", "other.parquet"), "made for a data set with fingerprint"),
         ((*TEXT, "--table", "short.parquet"), "3 losses, but the data set has 40 rows"),
+        (
+            (*TEXT, "--table", "lengths.parquet"),
+            "has no losses, and lengths already: give --output",
+        ),
         ((*TEXT, "--output", "losses.parquet"), "choose another one, or --table in place of it"),
         ((*TEXT, "--tokenizer", "/none/such", "--output", "o"), "no file or folder /none/such"),
         ((*TEXT, "--max-length", "1", "--output", "o"), "--max-length must be at least 2 tokens"),
@@ -162,6 +166,9 @@ def test_what_is_wrong_is_said_in_one_line(
     flowdata.LossTable.from_losses([3.0, 1.0, 2.0]).save("short.parquet")
     others = datasets.Dataset.from_list(ROWS[::-1])
     flowdata.LossTable.from_losses([1.0, *[2.0] * 39], dataset=others).save("other.parquet")
+    rows = datasets.load_dataset("json", data_files=str(data), split="train")
+    loss = flowdata.CausalLM(tokenizer=family("byte-level"), text="q")
+    flowdata.lengths(rows, loss, output="lengths.parquet", progress=False)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     given = () if "give --tokenizer" in message else ("--tokenizer", tokenizer)
     assert main(command(data, *given, *options)) == 1

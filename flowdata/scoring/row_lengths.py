@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.errors import MismatchError
+from flowdata.errors import MismatchError, TableFileError
 from flowdata.scoring.columns import TOKEN_COLUMNS
 from flowdata.scoring.inference import count_rows
 from flowdata.scoring.language import ROWS_PER_READ, CausalLM
@@ -59,7 +59,7 @@ def lengths(
         TableFileError: when ``output`` cannot be written, or someone else is writing it.
         TypeError, ValueError: for what is no data set, or naming a row that cannot be read.
     """
-    found = count_lengths(
+    table = count_lengths(
         dataset,
         loss,
         output=output,
@@ -67,9 +67,10 @@ def lengths(
         save_every=save_every,
         rank_timeout=rank_timeout,
         progress=progress,
-    ).lengths
-    assert found is not None
-    return found
+    )
+    if table.lengths is None:
+        raise TableFileError(f"{output} should have lengths, and has none: delete it")
+    return table.lengths
 
 
 def count_lengths(
@@ -176,7 +177,8 @@ def give_lengths(
         TypeError, ValueError: see `lengths`.
     """
     place = Parts(table).table
-    LossTable.load(place, dataset=dataset)
+    if not LossTable.load(place, dataset=dataset).has_losses:
+        raise MismatchError(f"{place} has no losses, and lengths already: choose another output=")
     beside = place.with_name(f"{place.name}.lengths")
     found = count_lengths(dataset, loss, output=beside, **options)
     # With all that it has: what is not read is not written again.

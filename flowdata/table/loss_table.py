@@ -156,8 +156,13 @@ class LossTable:
 
         Raises:
             MismatchError: for another number of them.
-            ValueError: for what is no length.
+            ValueError: for what is no length, and for a table of lengths alone.
         """
+        if not self.has_losses:
+            raise ValueError(
+                "this table has lengths and no losses, and says how they were counted: make a new "
+                "one by flowdata.lengths(..., output=path)"
+            )
         return LossTable(
             self._losses,
             self.provenance,

@@ -13,8 +13,9 @@ from flowdata.version import __version__
 # Increased when a table of this version would be misread by an older one.
 SCHEMA_VERSION = 1
 
-LENGTHS = "lengths"
-"""The ``loss`` of a table that has lengths, and no losses: each of them is NaN."""
+LENGTHS = "lengths alone"
+"""The ``loss`` of a table that has lengths, and no losses: each of them is NaN. No function has
+this name."""
 
 
 @dataclass(frozen=True)

@@ -296,8 +296,18 @@ def test_a_file_of_lengths_is_not_taken_for_losses(tmp_path):
             table.weights(on_invalid=on_invalid)
     with pytest.raises(InvalidLossError, match="has the lengths of rows and no losses"):
         flowdata.FlowSampler(table)
+    with pytest.raises(ValueError, match="has lengths and no losses"):
+        table.with_lengths(EXPECTED)
     with pytest.raises(MismatchError, match="loss"):
         score(llama(), samples(100), CausalLM(), output=output, progress=False)
+
+
+def test_a_file_that_lost_its_lengths_is_named(tmp_path):
+    output = tmp_path / "lengths.parquet"
+    counted(Rows(), output=output)
+    pq.write_table(pq.read_table(output).drop_columns(["length"]), output)
+    with pytest.raises(TableFileError, match=r"lengths\.parquet should have lengths, and has none"):
+        counted(Rows(), output=output)
 
 
 def test_lengths_of_rows_of_shards_are_those_of_their_table(tmp_path):

@@ -112,7 +112,7 @@ class ShardPacks:
     Packs have numbers [0, N) in reading order, as draws have in a `ShardPlan`.
 
     Args:
-        plan: of shards, systematic, without strata.
+        plan: of shards, systematic, without an arrangement.
         lengths: tokens of each row: n whole numbers, or a LossTable that has them.
         max_length: tokens of a pack.
         batch_size: packs that are trained on together, by all ranks: N is a multiple of it.
@@ -139,7 +139,7 @@ class ShardPacks:
     (3, [0, 1, 2, 3, 4, 5])
     """
 
-    strata = None
+    arrange = None
 
     def __init__(
         self,
@@ -362,10 +362,10 @@ def _require_fitting(plan: ShardPlan, max_length: int, batch_size: int, too_long
             f'packs of shards need scheme="systematic", got {plan.scheme!r}: of independent draws '
             "a shard has more or fewer in each epoch, so that its packs cannot be counted before"
         )
-    if plan.strata is not None:
+    if plan.arrange is not None:
         raise ValueError(
-            "packs of shards are put together by length: give no strata, or make packs of rows "
-            "that can be read in any order, by FlowPacks"
+            f"packs of shards are put together by length alone: give no arrange="
+            f"{type(plan.arrange).__name__}(...)"
         )
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

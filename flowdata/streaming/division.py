@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from flowdata.core.lengths import HasLengths
 from flowdata.core.shard_packs import ShardPacks
 from flowdata.core.shard_plan import ShardPlan
-from flowdata.streaming.draw_order import StreamOrder, require_fitting_strata
+from flowdata.streaming.draw_order import StreamOrder, require_fitting_batches
 from flowdata.streaming.order import Layout, SlotOrder
 from flowdata.streaming.pack_order import PackOrder
 from flowdata.streaming.stretches import CURRENT_ORDER, ORDER, Stretch, remaining_slots
@@ -97,8 +97,8 @@ class Division:
         return len(remaining_slots(self.order(plan), len(plan), stretches) if stretches else plan)
 
     def require_fitting(self, batch_size: int | None) -> None:
-        """Make sure that batches are those that the plan is arranged for, see `Strata`."""
-        require_fitting_strata(self.plan.strata, self.ranks, batch_size)
+        """Make sure that batches are those that the plan is arranged for."""
+        require_fitting_batches(self.plan.arrange, self.ranks, batch_size)
 
     def options(self) -> dict[str, Any]:
         """What decides, beside the plan, in which order slots come."""

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.permutation import Purpose, random_bits, shuffled
+from flowdata.core.arrangement import Arrangement
+from flowdata.core.by_length import ByLength
+from flowdata.core.permutation import Purpose, random_bits, shuffled, sorted_at_random
 from flowdata.core.shard_plan import ShardPlan
 from flowdata.core.strata import Strata, deal_to_batches
 from flowdata.streaming.order import Part, Share, SlotOrder, Window
@@ -39,13 +41,14 @@ class StreamOrder(SlotOrder):
         """
         ordinals, begin, end = share.of_group(group)
         counts = end - begin
-        total = int(counts.sum())
+        total, before = int(counts.sum()), share.before(group)
         bounds = _window_bounds(total, self._window, ramp=group == 0)
         for number, (low, high) in enumerate(itertools.pairwise(bounds)):
             lows, highs = (begin + counts * bound // total for bound in (low, high))
             taken = lows < highs
             if taken.any():
-                yield Part(group, number, ordinals[taken], lows[taken], highs[taken])
+                start = before + int((lows - begin).sum())
+                yield Part(group, number, ordinals[taken], lows[taken], highs[taken], start)
 
     def _window_of(self, share: Share, part: Part, skip: int) -> tuple[Window, int]:
         """The window over a part, of which so many slots are done; and the draws of these."""
@@ -64,13 +67,26 @@ class StreamOrder(SlotOrder):
             part.group,
             part.number,
         )
-        if (strata := self._plan.strata) is None:
+        if (arrange := self._plan.arrange) is None:
             return shuffled(part.size, bits)
-        codes = self._plan.strata_of(np.concatenate(self._rows_of(share.slots, part)))
+        rows = np.concatenate(self._rows_of(share.slots, part))
+        batch = max(arrange.batch_size // share.ranks, 1)
+        if isinstance(arrange, ByLength):
+            ends = [
+                self._place_at(share, border) for border in (part.start, part.start + part.size)
+            ]
+            lengths = np.asarray(arrange.lengths)[rows]
+            return batches_by_length(lengths, batch, part.start, (ends[0], ends[1]), bits)
+        codes = self._plan.strata_of(rows)
         assert codes is not None
-        return deal_to_batches(
-            codes.argsort(kind="stable"), max(strata.batch_size // share.ranks, 1), bits
+        return deal_to_batches(codes.argsort(kind="stable"), batch, bits)
+
+    def _place_at(self, share: Share, border: int) -> float:
+        """Where among the sorted draws the batch is that goes over a border of windows."""
+        bits = random_bits(
+            self._plan.seed, self.epoch, Purpose.BY_LENGTH, *share.random_key, border
         )
+        return (int(bits.random_raw()) >> 11) * 2.0**-53
 
     def _share_of(self, shard: int) -> float:
         if shard not in self._shares:
@@ -95,6 +111,44 @@ class StreamOrder(SlotOrder):
         return found
 
 
+def batches_by_length(
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    start: int,
+    places: tuple[float, float],
+    random: np.random.Philox,
+) -> NDArray[np.int64]:
+    """An order of draws in which those of a batch are about as long, and batches at random.
+
+    Batches go on over the borders of windows: what one needs of a window, at its start or end, is
+    taken from a place of the sorted draws that both windows know.
+
+    Args:
+        lengths: of the draws, shape (m,).
+        batch_size: draws of a batch.
+        start: draws before these.
+        places: of the first and of the last batch, if these go over a border, in [0, 1).
+        random: for the order.
+    """
+    order = sorted_at_random(np.maximum(lengths, 0), random)
+    head, order = _taken(order, min(-start % batch_size, order.size), places[0])
+    tail, order = _taken(order, order.size % batch_size, places[1])
+    batches = sorted_at_random(np.zeros(order.size // batch_size, dtype=np.int64), random)
+    order = np.concatenate([head, order.reshape(-1, batch_size)[batches].reshape(-1), tail])
+    return order[
+        sorted_at_random((np.arange(order.size) + start % batch_size) // batch_size, random)
+    ]
+
+
+def _taken(
+    order: NDArray[np.int64], count: int, place: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """So many neighbours of a place in the order, and the others."""
+    first = int(place * (order.size - count + 1))
+    taken = slice(first, first + count)
+    return order[taken], np.delete(order, taken)
+
+
 def _window_bounds(total: int, window: int, *, ramp: bool) -> list[int]:
     """Where the windows over so many draws begin and end."""
     bounds = [0]
@@ -108,18 +162,22 @@ def _window_bounds(total: int, window: int, *, ramp: bool) -> list[int]:
     return bounds + [start + (total - start) * (n + 1) // windows for n in range(windows)]
 
 
-def require_fitting_strata(strata: Strata | None, ranks: int, batch_size: int | None) -> None:
-    """Make sure that the batches of strata are those of all ranks together.
+def require_fitting_batches(
+    arrange: Arrangement | None, ranks: int, batch_size: int | None
+) -> None:
+    """Make sure that the batches of an arrangement are those of all ranks together.
 
     Raises:
         ValueError: if they are not, as far as batches are known.
     """
-    if strata is None:
+    if arrange is None:
         return
-    each, over = divmod(strata.batch_size, ranks)
+    each, over = divmod(arrange.batch_size, ranks)
     if over or batch_size not in (None, each):
+        name = type(arrange).__name__
+        what = "strata are" if isinstance(arrange, Strata) else f"{name} is"
         raise ValueError(
-            f"strata are of batches of {strata.batch_size} draws over all ranks, but there are "
+            f"{what} of batches of {arrange.batch_size} draws over all ranks, but there are "
             f"{ranks} ranks with batches of {batch_size or each}: give "
-            "Strata(batch_size=batch size of a rank x ranks)"
+            f"{name}(batch_size=batch size of a rank x ranks)"
         )

@@ -124,7 +124,7 @@ class SlotOrder(ABC):
             slots: those of the worker.
             random_key: (segment, rank, worker), which the order in a window depends on.
             skip: draws that are done; windows done altogether do not appear.
-            ranks: that share a batch, if there are strata.
+            ranks: that share a batch, if draws are arranged in batches.
         """
         share = Share(slots, self._first_slots, self._shards_open, random_key, ranks)
         group, skip = share.find_group(skip)
@@ -182,7 +182,8 @@ class SlotOrder(ABC):
 class Part:
     """A window as the places that it takes of each shard, by the shards' ordinals.
 
-    An ordinal is the number of a shard in the order in which an epoch reads them.
+    An ordinal is the number of a shard in the order in which an epoch reads them. Before the part
+    the worker has ``start`` slots.
     """
 
     group: int
@@ -190,6 +191,7 @@ class Part:
     ordinals: NDArray[np.int64]
     lows: NDArray[np.int64]
     highs: NDArray[np.int64]
+    start: int
 
     @property
     def size(self) -> int:
@@ -252,7 +254,11 @@ class Share:
     def find_group(self, done: int) -> tuple[int, int]:
         """The group that a draw is in, and how many draws of that group come before it."""
         group = int(np.searchsorted(self._group_ends, done, side="right"))
-        return group, done - (int(self._group_ends[group - 1]) if group else 0)
+        return group, done - self.before(group)
+
+    def before(self, group: int) -> int:
+        """Slots of the groups before."""
+        return int(self._group_ends[group - 1]) if group else 0
 
 
 def places_of(draws: int, layout: Layout, rank: int, worker: int) -> Slots:

@@ -39,7 +39,7 @@ class PackOrder(SlotOrder):
             cuts = share.slots.count_below(self._packs.first_of_clusters(section))
             edges.append(np.unique(cuts.clip(begin, end)))
         clusters = np.array([cuts.size - 1 for cuts in edges])
-        windows = int(clusters.max())
+        windows, before = int(clusters.max()), share.before(group)
         for number in range(windows):
             chosen = clusters * number // windows, clusters * (number + 1) // windows
             lows, highs = (
@@ -47,7 +47,8 @@ class PackOrder(SlotOrder):
                 for places in chosen
             )
             taken = lows < highs
-            yield Part(group, number, ordinals[taken], lows[taken], highs[taken])
+            start = before + int((lows - begins).sum())
+            yield Part(group, number, ordinals[taken], lows[taken], highs[taken], start)
 
     def _window_of(self, share: Share, part: Part, skip: int) -> tuple[Window, int]:
         numbers = share.slots.at(part.places())

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import webdataset as wds
 from numpy.typing import ArrayLike
 
+from flowdata.core.arrangement import Arrangement
 from flowdata.core.lengths import HasLengths
 from flowdata.core.pack_plan import TooLong
 from flowdata.core.plan import EpochSize, Scheme
@@ -56,8 +57,10 @@ class FlowShards(StagedStream):
         table: a loss table of these shards, or their index, or the path of a loss table.
         weights: default those of the table; needed with an index.
         epoch_size, seed, scheme: see `EpochPlan`.
-        strata: fill every batch evenly from groups of rows, as far as a window has them; its
-            batch size is that of all ranks together.
+        arrange: `Strata`, to fill every batch evenly from groups of rows, or `ByLength`, to make
+            batches of rows about as long, as far as a window has them. Its batch size is that of
+            all ranks together; each rank has batches of its own lengths.
+        strata: another name for ``arrange=Strata(...)``.
         mode: "resample", or "reweight": draw all samples alike and give each its weight, as
             ``"__weight__"``, for `flowdata.reweight.reweight`.
         alpha: draw by ``w ** alpha``: 1 to resample (the default), 0 to reweight (the default of
@@ -93,6 +96,7 @@ class FlowShards(StagedStream):
         seed: int = 0,
         scheme: Scheme = "systematic",
         alpha: float | None = None,
+        arrange: Arrangement | None = None,
         strata: Strata | None = None,
         mode: Literal["resample", "reweight"] = "resample",
         window: int = 1000,
@@ -119,6 +123,7 @@ class FlowShards(StagedStream):
             seed=seed,
             scheme=scheme,
             alpha=alpha,
+            arrange=arrange,
             strata=strata,
         )
         ranks, own = size_and_rank(num_replicas, rank)
@@ -262,8 +267,8 @@ class FlowShards(StagedStream):
             MismatchError: for another number of lengths than of rows; in the pass, for a sample
                 of another length.
             TypeError: after `batched` or `packed`, or where no lengths are known.
-            ValueError: for lengths that are none or too long, ``mode="reweight"``, strata,
-                another scheme than systematic, or fewer draws than packs.
+            ValueError: for lengths that are none or too long, ``mode="reweight"``, an
+                arrangement, another scheme than systematic, or fewer draws than packs.
         """
         if self._batched is not None or self._packing is not None:
             raise TypeError("packs are made of single samples: call .packed() once, and first")

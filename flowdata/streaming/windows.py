@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from flowdata.errors import ShardError
 from flowdata.streaming.order import Window
 from flowdata.table.shard_index import ShardIndex, ShardSamples, plain_keys
-from flowdata.tar.pieces import Piece, Views
+from flowdata.tar.pieces import Contents, Piece
 from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.access import Access
 from flowdata.transport.counts import Counts
@@ -212,15 +212,13 @@ class WindowReader:
         """The samples of one shard, by their rows, when they are there."""
         started = time.monotonic()
         (number, reader, inside), places, piece = wanted
-        found: Views | ShardError
         if piece is None:
-            found = _read(reader, inside, places)
+            contents = _read(reader, inside, places)
         else:
             assert self._pool is not None
             self._pool.wait(piece.is_there)
-            found = cast(Views | ShardError, piece.contents)
+            contents = cast(Contents, piece.contents)
         self.reading.add(seconds_waited=time.monotonic() - started)
-        contents: Sequence[Content] = found if isinstance(found, list) else [found] * places.size
         keys = plain_keys(inside.keys.take(places))
         rows = (places + inside.first).tolist()
         return {
@@ -244,12 +242,14 @@ class WindowReader:
         self._open.clear()
 
 
-def _read(
-    reader: ShardReader, samples: ShardSamples, places: NDArray[np.int64]
-) -> Views | ShardError:
-    """The bytes of samples, or why they cannot be had."""
+def _read(reader: ShardReader, samples: ShardSamples, places: NDArray[np.int64]) -> Contents:
+    """The bytes of samples, each by itself where they cannot be had together."""
     try:
         return reader.read(samples.offsets[places], samples.sizes[places])
     except ShardError as error:
         reader.close()
-        return error
+        # What is compressed would be unpacked anew for each, up to where it fails.
+        if places.size == 1 or reader.is_compressed:
+            return [error] * places.size
+    single = (_read(reader, samples, places[place : place + 1]) for place in range(places.size))
+    return [content for contents in single for content in contents]

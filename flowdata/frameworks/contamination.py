@@ -301,6 +301,12 @@ def _advice(
                 "model.config.use_cache = False, or call model(..., use_cache=False)"
             )
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if "flash" in str(attention) and len(batch["input_ids"]) > 1:
+        # transformers 5.23, modeling_flash_attention_utils.py, _is_packed_sequence.
+        return (
+            "The batch has several rows, and flash attention looks at the position_ids of one: use "
+            "PackCollator(flatten=True), or batches of one pack"
+        )
     return (
         f"Its layers (attn_implementation={attention!r}) do not tell samples apart by "
         "position_ids, as attention of Llama or Qwen does with 'sdpa' and 'eager', and on a GPU "

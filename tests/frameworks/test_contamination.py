@@ -1,5 +1,7 @@
 """require_separate: models whose samples see each other in a pack are refused, others are not."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
+from flowdata import PackCollator
 from flowdata.frameworks.contamination import ContaminationError, require_separate
 
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
@@ -164,6 +167,25 @@ def test_a_collate_function_that_pads_is_seen_through():
         return stacked([{name: nn.functional.pad(v, (0, room)) for name, v in items[0].items()}])
 
     require_separate(without_cache(llama()), PACK, collate=padded)
+
+
+class OneRowOnly(Numbered):
+    """As flash attention in transformers: it sees the positions of a batch of one row."""
+
+    def forward(self, input_ids, position_ids, **kwargs):
+        self.as_told = len(input_ids) == 1
+        return super().forward(input_ids, position_ids)
+
+
+def test_a_batch_of_several_packs_is_tried_where_the_loader_makes_such():
+    model = OneRowOnly(as_told=True)
+    require_separate(model, PACK, collate=PackCollator())
+    require_separate(model, PACK, collate=PackCollator(flatten=True), batch_size=4)
+    with pytest.raises(ContaminationError, match="OneRowOnly lets"):
+        require_separate(model, PACK, collate=PackCollator(), batch_size=4)
+    model.config = SimpleNamespace(_attn_implementation="flash_attention_2")
+    with pytest.raises(ContaminationError, match=r"use PackCollator\(flatten=True\)"):
+        require_separate(model, PACK, collate=PackCollator(), batch_size=4)
 
 
 def test_the_message_has_the_numbers():

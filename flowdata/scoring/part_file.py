@@ -11,9 +11,9 @@ import xxhash
 
 from flowdata.files import replacing
 from flowdata.scoring.scored_rows import ScoredRows
-from flowdata.table.loss_table import offsets_of, to_list_array
 from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
 from flowdata.table.stored_table import read_counts, read_tokens
+from flowdata.table.token_runs import offsets_of, to_list_array
 
 _METADATA_KEY = b"flowdata.part"
 _IDENTITY = "identity"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.table.loss_table import offsets_of
+from flowdata.table.token_runs import offsets_of
 
 BLOCK_ROWS = 1 << 16
 """Rows whose token losses are put in order at a time."""

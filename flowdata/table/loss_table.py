@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from os import PathLike
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from flowdata.core.arrays import numbers_of
-from flowdata.core.column import Column, Source
+from flowdata.core.column import Column
 from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
@@ -30,6 +29,7 @@ from flowdata.table.stored_table import (
     TOKEN_LOSSES,
     read_table,
 )
+from flowdata.table.token_runs import offsets_of, runs_of, to_list_array
 from flowdata.table.writing import write_parquet
 
 _READ = ("losses", "n_tokens", "lengths")
@@ -367,27 +367,6 @@ class LossTable:
                 f"the table was made for a data set with fingerprint {expected}, this one of the "
                 f"same length has {found}: rows were changed or reordered. Score this data set"
             )
-
-
-def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Where each run begins when runs of these lengths follow each other, shape (n + 1,)."""
-    offsets = np.zeros(counts.size + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
-
-
-def runs_of(column: Source) -> Callable[[slice], Any]:
-    """What gives the Arrow array of a run of rows of a column of numbers."""
-    import pyarrow as pa
-
-    return lambda rows: pa.array(column[rows])
-
-
-def to_list_array(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> Any:
-    """Runs of values as one Arrow array of lists."""
-    import pyarrow as pa
-
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
 
 
 def _check_length(dataset: Any, rows: int) -> None:

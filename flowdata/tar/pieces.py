@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -13,7 +13,8 @@ from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Span
 from flowdata.transport.pool import Order
 
-Views: TypeAlias = list[memoryview]
+Contents: TypeAlias = Sequence[memoryview | ShardError]
+"""The bytes of each of some samples, or why they cannot be had."""
 
 
 class Spans(NamedTuple):
@@ -40,7 +41,7 @@ class Spans(NamedTuple):
         ends = [inside[-1][1] for inside in samples]
         return cls(list(zip(starts.tolist(), ends, strict=True)), samples)
 
-    def views(self, number: int, content: Buffer) -> Views:
+    def views(self, number: int, content: Buffer) -> list[memoryview]:
         """The samples in the bytes of one span."""
         view = memoryview(content)
         return [view[begin:end] for begin, end in self.samples[number]]
@@ -54,7 +55,7 @@ class Piece:
         order: when they are read.
         offsets, sizes: of the samples.
         connections: that they can have, about.
-        contents: the bytes of each, or why they cannot be had; None until then.
+        contents: of the samples; None until they are there.
         size: bytes that are read for it, at most; of the requests when they are planned.
         in_sequence: read them from the start of the shard on, as its server knows no ranges.
     """
@@ -63,12 +64,12 @@ class Piece:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     connections: float
-    contents: Views | ShardError | None = None
+    contents: Contents | None = None
     size: int = 0
     in_sequence: bool = False
 
     def is_there(self) -> bool:
-        """Whether it has its contents, or the reason why there are none."""
+        """Whether it has its contents."""
         return self.contents is not None
 
     def __lt__(self, other: "Piece") -> bool:
@@ -84,7 +85,7 @@ class Parts:
 
     def __init__(self, spans: Spans) -> None:
         self._spans = spans
-        self._views: list[Views] = [[] for _ in spans.wanted]
+        self._contents: list[Contents] = [[] for _ in spans.wanted]
         self._left = len(spans.wanted)
         self._is_over = False
         self._end_requests: list[Callable[[], None]] = []
@@ -98,19 +99,23 @@ class Parts:
                 return
         end()
 
-    def add(self, number: int, content: Buffer) -> Views | None:
-        """Take the bytes of a span: all samples if it was the last one, else None."""
-        views = self._spans.views(number, content)
+    def add(self, number: int, content: Buffer | ShardError) -> Contents | None:
+        """Take the bytes of a span, or why there are none: all samples, if it was the last one."""
+        contents: Contents
+        if isinstance(content, ShardError):
+            contents = [content] * len(self._spans.samples[number])
+        else:
+            contents = self._spans.views(number, content)
         with self._lock:
             if self._is_over:
                 return None
-            self._views[number] = views
+            self._contents[number] = contents
             self._left -= 1
             if self._left:
                 return None
             self._is_over = True
         self._end_requests.clear()
-        return [view for part in self._views for view in part]
+        return [content for part in self._contents for content in part]
 
     def end(self) -> bool:
         """End the requests; False where they have ended already."""

@@ -15,7 +15,7 @@ from flowdata.errors import ShardError
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.compression import DAMAGED, decompress
 from flowdata.tar.forward import ForwardStream
-from flowdata.tar.pieces import Parts, Piece, Spans, Views
+from flowdata.tar.pieces import Contents, Parts, Piece, Spans
 from flowdata.transport.access import Access, NoRangesError, Readable
 from flowdata.transport.connect import connect
 from flowdata.transport.counts import Counts
@@ -87,7 +87,7 @@ class ShardReader:
         """Bytes that were read, also by others that add to the same counts."""
         return self._counts.bytes_read
 
-    def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> Views:
+    def read(self, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[memoryview]:
         """The bytes of samples in ascending order.
 
         Raises:
@@ -169,7 +169,7 @@ class ShardReader:
             self._begin(pool, piece)
         except Exception as error:
             self.close()
-            self._fail(pool, piece, error)
+            self._end(pool, piece, [self._as_shard_error(error)] * piece.sizes.size)
         finally:
             self._is_running = False
             if self._is_left:
@@ -234,24 +234,24 @@ class ShardReader:
             if parts.end():
                 piece.in_sequence = True
                 self._enqueue(pool, piece)
-        elif isinstance(outcome, Exception):
-            if parts.end():
-                self._fail(pool, piece, outcome)
+            return
+        if isinstance(outcome, Exception):
+            # The samples of the other requests may be there all the same.
+            outcome = self._as_shard_error(outcome)
         else:
             self._counts.add(requests=1, bytes_read=len(outcome))
-            if (views := parts.add(number, outcome)) is not None:
-                self._end(pool, piece, views)
+        if (contents := parts.add(number, outcome)) is not None:
+            self._end(pool, piece, contents)
 
-    def _fail(self, pool: ReadingPool, piece: Piece, error: Exception) -> None:
-        """End a piece by the error that it is for its samples."""
+    def _as_shard_error(self, error: Exception) -> ShardError:
+        """What an error is for the samples that were to be read."""
         if isinstance(error, ShardError):
-            self._end(pool, piece, error)
-        elif isinstance(error, DAMAGED):
-            self._end(pool, piece, self._damaged(error))
-        else:
-            raise error
+            return error
+        if isinstance(error, DAMAGED):
+            return self._damaged(error)
+        raise error
 
-    def _end(self, pool: ReadingPool, piece: Piece, contents: Views | ShardError) -> None:
+    def _end(self, pool: ReadingPool, piece: Piece, contents: Contents) -> None:
         piece.contents = contents
         pool.tell()
         with self._lock:
@@ -260,8 +260,13 @@ class ShardReader:
         if is_last:
             self.close()
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it can be read in sequence only."""
+        return self._shard.compressed
+
     def _has_ranges(self, transport: Transport) -> bool:
-        return transport.supports_ranges and not self._shard.compressed
+        return transport.supports_ranges and not self.is_compressed
 
     def _damaged(self, error: Exception) -> ShardError:
         damaged = ShardError(
@@ -294,10 +299,10 @@ class ShardReader:
 
     def _read_spans(
         self, transport: Transport, offsets: NDArray[np.int64], sizes: NDArray[np.int64]
-    ) -> Views:
+    ) -> list[memoryview]:
         firsts = plan_requests(offsets, sizes, ON_DISK, connections=1, most_overread=math.inf)
         spans = Spans.of_samples(offsets, sizes, firsts)
-        views: Views = []
+        views: list[memoryview] = []
         for number, buffer in enumerate(transport.read(spans.wanted)):
             self._counts.add(requests=1, bytes_read=len(buffer))
             views += spans.views(number, buffer)

@@ -14,7 +14,7 @@ from flowdata.errors import ShardError
 from flowdata.table.shard_index import ShardIndex, ShardSamples, plain_keys
 from flowdata.tar.indexing import index_shards
 from flowdata.tar.names import match_all
-from flowdata.tar.pieces import Views
+from flowdata.tar.pieces import Contents
 from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.tar.samples import parse_sample
 from flowdata.transport.access import Access
@@ -105,7 +105,7 @@ class ShardRows(Dataset[Any]):
         items = [dict(samples[row]) for row in rows]
         return items if self._decode is None else [self._decode(item) for item in items]
 
-    def _read(self, rows: NDArray[np.int64]) -> Iterator[tuple["_Part", Views]]:
+    def _read(self, rows: NDArray[np.int64]) -> Iterator[tuple["_Part", list[memoryview]]]:
         """The bytes of ascending rows, by the shards they are in."""
         if not rows.size:
             return
@@ -133,9 +133,11 @@ class ShardRows(Dataset[Any]):
                 self._open.clear()
                 raise
         for part, piece in zip(parts, pieces, strict=True):
-            if isinstance(piece.contents, ShardError):
-                raise piece.contents
-            yield part, cast(Views, piece.contents)
+            contents = cast(Contents, piece.contents)
+            for content in contents:
+                if isinstance(content, ShardError):
+                    raise content
+            yield part, cast(list[memoryview], contents)
 
     def _part(self, shard: int, rows: NDArray[np.int64], *, so_many: int) -> "_Part":
         """Rows of a shard, which is opened; the last ones, or so many, stay open."""

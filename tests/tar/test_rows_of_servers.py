@@ -1,11 +1,18 @@
 """ShardRows over a server: a batch of rows in few requests, side by side."""
 
+from contextlib import closing
+
+import numpy as np
 import pytest
 from server import ShardServer
 from shard_files import write_shards
 from torch.utils.data import DataLoader
 
 from flowdata import Access, ShardError, ShardRows
+from flowdata.tar.reader import ShardInfo, ShardReader
+from flowdata.transport.counts import Counts
+from flowdata.transport.fetching import Fetch
+from flowdata.transport.http import HttpTransport
 from flowdata.transport.pool import ReadingPool
 
 
@@ -78,3 +85,28 @@ def test_after_an_interrupt_rows_can_be_read(folder, local, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 rows.__getitems__([1, 50])
         assert rows.__getitems__([1, 50]) == [local[1], local[50]]
+
+
+def test_where_one_request_fails_the_samples_of_the_others_are_there(folder, local, monkeypatch):
+    samples = local.index.of_shard(0)
+    places = np.array([0, 12, 13, 30])
+    offsets, sizes = samples.offsets[places], samples.sizes[places]
+    fetch = HttpTransport.fetch
+
+    def fails_once(transport, offset, size):
+        if offset != offsets[1]:
+            return fetch(transport, offset, size)
+
+        def attempt(_):
+            raise ShardError("it cannot be read")
+
+        return Fetch(attempt, "s-0.tar", Access(retries=0))
+
+    monkeypatch.setattr(HttpTransport, "fetch", fails_once)
+    with ShardServer(folder) as server, closing(ReadingPool(2, Counts())) as pool:
+        info = ShardInfo.from_index(local.index, 0, server.url("s-0.tar"))
+        reader = ShardReader(info, Access(most_overread=1))
+        piece = reader.submit(pool, (0, 0), offsets, sizes, connections=1)
+        pool.wait(piece.is_there)
+    assert [isinstance(content, ShardError) for content in piece.contents] == [0, 1, 1, 0]
+    assert [len(piece.contents[place]) for place in (0, 3)] == sizes[[0, 3]].tolist()

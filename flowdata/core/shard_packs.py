@@ -21,7 +21,7 @@ from flowdata.core.permutation import (
 from flowdata.core.shard_plan import ShardPlan
 
 _MOST_TOKENS = 1 << 24
-_LEAST_PACKS = 128
+_LEAST_PACKS = 256
 """Expected packs of a cluster: it wastes about one, by its last pack and by what is not known."""
 
 
@@ -116,7 +116,7 @@ class ShardPacks:
         lengths: tokens of each row: n whole numbers, or a LossTable that has them.
         max_length: tokens of a pack.
         batch_size: packs that are trained on together, by all ranks: N is a multiple of it.
-        least_draws: of a cluster, if all shards together have them; besides, it has those for 128
+        least_draws: of a cluster, if all shards together have them; besides, it has those for 256
             packs.
         too_long: "raise" for rows longer than ``max_length``, or "truncate" to count them as
             ``max_length``. Rows of weight 0 may have any length.

@@ -1,6 +1,7 @@
 """PackPlan: the draws of an epoch, put together into packs of at most so many tokens."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any, Literal, Self, TypeAlias, overload
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from flowdata.core.arrays import count_rows
 from flowdata.core.lengths import HasLengths, as_lengths, fingerprint_of, require_fitting
 from flowdata.core.masses import count_draws
-from flowdata.core.pack_template import Integers, PackTemplate, Slots, pack_widths, small
+from flowdata.core.pack_template import Integers, PackTemplate, Slots, small
 from flowdata.core.packing import pack
 from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, sorted_at_random
 from flowdata.core.plan import EpochPlan
@@ -18,8 +19,11 @@ from flowdata.core.weights import FlowWeights
 
 TooLong: TypeAlias = Literal["raise", "truncate"]
 
-# Standard deviations of the number of packs of independent draws that are allowed for.
-_SIGMAS = 7.0
+# Standard deviations of the number of packs of independent draws that are allowed for, by
+# Bernstein's inequality: an epoch needs more with a probability below 2e-8.
+_SIGMAS = 6.0
+# One pack in so many is added, so that epochs that are packed by chance do with N.
+_SPARE = 2048
 
 
 class PackPlan:
@@ -40,11 +44,13 @@ class PackPlan:
     tokens of an epoch by less than one ``max_length`` (for each stratum) in all. For short epochs,
     in which that is much, the offsets are cut into equal parts with a template each, all with the
     same N; the widths of a part exceed by that part of it.
-    Draws are shuffled among slots of equal width, so rows meet others in every epoch, as far as
-    their lengths allow; draws of one row, which lie side by side, do not stay together.
+    Rows meet others in every epoch, as far as their lengths allow: draws are shuffled among slots
+    of equal width, and an epoch is packed by chance in another way, which is taken if it needs no
+    more than N packs. Draws of one row, which lie side by side in the pass, do not stay together.
 
-    Independent draws (``scheme="multinomial"``) have no such bound: N has a margin of 7 standard
-    deviations above what is expected, and each epoch is packed on its own.
+    Independent draws (``scheme="multinomial"``) have no such bound: N has a margin of 6 standard
+    deviations above what is expected, and each epoch is packed on its own. One that needs more, of
+    some fifty million, is a ValueError.
 
     Args:
         plan: the draws: weights, epoch, seed, size, scheme, alpha and strata are taken from it.
@@ -211,8 +217,10 @@ class PackedPlan(EpochPlan):
         slots = Slots(lengths, masses[order], self._mass_bits, runs)
         parts = slots.parts()
         widths = [slots.widths(part, parts) for part in range(parts)]
-        packed = [pack_widths(each, self._max_length) for each in widths]
-        count = self._multiple(max(int(packs.max()) + 1 for packs in packed))
+        packed = [pack(np.sort(each), self._max_length) for each in widths]
+        most = max(int(packs.max()) + 1 for packs in packed)
+        whole_batches = len(self) // self._batch_size * self._batch_size
+        count = self._multiple(max(most, min(most + most // _SPARE, whole_batches)))
         self._templates.made = [
             PackTemplate.of(*each, count, random_bits(0, 0, Purpose.PACK_ORDER, part))
             for part, each in enumerate(zip(widths, packed, strict=True))
@@ -227,21 +235,21 @@ class PackedPlan(EpochPlan):
         rows = np.minimum(np.searchsorted(edges, quantiles, side="right"), edges.size - 1)
         packs = int(pack(lengths[rows], self._max_length).max()) + 1
         shares = masses / float(edges[-1])
-        margin = _SIGMAS * _deviation(lengths / self._max_length, shares) * draws**0.5
-        count = self._multiple(packs)
-        most = draws // self._batch_size * self._batch_size
-        return max(count, min(self._multiple(packs + int(margin) + 1, check=False), most)), float(
+        deviation = _deviation(lengths / self._max_length, shares) * draws**0.5
+        margin = _SIGMAS**2 / 6 + math.hypot(_SIGMAS**2 / 6, _SIGMAS * deviation)
+        # A pack for each draw is always enough.
+        return self._multiple(min(packs + math.ceil(margin), draws)), float(
             draws * (lengths @ shares)
         )
 
-    def _multiple(self, packs: int, *, check: bool = True) -> int:
+    def _multiple(self, packs: int) -> int:
         """The number of packs, rounded up to a multiple of the batch size.
 
         Raises:
             ValueError: where there are fewer draws.
         """
         count = -(-packs // self._batch_size) * self._batch_size
-        if check and count > len(self):
+        if count > len(self):
             raise ValueError(
                 f"{packs:,} packs are needed, and {count:,} to be a multiple of batch_size="
                 f"{self._batch_size:,}, but an epoch has only {len(self):,} draws to put into "
@@ -254,6 +262,7 @@ class PackedPlan(EpochPlan):
             random = random_bits(self.seed, self.epoch, Purpose.PACKED_ROWS)
             if self.scheme == "systematic":
                 rows, template = self._laid(random)
+                template = template.varied(self._max_length, random)
             else:
                 rows, template = self._packed_anew(random)
             order = KeyedPermutation(
@@ -279,7 +288,7 @@ class PackedPlan(EpochPlan):
         """The rows of independent draws, and a template of their own."""
         rows = self._multinomial(self._held_masses())
         lengths = self._lengths[rows]
-        packs = pack_widths(lengths, self._max_length)
+        packs = pack(np.sort(lengths), self._max_length)
         if (needed := int(packs.max()) + 1) > self.packs:
             raise ValueError(
                 f"the independent draws of epoch {self.epoch} need {needed:,} packs of "

@@ -72,6 +72,13 @@ class PackTemplate:
         places += np.arange(places.size)
         return rows[sorted_at_random(self.widths, random)][self.members[places]], starts
 
+    def varied(self, capacity: int, random: np.random.Philox) -> "PackTemplate":
+        """Another template of as many packs, by chance; this one where that takes more packs."""
+        half = random.random_raw(self.widths.size) >> np.uint64(63) == 1
+        packs = pack(np.sort(self.widths), capacity, first=half)
+        count = self.starts.size - 1
+        return self if packs.max() >= count else self.of(self.widths, packs, count, random)
+
 
 class Slots:
     """The slots of a systematic pass over rows in an order that is the same in every epoch.
@@ -135,11 +142,6 @@ class Slots:
                 break
             parts *= 2
         return parts
-
-
-def pack_widths(widths: Integers, capacity: int) -> NDArray[np.int64]:
-    """The pack of each of the widths in ascending order."""
-    return pack(np.sort(widths), capacity)
 
 
 def small(numbers: Integers) -> Integers:

@@ -1,19 +1,25 @@
 """Packing: items of given lengths, put together into packs of at most a capacity."""
 
 from bisect import bisect_left, insort
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Lengths, descending, and how many items have each.
+_Histogram: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 # Lengths that are told apart exactly. More of them are rounded up to 11 bits: 1/2,048 at most.
 _MOST_DISTINCT = 1 << 14
 _KEPT_BITS = 11
 # Items of equal length are often draws of one row: they are spread over so many packs, where this
-# takes no more of them.
-_SPREAD = 32
+# takes no more of them than one in so many.
+_SPREAD, _SPREAD_FOR = 32, 2048
 
 
-def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
+def pack(
+    lengths: NDArray[Any], capacity: int, *, first: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
     """The pack of each item: int64, shape (M,), packs numbered from 0, none of them empty.
 
     Best-fit decreasing on the histogram of lengths: the longest items first, each into the pack
@@ -23,8 +29,10 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     16,384 lengths are told apart, more are rounded up by up to 1/1,024.
 
     Args:
-        lengths: of the items, 1 to ``capacity`` each.
+        lengths: of the items, integers from 1 to ``capacity``.
         capacity: the sum of lengths that a pack has room for.
+        first: items that are put in before all others. With a random half, other items share a
+            pack; packs are seldom more for it where many items are short.
 
     Raises:
         ValueError: for a length below 1 or above the capacity.
@@ -32,7 +40,7 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     >>> pack(np.array([3, 5, 2, 4]), 7).tolist()
     [1, 0, 0, 1]
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = np.asarray(lengths)
     if lengths.size == 0:
         return np.zeros(0, dtype=np.int64)
     shortest, longest = int(lengths.min()), int(lengths.max())
@@ -40,18 +48,19 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
         raise ValueError(
             f"items of lengths 1 to {capacity:,} can be packed, got {shortest:,} to {longest:,}"
         )
-    distinct, counts = _histogram(lengths, longest)
-    if distinct.size > _MOST_DISTINCT:
-        rounded = _rounded_up(distinct, capacity)
-        first = np.flatnonzero(np.diff(rounded, prepend=0))
-        # Rounding keeps the order, so items that are sorted by length stay sorted.
-        distinct, counts = rounded[first], np.add.reduceat(counts, first)
-    packs = _filled(distinct, counts, capacity, spread=_SPREAD)
-    if packs.opened > packs.least:
-        # Where items fit exactly, spreading them may cost a pack.
-        packs = min(packs, _filled(distinct, counts, capacity), key=lambda each: each.opened)
+    order = _longest_first(lengths, longest)
+    if first is not None:
+        of_first = first[order]
+        order = np.concatenate([order[of_first], order[~of_first]])
+    halves = np.split(order, [0 if first is None else np.count_nonzero(first)])
+    histograms = [_histogram(lengths[half], capacity) for half in halves]
+    packs = _filled(histograms, capacity, spread=_SPREAD)
+    if first is None and packs.opened > packs.least:
+        # Where items fit exactly, spreading them may take more packs.
+        dense = _filled(histograms, capacity, spread=1)
+        packs = dense if dense.opened < packs.opened - packs.opened // _SPREAD_FOR else packs
     packed = np.empty(lengths.size, dtype=np.int64)
-    packed[_longest_first(lengths, longest)] = packs.of_items()
+    packed[order] = packs.of_items()
     return packed
 
 
@@ -69,10 +78,12 @@ def split_packs(packs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         halved = halved[sizes[halved] > 1]
         new = np.full(sizes.size, -1)
         new[halved] = sizes.size + np.arange(halved.size)
-        order = np.argsort(packs, kind="stable")
-        place = np.arange(packs.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        items = np.flatnonzero(new[packs] >= 0)
+        items = items[np.argsort(packs[items], kind="stable")]
+        of_halved = sizes[np.sort(halved)]
+        place = np.arange(items.size) - np.repeat(np.cumsum(of_halved) - of_halved, of_halved)
         # Every other item of a pack goes into the new one.
-        moved = order[(new[packs[order]] >= 0) & (place % 2 == 1)]
+        moved = items[place % 2 == 1]
         packs[moved] = new[packs[moved]]
         sizes = np.bincount(packs)
     return packs
@@ -100,7 +111,7 @@ class _Packs:
         self._filled: list[tuple[int, int, int]] = []
 
     def add(self, length: int, items: int) -> None:
-        """Put in items of a length, none longer than those before."""
+        """Put in items of a length."""
         spread = -(-items // self._spread)
         items = self._fill(length, items, spread)
         # So many packs are needed anyway.
@@ -108,12 +119,17 @@ class _Packs:
         items = self._fill(length, items, items)
         self._open(length, items, items, items)
 
-    def of_items(self) -> NDArray[np.int64]:
+    def of_items(self) -> NDArray[Any]:
         """The pack of each item, in the order in which they were put in."""
         first, packs, each = np.array(self._filled, dtype=np.int64).T
         items = packs * each
-        place = np.arange(items.sum()) - np.repeat(np.cumsum(items) - items, items)
-        packed: NDArray[np.int64] = np.repeat(first, items) + place % np.repeat(packs, items)
+        begins = np.cumsum(items) - items
+        # A part of an epoch's memory: integers of 32 bits where they do.
+        small = np.int32 if int(items.sum()) < 1 << 31 else np.int64
+        packed = np.arange(items.sum(), dtype=small)
+        packed -= np.repeat(begins.astype(small), items)
+        packed %= np.repeat(packs.astype(small), items)
+        packed += np.repeat(first.astype(small), items)
         return packed
 
     def _fill(self, length: int, items: int, most: int) -> int:
@@ -176,24 +192,25 @@ class _Packs:
             self._runs[room].append((first, packs))
 
 
-def _filled(
-    distinct: NDArray[np.int64], counts: NDArray[np.int64], capacity: int, spread: int = 1
-) -> _Packs:
-    packs = _Packs(capacity, least=-(-int(distinct @ counts) // capacity), spread=spread)
-    for length, count in zip(distinct[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        packs.add(length, count)
+def _filled(histograms: list[_Histogram], capacity: int, spread: int) -> _Packs:
+    tokens = sum(int(lengths @ counts) for lengths, counts in histograms)
+    packs = _Packs(capacity, least=-(-tokens // capacity), spread=spread)
+    for lengths, counts in histograms:
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+            packs.add(length, count)
     return packs
 
 
-def _histogram(
-    lengths: NDArray[np.int64], longest: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct lengths, ascending, and how many items have each."""
-    if longest > 4 * lengths.size + _MOST_DISTINCT:
-        return np.unique(lengths, return_counts=True)
-    counts = np.bincount(lengths)
-    distinct = np.flatnonzero(counts)
-    return distinct, counts[distinct]
+def _histogram(descending: NDArray[Any], capacity: int) -> _Histogram:
+    """Distinct lengths of items in descending order, and how many items have each."""
+    begins = np.flatnonzero(np.diff(descending, prepend=0))
+    distinct = descending[begins].astype(np.int64)
+    counts = np.diff(begins, append=descending.size)
+    if distinct.size > _MOST_DISTINCT:
+        distinct = _rounded_up(distinct, capacity)
+        begins = np.flatnonzero(np.diff(distinct, prepend=0))
+        distinct, counts = distinct[begins], np.add.reduceat(counts, begins)
+    return distinct, counts
 
 
 def _rounded_up(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
@@ -204,7 +221,7 @@ def _rounded_up(lengths: NDArray[np.int64], capacity: int) -> NDArray[np.int64]:
     return rounded
 
 
-def _longest_first(lengths: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+def _longest_first(lengths: NDArray[Any], longest: int) -> NDArray[np.int64]:
     # numpy sorts integers of 16 bits by their digits, in a tenth of the time.
     keys = longest - lengths
     return (keys.astype(np.uint16) if longest < 1 << 16 else keys).argsort(kind="stable")

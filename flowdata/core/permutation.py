@@ -76,7 +76,10 @@ def sorted_at_random(codes: NDArray[Any], bits: np.random.Philox) -> NDArray[np.
     chance >>= np.uint64(of_code + of_index)
     chance <<= np.uint64(of_index)
     chance |= np.arange(codes.size, dtype=np.uint64)
-    chance |= codes.astype(np.uint64) << np.uint64(64 - of_code)
+    high = codes.astype(np.uint64)
+    high <<= np.uint64(64 - of_code)
+    chance |= high
+    del high
     chance.sort()
     chance &= np.uint64((1 << of_index) - 1)
     return chance.view(np.int64)

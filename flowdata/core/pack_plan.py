@@ -96,9 +96,9 @@ class PackPlan:
             "batch_size": self.batch_size,
             "too_long": too_long,
         }
-        self.plan: PackedPlan = PackedPlan.of(
-            plan, small(np.clip(whole, 1, max_length)), self.max_length, self.batch_size
-        )
+        clipped = small(np.clip(whole, 1, max_length))
+        del whole
+        self.plan: PackedPlan = PackedPlan.of(plan, clipped, self.max_length, self.batch_size)
         """The draws, laid by length, in the order of the packs."""
         self._size, self._tokens = self.plan.packs, self.plan.mean_tokens
 
@@ -207,14 +207,13 @@ class PackedPlan(EpochPlan):
 
     def _lay_out(self) -> tuple[int, float]:
         """The number of packs of every epoch, and tokens of an epoch in expectation."""
-        masses = self._all_masses()
         order = self._codes().argsort(kind="stable")
-        lengths = self._lengths[order].astype(np.int64)
+        lengths = self._lengths[order]
         if self.scheme == "multinomial":
-            return self._expected(lengths, masses[order])
-        strata = self._stratum_of_row
-        runs = np.zeros_like(order) if strata is None else strata[order]
-        slots = Slots(lengths, masses[order], self._mass_bits, runs)
+            return self._expected(lengths, self._all_masses()[order])
+        runs = None if self._stratum_of_row is None else self._stratum_of_row[order]
+        slots = Slots(lengths, self._all_masses()[order], self._mass_bits, runs)
+        del order, lengths, runs
         parts = slots.parts()
         widths = [slots.widths(part, parts) for part in range(parts)]
         packed = [pack(np.sort(each), self._max_length) for each in widths]
@@ -227,7 +226,7 @@ class PackedPlan(EpochPlan):
         ]
         return count, slots.mean_tokens()
 
-    def _expected(self, lengths: NDArray[np.int64], masses: NDArray[np.int64]) -> tuple[int, float]:
+    def _expected(self, lengths: Integers, masses: NDArray[np.int64]) -> tuple[int, float]:
         """As `_lay_out`, of independent draws: an expected number of packs, and a margin."""
         draws = len(self)
         edges = np.cumsum(masses)

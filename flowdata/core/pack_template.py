@@ -93,49 +93,58 @@ class Slots:
         masses: of the rows, shape (n,); those of mass 0 count for nothing.
         bits: b.
         runs: of each row, the number of the run it belongs to: in a run lengths ascend, or descend.
+            Without, they ascend.
     """
 
     def __init__(
         self,
-        lengths: NDArray[np.int64],
+        lengths: Integers,
         masses: NDArray[np.int64],
         bits: int,
-        runs: NDArray[np.int64],
+        runs: NDArray[np.int64] | None = None,
     ) -> None:
-        drawn = masses > 0
-        self._lengths, self._masses, self._bits = lengths[drawn], masses[drawn], bits
-        last = np.flatnonzero(np.diff(runs[drawn]))
-        # Where a run ends and the next one begins: a unit of mass of each row.
-        ends = np.cumsum(self._masses)[last]
-        self._turns = np.concatenate([ends, ends + 1])
-        self._at_turns = np.concatenate([self._lengths[last], self._lengths[last + 1]])
+        if not masses.all():
+            drawn = masses > 0
+            lengths, masses = lengths[drawn], masses[drawn]
+            runs = None if runs is None else runs[drawn]
+        self._lengths, self._masses, self._bits = lengths, masses, bits
+        self._turns: NDArray[np.int64] | None = None
+        if runs is not None:
+            last = np.flatnonzero(np.diff(runs))
+            # Where a run ends and the next one begins: a unit of mass of each row.
+            ends = np.cumsum(masses)[last]
+            self._turns = np.concatenate([ends, ends + 1])
+            self._at_turns = np.concatenate([lengths[last], lengths[last + 1]])
 
-    def widths(self, part: int = 0, parts: int = 1) -> NDArray[np.int64]:
+    def widths(self, part: int = 0, parts: int = 1) -> Integers:
         """Widths of the slots for the offsets of one of equal parts, a power of two of them."""
         span = (1 << self._bits) // parts
         least = part * span
-        # What a slot touches ends with its row at the least offset and begins with that at the
-        # greatest: one of them is the longest in it, unless a run ends between them.
-        widths = np.maximum(self._at(least), self._at(least + span - 1))
+        # What a slot touches ends with its row at the least offset, the longest of one run.
+        widths = self._at(least)
+        if self._turns is None:
+            return widths
+        # It begins with that at the greatest: one of them is the longest, unless a run ends there.
+        widths = np.maximum(widths, self._at(least + span - 1))
         slots = (self._turns + least - 1) >> self._bits
         begins = ((slots + 1) << self._bits) - least - span
         touches = (slots < widths.size) & (self._turns > begins)
         np.maximum.at(widths, slots[touches], self._at_turns[touches])
         return widths
 
-    def _at(self, offset: int) -> NDArray[np.int64]:
+    def _at(self, offset: int) -> Integers:
         """The lengths in the slots at an offset."""
         counts, _ = count_draws(self._masses.copy(), offset, self._bits)
         return self._lengths.repeat(counts)
 
     def mean_tokens(self) -> float:
         """Tokens of an epoch in expectation."""
-        return float(self._lengths @ (self._masses * 2.0**-self._bits))
+        return float(self._lengths @ self._masses.astype(np.float64)) * 2.0**-self._bits
 
     def parts(self) -> int:
         """Parts of offsets, a power of two, that are worth a template of their own."""
         widths = self.widths()
-        excess = widths.sum() / self.mean_tokens() - 1.0
+        excess = int(widths.sum(dtype=np.int64)) / self.mean_tokens() - 1.0
         parts = 1
         while parts < _MOST_TEMPLATES and 2 * parts * widths.size <= _MOST_SLOTS:
             if excess <= parts * _MOST_EXCESS:

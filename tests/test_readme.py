@@ -137,6 +137,9 @@ def check_map_style(names):
     assert names["sampler"].state_dict()["position"] == 320
     assert len(names["before"]) == len(names["after"])
     assert isinstance(names["after"], torch.utils.data.DistributedSampler)
+    for packed in ("packed", "weighted"):
+        for batch in names[packed]:
+            assert names["language_model"](**batch).loss.isfinite()
 
 
 def check_reweight(names):

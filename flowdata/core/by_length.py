@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.lengths import HasLengths, as_lengths, require_fitting
+from flowdata.core.lengths import HasLengths, as_lengths, at_least_one, require_fitting
 from flowdata.core.permutation import sorted_at_random
 from flowdata.core.weights import FlowWeights
 
@@ -44,8 +44,7 @@ class ByLength:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, at_least_one(getattr(self, name), name))
         object.__setattr__(self, "lengths", as_lengths(self.lengths))
 
     @functools.cached_property

@@ -76,3 +76,10 @@ def require_fitting(lengths: NDArray[np.int64], weights: FlowWeights) -> None:
 def fingerprint_of(lengths: NDArray[np.int64]) -> str:
     """A hash of lengths."""
     return xxhash.xxh3_128(lengths.data).hexdigest()
+
+
+def at_least_one(value: int, name: str) -> int:
+    """A size as an int, if it is one and >= 1; a ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return int(value)

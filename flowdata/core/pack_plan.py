@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import count_rows
-from flowdata.core.lengths import HasLengths, as_lengths, fingerprint_of, require_fitting
+from flowdata.core.lengths import (
+    HasLengths,
+    as_lengths,
+    at_least_one,
+    fingerprint_of,
+    require_fitting,
+)
 from flowdata.core.masses import count_draws
 from flowdata.core.pack_template import Integers, PackTemplate, Slots, small
 from flowdata.core.packing import pack
@@ -80,8 +86,8 @@ class PackPlan:
         batch_size: int = 1,
         too_long: TooLong = "raise",
     ) -> None:
-        self.max_length = _at_least_one(max_length, "max_length")
-        self.batch_size = _at_least_one(batch_size, "batch_size")
+        self.max_length = at_least_one(max_length, "max_length")
+        self.batch_size = at_least_one(batch_size, "batch_size")
         if too_long not in ("raise", "truncate"):
             raise ValueError(f'too_long must be "raise" or "truncate", got {too_long!r}')
         if plan.by_length is not None:
@@ -347,9 +353,3 @@ def _require_short(lengths: NDArray[np.int64], weights: FlowWeights, max_length:
             + "; choose a larger max_length, give them weight 0, or cut them and pass "
             'too_long="truncate"'
         )
-
-
-def _at_least_one(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    return int(value)

@@ -164,8 +164,8 @@ class ShardPacks:
         tokens = float(sums_before(expected.packs, plan.bounds)[-1])
         least = max(_LEAST_PACKS, tokens * least_draws / len(plan))
         self._clusters = cluster_shards(expected.packs, plan.bounds, least)
-        rows = np.diff(plan.bounds)
-        self.shares = np.diff(sums_before(expected.drawn, plan.bounds)) / np.maximum(rows, 1)
+        drawn, rows = np.diff(sums_before(expected.drawn, plan.bounds)), np.diff(plan.bounds)
+        self.shares = np.minimum(drawn / np.maximum(rows, 1), 1.0)
         self.plan = ClusterPlan(plan, self._clusters, self.lengths, max_length)
         self._pack_clusters()
         self.fill = tokens / self._number

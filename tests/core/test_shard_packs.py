@@ -1,3 +1,4 @@
+import itertools
 import math
 import pickle
 from fractions import Fraction
@@ -275,7 +276,7 @@ def test_clusters_are_whole_shards_or_runs_of_one_section(shards, least):
     assert (np.diff(found.sections) > 0).all()
     borders = found.bounds[found.sections]
     assert np.isin(borders, bounds).all()
-    inside = [sizes[a:b].sum() for a, b in zip(borders[:-1], borders[1:], strict=True)]
+    inside = [sizes[a:b].sum() for a, b in itertools.pairwise(borders)]
     if len(inside) > 1:
         assert min(inside) >= least - 1e-9
     # As many clusters as a section has room for, but for rows that are larger than one.

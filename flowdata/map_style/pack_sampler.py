@@ -1,6 +1,6 @@
 """FlowPackSampler: the packs of an epoch as a torch batch sampler."""
 
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import ArrayLike
 
@@ -10,13 +10,8 @@ from flowdata.core.pack_plan import PackPlan, TooLong
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.map_style.checked_weights import (
-    require_alpha,
-    require_length,
-    require_rows,
-    warn_of_zeros,
-)
-from flowdata.map_style.plan_sampler import PlanSampler, require_rank
+from flowdata.map_style.checked_weights import check_drawn
+from flowdata.map_style.plan_sampler import PlanSampler
 from flowdata.map_style.planned_packs import plan_packs
 
 _CHUNK = 256
@@ -79,7 +74,6 @@ class FlowPackSampler(PlanSampler[list[int]]):
         dataset: Any = None,
         too_long: TooLong = "raise",
     ) -> None:
-        require_rank(rank, num_replicas)
         plan = plan_packs(
             weights,
             lengths,
@@ -93,18 +87,23 @@ class FlowPackSampler(PlanSampler[list[int]]):
             arrange=arrange,
             strata=strata,
         )
-        if dataset is not None:
-            require_rows(dataset)
-            require_length(dataset, len(plan.plan.weights))
-            require_alpha(dataset, weights, alpha)
-        warn_of_zeros(plan.plan.weights, alpha)
-        start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
-        if len(start) == 0:
-            raise ValueError(
-                f"drop_last=True leaves no pack: the epoch has {len(plan)} packs for "
-                f"{num_replicas} replicas"
-            )
-        super().__init__(start, items=packs_of, chunk=_CHUNK)
+        check_drawn(dataset, weights, plan.plan.weights, alpha)
+        super().__init__(
+            plan,
+            rank=rank,
+            num_replicas=num_replicas,
+            drop_last=drop_last,
+            item="pack",
+            items=packs_of,
+            chunk=_CHUNK,
+        )
+
+    @property
+    def sampler(self) -> Self:
+        """Itself: accelerate, on several processes, and Lightning name epochs to this attribute."""
+        # accelerate 1.15, data_loader.py, DataLoaderShard.set_epoch; lightning 2.6,
+        # fabric/utilities/data.py, _set_sampler_epoch.
+        return self
 
     @property
     def plan(self) -> PackPlan:

@@ -87,6 +87,7 @@ bench: assets
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/streaming.py --repeats 3
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/reweight.py
 	$(BIN)/python benchmarks/frameworks.py
 	$(BIN)/python benchmarks/vision.py

@@ -93,12 +93,26 @@ _CHATTERBOT = {
     "sports": "8d1bcc632cad4058e3b8490daa15dcd7c2a51790a7b9140b252600b794590403",
     "literature": "9361ff1478273d811259ca307a1e6be23a5e08e776a5bc5d9524fb13deb886f1",
 }
-CHATTERBOT = tuple(
-    Package(
-        "PyPI", "chatterbot-corpus==1.3.3", f"chatterbot_corpus/data/english/{topic}.yml", sha256
+_CHATTERBOT_CHATS = {
+    "ai": "620a65787a56641db4a03e1419a7578e813967218cf6721e3ea4ef90844916aa",
+    "coding": "1726a8900a82ee32dad559809564f9ae97df9c52f42a8f1fcde84b1d54b1d260",
+    "conversations": "1cf105b5802f377b2dc145f741f7df85629c9ca27e450538165286a75b5e3416",
+    "emotion": "510a018938c1880dd0f67e1ae458e26878c91a570daef5a84fb83713c89f0989",
+    "psychology": "5047c211d35f715af4fbc3398f111135e99d34afcd0905a661c40bdeb1413a58",
+    "tech_support": "8a87cdf32579c8efdd9c5f3ef166ae9fb76dcf271b958f5e2265b9246b430655",
+}
+
+
+def _chatterbot(files: dict[str, str]) -> tuple[Package, ...]:
+    folder = "chatterbot_corpus/data/english"
+    return tuple(
+        Package("PyPI", "chatterbot-corpus==1.3.3", f"{folder}/{topic}.yml", sha256)
+        for topic, sha256 in files.items()
     )
-    for topic, sha256 in _CHATTERBOT.items()
-)
+
+
+CHATTERBOT = _chatterbot(_CHATTERBOT)
+CHATTERBOT_CHATS = _chatterbot(_CHATTERBOT_CHATS | _CHATTERBOT)
 
 
 def smollm2() -> Path:

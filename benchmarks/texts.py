@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import itertools
 import re
 import struct
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from assets import AUSTEN, CHATTERBOT, REASONING_GYM, fetch
+from assets import AUSTEN, CHATTERBOT, CHATTERBOT_CHATS, REASONING_GYM, fetch
 
 # Templates whose answers reasoning-gym lists as wrong.
 _BROKEN = {32, 35, 37, 61, 63, 65, 74, 76, 77, 79, 86, 87, 90, 97, 98}
@@ -146,6 +147,19 @@ def knowledge() -> tuple[Question, ...]:
             others = sorted({other for _, other in turns} - {answer})
             questions.append(Question(prompt, answer, tuple(random.sample(others, 3))))
     return tuple(questions)
+
+
+@functools.cache
+def turns() -> tuple[tuple[str, str], ...]:
+    """What somebody says and what is answered, as often as it is said (chatterbot, BSD)."""
+    chats = [
+        chat
+        for package in CHATTERBOT_CHATS
+        for chat in yaml.safe_load(fetch(package).read_text(encoding="utf-8"))["conversations"]
+    ]
+    return tuple(
+        (str(said), str(answer)) for chat in chats for said, answer in itertools.pairwise(chat)
+    )
 
 
 @functools.cache

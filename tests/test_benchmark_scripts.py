@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from long_run import some
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,11 +22,20 @@ SMALL = {
         *("--only", "raw", "resume", "mixing"),
     ],
     "scale": ["--sizes", "2e3"],
+    "packing": [
+        *("--sources", "code", "--texts", "100", "--longest", "64", "--max-lengths", "64"),
+        *("--tokens", "128", "--rounds", "1", "--layers", "1"),
+        *("--draws", "10000", "--repeats", "1"),
+    ],
     "frameworks": ["--steps", "5", "--rounds", "1", "--repeats", "1", "--only", "torch"],
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+# What reads TRL and a language model in processes of their own is left to the long run.
+QUICK = [name for name in SMALL if name != "packing"]
+
+
+@pytest.mark.parametrize("name", some(SMALL, *QUICK))
 def test_a_small_run_leaves_a_table_numbers_and_a_picture(tmp_path, name):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *SMALL[name]]
     done = subprocess.run(

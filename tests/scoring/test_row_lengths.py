@@ -1,14 +1,9 @@
-"""lengths: what CausalLM says of the same rows, without a model, through kills, ranks and cuts."""
+"""lengths: what CausalLM and TRL say of the same rows, without a model."""
 
-import contextlib
 import copy
 import io
 import json
-import multiprocessing
-import os
-import signal
 import tarfile
-import time
 from dataclasses import replace
 
 import datasets
@@ -16,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from counted_rows import EXPECTED, Rows, counted
 from language_models import llama, samples
 from tokenizer_families import CHATML, family
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
 
 import flowdata
 from flowdata import (
@@ -29,13 +26,8 @@ from flowdata import (
     MismatchError,
     ShardRows,
     TableFileError,
-    lengths,
     score,
 )
-from flowdata.scoring.language import LanguagePass
-from flowdata.scoring.part_file import read_part, write_part
-from flowdata.scoring.parts import Parts
-from flowdata.scoring.row_lengths import _LengthPass, give_lengths
 
 CHAT = [
     {"role": role, "content": "def f(x):\n"} for role in ("user", "assistant", "user", "assistant")
@@ -61,63 +53,6 @@ def chat_tokenizer():
     tokenizer = copy.deepcopy(family("byte-level"))
     tokenizer.chat_template = CHATML
     return tokenizer
-
-
-class Stop(Exception):
-    pass
-
-
-class Rows:
-    """Rows of tokens."""
-
-    def __init__(self, rows=100, *, pause=0.0):
-        self.rows, self.pause = rows, pause
-
-    def __len__(self):
-        return self.rows
-
-    def __getitem__(self, row):
-        time.sleep(self.pause)
-        return {"input_ids": np.arange(row % 9 + 1)}
-
-
-EXPECTED = (np.arange(100) % 9 + 1).tolist()
-
-
-class Passed:
-    """The rows that passes went through, ten at a time, and where one is stopped."""
-
-    def __init__(self, monkeypatch):
-        self.rows, self.stop = [], None
-        for kind in (_LengthPass, LanguagePass):
-            monkeypatch.setattr(kind, "rows_per_read", 10)
-            monkeypatch.setattr(kind, "score_rows", self.recorded(kind.score_rows))
-
-    def recorded(self, score_rows):
-        def recording(scoring_pass, rows, read):
-            if self.stop is not None and rows.max() >= self.stop:
-                raise Stop
-            self.rows += rows.tolist()
-            return score_rows(scoring_pass, rows, read)
-
-        return recording
-
-    @contextlib.contextmanager
-    def stopped(self, row):
-        """What is called in the block stops before this row."""
-        self.stop = row
-        with pytest.raises(Stop):
-            yield
-        self.rows, self.stop = [], None
-
-
-@pytest.fixture
-def passed(monkeypatch):
-    return Passed(monkeypatch)
-
-
-def counted(dataset, *arguments, **options):
-    return lengths(dataset, *arguments, save_every=0.0, progress=False, **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -155,15 +90,40 @@ def test_lengths_of_real_text_are_those_of_the_real_model(smollm2):
     assert score(model, rows, loss, progress=False).lengths.tolist() == whole
     assert counted(rows, loss).tolist() == whole
     cut = replace(loss, max_length=40)
-    with pytest.warns(FlowDataWarning, match="1 of 3 samples were longer"):
-        table = score(model, rows, cut, progress=False)
-    assert counted(rows, cut).tolist() == table.lengths.tolist() == np.minimum(whole, 40).tolist()
-    chats = [{"m": [{"role": "user", "content": text}, *CHAT[1:2]]} for text in texts]
+    assert counted(rows, cut).tolist() == np.minimum(whole, 40).tolist()
+    assert max(whole) > 40
+    chats = [{"m": [{"role": "user", "content": text}, *CHAT[1:2]]} for text in texts[:2]]
     loss = CausalLM(tokenizer=tokenizer, messages="m")
     rendered = [tokenizer.apply_chat_template(chat["m"], tokenize=False) for chat in chats]
     expected = [len(ids) for ids in tokenizer(rendered)["input_ids"]]
     assert score(model, chats, loss, progress=False).lengths.tolist() == expected
     assert counted(chats, loss).tolist() == expected
+
+
+@pytest.mark.parametrize("layout", ["messages", "text"])
+def test_lengths_are_those_of_the_rows_that_trl_trains_on(tmp_path, layout):
+    tokenizer = chat_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    rows, columns = LAYOUTS[layout]
+    (column,) = columns.values()
+    rows = datasets.Dataset.from_list([{layout: row[column]} for row in rows])
+    loss = CausalLM(tokenizer=tokenizer, **{layout: layout})
+    most = int(counted(rows, loss).max()) - 1
+    for limit in (None, most):
+        arguments = SFTConfig(
+            str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            max_length=limit,
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = SFTTrainer(llama(), arguments, train_dataset=rows, processing_class=tokenizer)
+        fed = [trainer.data_collator([row])["input_ids"].numel() for row in trainer.train_dataset]
+        found = counted(rows, replace(loss, max_length=limit)).tolist()
+        assert found == fed
+        assert len(set(found)) > 1
+    assert max(found) == most
 
 
 def test_padding_that_the_attention_mask_shows_has_no_length():
@@ -222,58 +182,8 @@ def test_what_is_no_data_set_or_no_causal_lm_is_refused():
         counted(torch.utils.data.DataLoader([1]))
 
 
-def test_workers_find_the_same(passed):
+def test_workers_find_the_same():
     assert counted(Rows(), num_workers=2).tolist() == EXPECTED
-
-
-def test_a_count_that_failed_goes_on_and_ends_as_one_file(passed, tmp_path):
-    output = tmp_path / "lengths.parquet"
-    with passed.stopped(55):
-        counted(Rows(), output=output)
-    assert not output.exists()
-    assert counted(Rows(), output=output).tolist() == EXPECTED
-    assert passed.rows == list(range(50, 100))
-    assert list(tmp_path.iterdir()) == [output]
-    assert counted(Rows(), output=output).tolist() == EXPECTED
-    assert passed.rows == list(range(50, 100))
-    assert pq.read_table(output)["length"].to_pylist() == EXPECTED
-
-
-@pytest.mark.slow
-def test_a_count_that_is_killed_goes_on(passed, tmp_path):
-    output = tmp_path / "lengths.parquet"
-    child = multiprocessing.get_context("fork").Process(
-        target=counted, args=(Rows(pause=0.01),), kwargs={"output": output}
-    )
-    child.start()
-    parts, deadline = Parts(output).folder, time.monotonic() + 60
-    while len(list(parts.glob("*.parquet"))) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    saved = {row for part in parts.glob("*.parquet") for row in read_part(part).scores.rows}
-    assert not output.exists()
-    assert counted(Rows(), output=output).tolist() == EXPECTED
-    assert set(passed.rows) == set(range(100)) - saved
-    assert len(saved) >= 30
-    assert list(tmp_path.iterdir()) == [output]
-
-
-@pytest.mark.parametrize(
-    ("rows", "options"),
-    [(Rows(101), CausalLM()), (samples(100), CausalLM()), (Rows(), CausalLM(max_length=5))],
-    ids=["other rows", "other tokens", "other options"],
-)
-def test_a_count_of_something_else_is_not_gone_on_with(passed, tmp_path, rows, options):
-    output = tmp_path / "lengths.parquet"
-    with passed.stopped(55):
-        counted(Rows(), output=output)
-    with pytest.raises(MismatchError):
-        counted(rows, options, output=output)
-    counted(Rows(), output=output)
-    with pytest.raises(MismatchError):
-        counted(rows, options, output=output)
 
 
 def test_a_table_of_losses_is_not_taken_for_a_file_of_lengths(tmp_path):
@@ -324,81 +234,6 @@ def test_lengths_of_rows_of_shards_are_those_of_their_table(tmp_path):
     output = tmp_path / "lengths.parquet"
     assert counted(rows, output=output).tolist() == table.lengths.tolist()
     assert LossTable.load(output).index.key(13) == "k001"
-
-
-# Tables that are given lengths
-
-
-@pytest.fixture
-def table(tmp_path):
-    """A table in a file, as an earlier version wrote it: without lengths."""
-    path = tmp_path / "losses.parquet"
-    loss = CausalLM(token_losses=True)
-    scored = score(llama(), samples(), loss, progress=False)
-    known = {"n_tokens": scored.n_tokens, "token_losses": scored.token_losses}
-    LossTable(scored.losses, scored.provenance, **known).save(path)
-    return path
-
-
-def test_a_table_in_a_file_is_given_lengths_and_keeps_the_rest(table, passed):
-    before = LossTable.load(table, tokens=True)
-    assert before.lengths is None
-    with passed.stopped(25):
-        give_lengths(table, samples(), save_every=0.0, progress=False)
-    assert LossTable.load(table).lengths is None
-    given = give_lengths(table, samples(), progress=False)
-    assert passed.rows == list(range(20, 40))
-    found = LossTable.load(table, tokens=True)
-    expected = [len(row["input_ids"]) for row in samples()]
-    assert found.lengths.tolist() == given.lengths.tolist() == expected
-    for name in ("losses", "n_tokens", "token_losses"):
-        assert getattr(found, name).tolist() == getattr(before, name).tolist()
-    assert found.provenance == before.provenance
-    assert list(table.parent.iterdir()) == [table]
-
-
-def test_a_table_of_other_data_is_given_nothing(table):
-    before = table.read_bytes()
-    with pytest.raises(MismatchError, match="rows were changed or reordered"):
-        give_lengths(table, samples()[::-1], progress=False)
-    with pytest.raises(MismatchError, match="40 losses, but the data set has 39 rows"):
-        give_lengths(table, samples()[:-1], progress=False)
-    with pytest.raises(TableFileError, match="there is no loss table at"):
-        give_lengths(table.with_name("none.parquet"), samples(), progress=False)
-    assert table.read_bytes() == before
-    assert list(table.parent.iterdir()) == [table]
-
-
-def test_a_table_that_could_not_be_written_is_written_by_the_next_call(table, passed, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(LossTable, "with_lengths", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            give_lengths(table, samples(), progress=False)
-    assert passed.rows == list(range(40))
-    assert give_lengths(table, samples(), progress=False).lengths is not None
-    assert passed.rows == list(range(40))
-    assert list(table.parent.iterdir()) == [table]
-
-
-# Passes of earlier versions
-
-
-def test_a_pass_that_an_earlier_version_began_ends_without_lengths(tmp_path, passed):
-    output = tmp_path / "losses.parquet"
-    options = {"output": output, "progress": False, "save_every": 0.0}
-    with passed.stopped(25):
-        score(llama(), samples(), CausalLM(), **options)
-    for path in Parts(output).folder.glob("*.parquet"):
-        part = read_part(path)
-        write_part(path, replace(part.scores, lengths=None), part.identity)
-    model = llama()
-    found = score(model, samples(), CausalLM(), **options)
-    assert passed.rows == list(range(20, 40))
-    assert found.lengths is None
-    whole = score(model, samples(), CausalLM(), progress=False)
-    assert found.losses == pytest.approx(whole.losses, rel=1e-5)
-    assert whole.lengths.tolist() == [len(row["input_ids"]) for row in samples()]
-    assert score(model, samples(), CausalLM(), **options).lengths is None
 
 
 def test_other_losses_have_no_lengths():

@@ -10,13 +10,15 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     SequentialSampler,
     Subset,
     random_split,
 )
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import flowdata.guards
-from flowdata import FlowDataset
+from flowdata import ByLength, FlowDataset, Strata
 from flowdata.errors import FlowDataWarning
 
 pytestmark = pytest.mark.guard
@@ -163,3 +165,33 @@ def test_nothing_is_advised_with_guards_off(around):
             list(items)
     finally:
         flowdata.guards.on()
+
+
+ARRANGEMENTS = (ByLength(np.arange(1, 9), 2), Strata([0, 1] * 4, 2))
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS, ids=["ByLength", "Strata"])
+@pytest.mark.parametrize("loader", [DataLoader, StatefulDataLoader])
+def test_a_loader_that_shuffles_batches_apart_is_advised_about_once(loader, arrange):
+    items = FlowDataset(range(8), WEIGHTS, arrange=arrange)
+    shuffling = loader(items, 2, shuffle=True)
+    text = f"those of {type(arrange).__name__} only if its draws are read in order"
+    with pytest.warns(FlowDataWarning, match=text) as warned:
+        list(shuffling)
+    list(shuffling)
+    assert len([each for each in warned if each.category is FlowDataWarning]) == 1
+
+
+def test_a_distributed_sampler_that_shuffles_is_advised_about():
+    items = FlowDataset(range(8), WEIGHTS, arrange=ARRANGEMENTS[0])
+    items.set_epoch(0)
+    list(DataLoader(items, 2, sampler=DistributedSampler(items, 2, 0, shuffle=False)))
+    with pytest.warns(FlowDataWarning, match="this loader shuffles them"):
+        list(DataLoader(items, 2, sampler=DistributedSampler(items, 2, 0)))
+
+
+def test_a_loader_that_reads_in_order_or_without_batches_of_ours_is_not_advised():
+    items = FlowDataset(range(8), WEIGHTS, arrange=ARRANGEMENTS[0])
+    drawn = torch.cat(list(DataLoader(items, 2)))
+    assert drawn.tolist() == items.plan.at_epoch(0)[:].tolist()
+    list(DataLoader(make(), 2, shuffle=True))

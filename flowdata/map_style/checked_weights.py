@@ -10,6 +10,30 @@ from flowdata.errors import MismatchError, warn
 from flowdata.guards.lengths import other_alpha
 
 
+def check_drawn(
+    dataset: Any,
+    weights: FlowWeights | HasWeights | ArrayLike,
+    drawn_by: FlowWeights,
+    alpha: float,
+) -> None:
+    """Make sure that a sampler's weights fit the data that is drawn from, as far as it is known.
+
+    Args:
+        dataset: the data, or None.
+        weights: as they were given.
+        drawn_by: the same after ``alpha``.
+        alpha: see `EpochPlan`.
+
+    Raises:
+        TypeError, MismatchError: where they do not.
+    """
+    if dataset is not None:
+        require_rows(dataset)
+        require_length(dataset, len(drawn_by))
+        require_alpha(dataset, weights, alpha)
+    warn_of_zeros(drawn_by, alpha)
+
+
 def require_rows(dataset: Any) -> None:
     """Make sure that a data set has rows that can be counted.
 

@@ -8,7 +8,9 @@ from typing import Any, Generic, Self, TypeVar
 from torch.utils.data import Sampler
 
 from flowdata.core.cursor import Cursor
+from flowdata.core.pack_plan import PackPlan
 from flowdata.core.permutation import CHUNK
+from flowdata.core.plan import EpochPlan
 from flowdata.core.weights import FlowWeights
 from flowdata.guards.lengths import advise_rows
 from flowdata.map_style.draw_iterator import Items, rows_of
@@ -21,12 +23,37 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
     """What samplers of all kinds of plans have: passes, epochs, ranks and a state.
 
     Args:
-        start: where the first pass begins.
+        plan: of any epoch.
+        rank, num_replicas, drop_last: see `FlowSampler`.
+        item: what errors call what is drawn.
         items: what is drawn in some steps from a place on; default the rows of draws.
         chunk: steps that are computed at a time.
+
+    Raises:
+        ValueError: for a rank outside [0, num_replicas), or one without anything to draw.
     """
 
-    def __init__(self, start: Cursor, *, items: Items = rows_of, chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        plan: EpochPlan | PackPlan,
+        *,
+        rank: int,
+        num_replicas: int,
+        drop_last: bool,
+        item: str = "draw",
+        items: Items = rows_of,
+        chunk: int = CHUNK,
+    ) -> None:
+        if not 0 <= operator.index(rank) < operator.index(num_replicas):
+            raise ValueError(
+                f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={num_replicas}"
+            )
+        start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
+        if len(start) == 0:
+            raise ValueError(
+                f"drop_last=True leaves no {item}: the epoch has {len(plan)} {item}s for "
+                f"{num_replicas} replicas"
+            )
         self._progress = SamplerProgress(start, owner=type(self).__name__, items=items, chunk=chunk)
 
     def __copy__(self) -> Self:
@@ -116,15 +143,3 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
                 scheme or alpha, or not a state at all.
         """
         self._progress.load(state)
-
-
-def require_rank(rank: int, replicas: int) -> None:
-    """Make sure that a rank is one of the replicas.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not 0 <= operator.index(rank) < operator.index(replicas):
-        raise ValueError(
-            f"rank must be in [0, num_replicas), got rank={rank}, num_replicas={replicas}"
-        )

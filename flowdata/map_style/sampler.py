@@ -5,17 +5,11 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from flowdata.core.arrangement import Arrangement
-from flowdata.core.cursor import Cursor
 from flowdata.core.plan import EpochPlan, EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
-from flowdata.map_style.checked_weights import (
-    require_alpha,
-    require_length,
-    require_rows,
-    warn_of_zeros,
-)
-from flowdata.map_style.plan_sampler import PlanSampler, require_rank
+from flowdata.map_style.checked_weights import check_drawn
+from flowdata.map_style.plan_sampler import PlanSampler
 
 
 class FlowSampler(PlanSampler[int]):
@@ -71,7 +65,6 @@ class FlowSampler(PlanSampler[int]):
         drop_last: bool = False,
         dataset: Any = None,
     ) -> None:
-        require_rank(rank, num_replicas)
         plan = EpochPlan(
             weights,
             epoch_size=epoch_size,
@@ -81,18 +74,8 @@ class FlowSampler(PlanSampler[int]):
             arrange=arrange,
             strata=strata,
         )
-        if dataset is not None:
-            require_rows(dataset)
-            require_length(dataset, len(plan.weights))
-            require_alpha(dataset, weights, alpha)
-        warn_of_zeros(plan.weights, alpha)
-        start = Cursor(plan, rank=rank, replicas=num_replicas, drop_last=drop_last)
-        if len(start) == 0:
-            raise ValueError(
-                f"drop_last=True leaves no draw: the epoch has {len(plan)} draws for "
-                f"{num_replicas} replicas"
-            )
-        super().__init__(start)
+        check_drawn(dataset, weights, plan.weights, alpha)
+        super().__init__(plan, rank=rank, num_replicas=num_replicas, drop_last=drop_last)
 
     @property
     def plan(self) -> EpochPlan:

@@ -17,7 +17,7 @@ from flowdata.core.lengths import (
     require_fitting,
 )
 from flowdata.core.masses import count_draws
-from flowdata.core.pack_template import Integers, PackTemplate, Slots, small
+from flowdata.core.pack_template import Integers, PackTemplate, Slots, small, sum_of
 from flowdata.core.packing import pack
 from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, sorted_at_random
 from flowdata.core.plan import EpochPlan
@@ -68,6 +68,7 @@ class PackPlan:
             "raise", or "truncate", which counts them as ``max_length``, as their reader cuts them.
 
     Raises:
+        TypeError: for another plan, such as one of shards.
         MismatchError: for another number of lengths than of weights.
         ValueError: for lengths that are no whole numbers from 1 to ``max_length`` (of rows that may
             be drawn), for fewer draws than packs are needed, or an unknown option.
@@ -90,6 +91,8 @@ class PackPlan:
         self.batch_size = at_least_one(batch_size, "batch_size")
         if too_long not in ("raise", "truncate"):
             raise ValueError(f'too_long must be "raise" or "truncate", got {too_long!r}')
+        if not isinstance(plan, EpochPlan):
+            raise TypeError(f"packs are made of an EpochPlan, got {type(plan).__name__}")
         if plan.by_length is not None:
             raise ValueError("packs are made by length already: give the plan no ByLength")
         whole = as_lengths(lengths)
@@ -147,8 +150,18 @@ class PackPlan:
         return (self[number] for number in range(self._size))
 
     def of(self, numbers: ArrayLike) -> list[NDArray[np.int64]]:
-        """The rows of packs, an int64 array for each number in [0, N)."""
-        return self.plan.rows_of_packs(np.asarray(numbers, dtype=np.int64))
+        """The rows of packs, an int64 array for each number in [0, N).
+
+        Raises:
+            IndexError: for a number of no pack.
+        """
+        places = np.asarray(numbers, dtype=np.int64)
+        if places.size and not 0 <= places.min() <= places.max() < self._size:
+            raise IndexError(
+                f"packs {places.min():,} to {places.max():,} are not all in an epoch of "
+                f"{self._size:,} packs"
+            )
+        return self.plan.rows_of_packs(places)
 
     def identity(self) -> dict[str, Any]:
         """What decides which rows are in which pack, except seed and epoch; JSON-able."""
@@ -240,12 +253,11 @@ class PackedPlan(EpochPlan):
         rows = np.minimum(np.searchsorted(edges, quantiles, side="right"), edges.size - 1)
         packs = int(pack(lengths[rows], self._max_length).max()) + 1
         shares = masses / float(edges[-1])
-        deviation = _deviation(lengths / self._max_length, shares) * draws**0.5
+        deviation = _deviation(lengths / self._max_length, shares) * math.sqrt(draws)
         margin = _SIGMAS**2 / 6 + math.hypot(_SIGMAS**2 / 6, _SIGMAS * deviation)
         # A pack for each draw is always enough.
-        return self._multiple(min(packs + math.ceil(margin), draws)), float(
-            draws * (lengths @ shares)
-        )
+        count = self._multiple(min(packs + math.ceil(margin), draws))
+        return count, draws * sum_of(lengths, shares)
 
     def _multiple(self, packs: int) -> int:
         """The number of packs, rounded up to a multiple of the batch size.
@@ -307,8 +319,9 @@ class PackedPlan(EpochPlan):
         strata = self._stratum_of_row
         if strata is None:
             return self._lengths
-        falling = self._max_length - self._lengths
-        return strata * (self._max_length + 1) + np.where(strata % 2, falling, self._lengths)
+        longest = int(self._lengths.max())
+        lengths = np.where(strata % 2, longest - self._lengths, self._lengths)
+        return strata * (longest + 1) + lengths
 
     def _all_masses(self) -> NDArray[np.int64]:
         return self._held_masses().all(len(self.weights))
@@ -339,9 +352,9 @@ def _deviation(sizes: NDArray[np.float64], shares: NDArray[np.float64]) -> float
         needs = sizes
         if parts:
             needs = np.where(units == np.floor(units), sizes, np.floor(units) / parts)
-        mean = needs @ shares
-        deviations.append(((needs - mean) ** 2 @ shares) ** 0.5)
-    return float(max(deviations))
+        mean = sum_of(needs, shares)
+        deviations.append(math.sqrt(sum_of((needs - mean) ** 2, shares)))
+    return max(deviations)
 
 
 def _require_short(lengths: NDArray[np.int64], weights: FlowWeights, max_length: int) -> None:

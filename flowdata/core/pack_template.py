@@ -1,6 +1,7 @@
 """Pack templates: which slots of an epoch share a pack, the same in every epoch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,7 +140,7 @@ class Slots:
 
     def mean_tokens(self) -> float:
         """Tokens of an epoch in expectation."""
-        return float(self._lengths @ self._masses.astype(np.float64)) * 2.0**-self._bits
+        return sum_of(self._lengths, self._masses) * 2.0**-self._bits
 
     def parts(self) -> int:
         """Parts of offsets, a power of two, that are worth a template of their own."""
@@ -156,3 +157,8 @@ class Slots:
 def small(numbers: Integers) -> Integers:
     """Numbers >= 0 in half the memory, where they fit."""
     return numbers.astype(np.int32) if int(numbers.max(initial=0)) < 1 << 31 else numbers
+
+
+def sum_of(values: NDArray[Any], weights: NDArray[Any]) -> float:
+    """The weighted sum: the same bits on every machine, which those of BLAS are not."""
+    return float(np.multiply(values, weights, dtype=np.float64).sum())

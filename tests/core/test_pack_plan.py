@@ -14,6 +14,7 @@ from test_packing import KINDS, lengths_like
 from flowdata import ByLength, EpochPlan, MismatchError, PackPlan, Strata
 from flowdata.core.cursor import Cursor
 from flowdata.core.pack_template import Slots
+from flowdata.core.shard_plan import ShardPlan
 
 laws = examples(120)
 CAPACITY = 40
@@ -189,6 +190,9 @@ def test_one_pack_a_slice_and_any_numbers_are_the_same_packs(options):
     assert packs.of([]) == []
     with pytest.raises(IndexError):
         packs[len(packs)]
+    for wrong in ([0, -1], [len(packs)]):
+        with pytest.raises(IndexError, match="not all in an epoch"):
+            packs.of(wrong)
 
 
 def test_a_copy_in_another_process_makes_the_same_packs_and_travels_without_them():
@@ -327,6 +331,12 @@ def test_packs_of_a_plan_by_length_are_refused():
     plan = EpochPlan(np.ones(3), arrange=ByLength([1, 2, 3], 2))
     with pytest.raises(ValueError, match="give the plan no ByLength"):
         PackPlan(plan, [1, 2, 3], 3)
+
+
+def test_packs_of_another_plan_are_refused():
+    shards = ShardPlan(np.ones(3), np.array([0, 3]))
+    with pytest.raises(TypeError, match="made of an EpochPlan, got ShardPlan"):
+        PackPlan(shards, [1, 2, 3], 3)
 
 
 def test_independent_draws_that_need_more_packs_say_so(monkeypatch):

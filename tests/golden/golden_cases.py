@@ -22,7 +22,16 @@ from golden_inputs import (
 )
 from torch.utils.data import DataLoader
 
-from flowdata import EpochPlan, FlowDataset, FlowSampler, FlowShards, FlowWeights, resample
+from flowdata import (
+    ByLength,
+    EpochPlan,
+    FlowDataset,
+    FlowSampler,
+    FlowShards,
+    FlowWeights,
+    PackPlan,
+    resample,
+)
 from flowdata.reweight import reweight
 
 SEEDS, EPOCHS = (0, 7_000_000_007), (0, 1)
@@ -76,6 +85,33 @@ def plan_draws(rows, kind, option, _folder):
     weights, options = weights_of(rows, kind), plan_options(rows, kind)[option]
     plans = [EpochPlan(weights, seed=seed, epoch=epoch, **options) for seed, epoch in PLANNED]
     return [recorded(plan[:]) for plan in plans]
+
+
+def lengths_of(rows):
+    """From 1 to 300, more of them short."""
+    return 1 + np.arange(rows) * 7919 % 300 * (np.arange(rows) % 17) // 17
+
+
+def plan_by_length(rows, _folder):
+    by_length = ByLength(lengths_of(rows), 12, window=7)
+    drawn = []
+    for scheme in ("systematic", "multinomial"):
+        plan = EpochPlan(weights_of(rows), scheme=scheme, arrange=by_length)
+        drawn += [recorded(plan.at_epoch(epoch, seed=seed)[:]) for seed, epoch in PLANNED]
+    return drawn
+
+
+def packed_draws(rows, options, _folder):
+    """The number of packs; their sizes and rows."""
+    made = {name: of(rows) if callable(of) else of for name, of in options.items()}
+    plan = EpochPlan(weights_of(rows), **made)
+    packs = PackPlan(plan, lengths_of(rows), 512, batch_size=3)
+    epochs = [packs.at_epoch(epoch, seed=seed) for seed, epoch in PLANNED]
+    drawn = [
+        [recorded(np.array([pack.size for pack in made[:]])), recorded(made.plan[:])]
+        for made in epochs
+    ]
+    return [len(packs), *drawn]
 
 
 def sampler_orders(rows, ranks, drop_last, options, _folder):
@@ -150,6 +186,16 @@ def cases():
             for option in plan_options(rows, kind):
                 name = f"plan, {rows} rows, weights {kind}, {option}"
                 yield name, partial(plan_draws, rows, kind, option)
+    packings = {
+        "": {},
+        ", strata": {"arrange": strata},
+        ", multinomial": {"scheme": "multinomial"},
+        ", distinct": {"epoch_size": "distinct"},
+    }
+    for rows in (1001, 40_000):
+        yield f"plan, {rows} rows, by length", partial(plan_by_length, rows)
+        for kind, options in packings.items():
+            yield f"packs, {rows} rows{kind}", partial(packed_draws, rows, options)
     for rows in (1001, 40_000):
         kinds = {"": {}, ", strata": {"strata": strata(rows)}, ", 0.3": {"epoch_size": 0.3}}
         for ranks, drop_last in ((1, False), (3, False), (3, True), (8, True)):

@@ -29,7 +29,14 @@ def advise_rows(weights: FlowWeights) -> None:
         dataset = getattr(frame.f_locals.get("self"), "_dataset", None)
         if dataset is None:
             continue
-        # A view of draws has a length of its own.
+        if type(dataset).__module__.startswith("flowdata.map_style"):
+            kind = type(dataset).__name__
+            warn(
+                f"the sampler draws rows, but the items of the {kind} that the DataLoader has are "
+                "draws already: give it the data set in there, or the DataLoader no sampler of "
+                "flowdata"
+            )
+            return
         rows = _length(dataset)
         if rows is not None and rows != len(weights):
             warn(
@@ -65,7 +72,7 @@ def other_alpha(dataset: object, weights: FlowWeights, alpha: float) -> float | 
 
 
 def _length(dataset: object) -> int | None:
-    if type(dataset).__module__.startswith("flowdata.map_style") or not isinstance(dataset, Sized):
+    if not isinstance(dataset, Sized):
         return None
     try:
         return len(dataset)

@@ -16,6 +16,8 @@ _MIXING = "DataCollator"
 # does not name, and has the collator that comes after.
 _INNER = ("data_collator", "collate_fn", "_collate")
 _MOST = 8
+# torch 2.13 and transformers 5.23: these stack the items of a batch.
+_STACKING = ("default_collate", "default_data_collator", "DefaultDataCollator")
 
 
 class PacksGuard:
@@ -31,13 +33,19 @@ class PacksGuard:
             are_weighted: by `reweight`; then they are no dicts that columns are taken out of.
 
         Raises:
-            ValueError: where batches of them would be taken for single samples.
+            ValueError: where batches cannot be made of them, or would be taken for single samples.
         """
         if self._has_looked:
             return
         self._has_looked = True
-        for collate in _collators():
+        items, collators = _collators()
+        for collate in collators:
             name, module = type(collate).__name__, type(collate).__module__
+            if items > 1 and getattr(collate, "__name__", name) in _STACKING:
+                raise ValueError(
+                    f"packs are of different lengths, so batches of {items} cannot be stacked: "
+                    "give the loader collate_fn=flowdata.PackCollator(pad_token_id)"
+                )
             kept = getattr(collate, "signature_columns", None)
             if kept is not None and _POSITIONS not in kept and not are_weighted:
                 raise ValueError(
@@ -52,15 +60,15 @@ class PacksGuard:
                 )
 
 
-def _collators() -> list[Any]:
-    """The collate function of the loader that fetches, and those inside it."""
-    found: list[Any] = []
+def _collators() -> tuple[int, list[Any]]:
+    """Items of the batch that a loader fetches, its collate function, and those inside it."""
+    items, found = 0, list[Any]()
     # What torch has renamed is not found.
     with contextlib.suppress(Exception):
         fetch: Any = find_fetch() if enabled() else None
-        collate = fetch.reader.collate_fn
+        items, collate = fetch.items, fetch.reader.collate_fn
         while collate is not None and len(found) < _MOST:
             found.append(collate)
             inside = (getattr(collate, name, None) for name in _INNER)
             collate = next((each for each in inside if callable(each)), None)
-    return found
+    return items, found

@@ -27,7 +27,7 @@ class PackCollator:
     follow one another in a single row, of shape (1, T1 + T2 + ...).
 
     Args:
-        pad_token_id: the token that fills.
+        pad_token_id: the token that fills; None is 0, as it does not matter which it is.
         flatten: make one row.
 
     Raises:
@@ -40,8 +40,8 @@ class PackCollator:
     [[5, 6, 7], [8, 9, 0]]
     """
 
-    def __init__(self, pad_token_id: int = 0, *, flatten: bool = False) -> None:
-        self._fill = {INPUT_IDS: pad_token_id, LABELS: IGNORED, POSITION_IDS: 0}
+    def __init__(self, pad_token_id: int | None = 0, *, flatten: bool = False) -> None:
+        self._fill = {INPUT_IDS: pad_token_id or 0, LABELS: IGNORED, POSITION_IDS: 0}
         self._flatten = flatten
 
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from transformers import (
 )
 from transformers.trainer_utils import RemoveColumnsCollator
 
-from flowdata import FlowPacks, PackCollator
+from flowdata import FlowDataset, FlowDataWarning, FlowPacks, FlowPackSampler, PackCollator
 from flowdata.reweight import reweight
 
 pytestmark = pytest.mark.guard
@@ -77,6 +77,23 @@ def test_a_collator_that_keeps_positions_is_not(collate):
     batch = first_batch(collate)
     assert sorted(batch["position_ids"].tolist()[0]) == [0, 0, 1, 1, 2]
     assert batch["input_ids"].shape == torch.Size([1, 5])
+
+
+@pytest.mark.parametrize("collate", [None, default_data_collator, DefaultDataCollator()])
+def test_packs_of_different_lengths_are_not_stacked(collate):
+    packs = FlowPacks(ROWS, [1.0, 1.0], [3, 2], 3)
+    with pytest.raises(ValueError, match="batches of 2 cannot be stacked: give the loader"):
+        next(iter(DataLoader(packs, 2, collate_fn=collate)))
+
+
+@pytest.mark.parametrize("kind", [FlowPacks, FlowDataset])
+def test_a_sampler_of_rows_over_draws_is_warned_of(kind):
+    packing = {"lengths": [3, 2], "max_length": 3} if kind is FlowPacks else {}
+    drawn = kind(ROWS, [1.0, 1.0], **packing)
+    sampler = FlowPackSampler([1.0, 1.0], [3, 2], 3)
+    loader = DataLoader(drawn, batch_sampler=sampler, collate_fn=list)
+    with pytest.warns(FlowDataWarning, match=f"the items of the {kind.__name__} .* draws already"):
+        next(iter(loader))
 
 
 def test_what_is_weighted_is_no_dict_that_columns_are_taken_out_of():

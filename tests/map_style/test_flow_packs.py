@@ -260,6 +260,7 @@ def test_padded_packs_are_filled_by_samples_of_one_token_that_is_not_learned():
     packs = make()
     items = packs[:3]
     batch = PackCollator(pad_token_id=49)(items)
+    assert (PackCollator(None)(items)["input_ids"] == 0).any()
     width = max(len(item["input_ids"]) for item in items)
     for row, item in enumerate(items):
         size = len(item["input_ids"])

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import webdataset as wds
 from golden_inputs import (
+    by_length,
+    lengths_of,
     loader_over,
     losses,
     recorded,
@@ -23,7 +25,6 @@ from golden_inputs import (
 from torch.utils.data import DataLoader
 
 from flowdata import (
-    ByLength,
     EpochPlan,
     FlowDataset,
     FlowSampler,
@@ -87,16 +88,10 @@ def plan_draws(rows, kind, option, _folder):
     return [recorded(plan[:]) for plan in plans]
 
 
-def lengths_of(rows):
-    """From 1 to 300, more of them short."""
-    return 1 + np.arange(rows) * 7919 % 300 * (np.arange(rows) % 17) // 17
-
-
 def plan_by_length(rows, _folder):
-    by_length = ByLength(lengths_of(rows), 12, window=7)
     drawn = []
     for scheme in ("systematic", "multinomial"):
-        plan = EpochPlan(weights_of(rows), scheme=scheme, arrange=by_length)
+        plan = EpochPlan(weights_of(rows), scheme=scheme, arrange=by_length(rows))
         drawn += [recorded(plan.at_epoch(epoch, seed=seed)[:]) for seed, epoch in PLANNED]
     return drawn
 

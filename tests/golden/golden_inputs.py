@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 import flowdata
-from flowdata import FlowWeights, LossTable, Strata
+from flowdata import ByLength, FlowWeights, LossTable, Strata
 
 RECORDS = Path(__file__).parent / "records"
 SHARD_SIZES = (50, 3, 120, 1, 77)
@@ -50,6 +50,15 @@ def weights_of(rows, kind="from losses"):
 
 def strata(rows):
     return Strata(np.arange(rows) * 31 % 5, batch_size=min(rows, 24), levels=3)
+
+
+def lengths_of(rows):
+    """From 1 to 300, more of them short."""
+    return 1 + np.arange(rows) * 7_919 % 300 * (np.arange(rows) % 17) // 17
+
+
+def by_length(rows):
+    return ByLength(lengths_of(rows), batch_size=12, window=7)
 
 
 def loader_over(dataset, workers, batch_size, kind=DataLoader, **options):

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 import webdataset as wds
-from golden_inputs import loader_over, row_of, rows_in, strata, table_of, urls, weights_of
+from golden_inputs import (
+    by_length,
+    loader_over,
+    row_of,
+    rows_in,
+    strata,
+    table_of,
+    urls,
+    weights_of,
+)
 from golden_lightning import Training
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -148,6 +157,7 @@ STATES = {
     "sampler, end": Interruption(sampler, DRAWS),
     "sampler, stated position": Interruption(sampler, 20, 12),
     "sampler, strata": Interruption(partial(sampler, strata=strata(ROWS)), 17),
+    "sampler, by length": Interruption(partial(sampler, arrange=by_length(ROWS)), 17),
     "sampler, alpha 0.5": Interruption(partial(sampler, alpha=0.5), 17),
     "sampler, multinomial": Interruption(partial(sampler, scheme="multinomial"), 17),
     "sampler, older than strata": Interruption(sampler, 17, without="strata"),

@@ -136,6 +136,11 @@ class PackPlan:
         """The share of the packs' room that is tokens, in the mean over epochs."""
         return self._tokens / (self._size * self.max_length)
 
+    @property
+    def lengths(self) -> Integers:
+        """Tokens that each row counts as in a pack, shape (n,): at most ``max_length``."""
+        return self.plan.lengths
+
     @overload
     def __getitem__(self, numbers: int) -> NDArray[np.int64]: ...
     @overload
@@ -189,7 +194,7 @@ class PackedPlan(EpochPlan):
 
     packs: int
     mean_tokens: float
-    _lengths: Integers
+    lengths: Integers
     _max_length: int
     _batch_size: int
     _starts: NDArray[np.int64] | None
@@ -208,7 +213,7 @@ class PackedPlan(EpochPlan):
         """
         packed = object.__new__(cls)
         packed.__dict__ |= plan.released().__dict__
-        packed._lengths = lengths
+        packed.lengths = lengths
         packed._max_length, packed._batch_size = max_length, batch_size
         packed._templates = _Templates()
         packed._release()
@@ -227,7 +232,7 @@ class PackedPlan(EpochPlan):
     def _lay_out(self) -> tuple[int, float]:
         """The number of packs of every epoch, and tokens of an epoch in expectation."""
         order = self._codes().argsort(kind="stable")
-        lengths = self._lengths[order]
+        lengths = self.lengths[order]
         if self.scheme == "multinomial":
             return self._expected(lengths, self._all_masses()[order])
         runs = None if self._stratum_of_row is None else self._stratum_of_row[order]
@@ -304,7 +309,7 @@ class PackedPlan(EpochPlan):
     def _packed_anew(self, random: np.random.Philox) -> tuple[Integers, PackTemplate]:
         """The rows of independent draws, and a template of their own."""
         rows = self._multinomial(self._held_masses())
-        lengths = self._lengths[rows]
+        lengths = self.lengths[rows]
         packs = pack(np.sort(lengths), self._max_length)
         if (needed := int(packs.max()) + 1) > self.packs:
             raise ValueError(
@@ -318,9 +323,9 @@ class PackedPlan(EpochPlan):
         """What rows are sorted by: stratum, then length, up in one and down in the next."""
         strata = self._stratum_of_row
         if strata is None:
-            return self._lengths
-        longest = int(self._lengths.max())
-        lengths = np.where(strata % 2, longest - self._lengths, self._lengths)
+            return self.lengths
+        longest = int(self.lengths.max())
+        lengths = np.where(strata % 2, longest - self.lengths, self.lengths)
         return strata * (longest + 1) + lengths
 
     def _all_masses(self) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.lengths import HasLengths, as_lengths
+from flowdata.core.lengths import HasLengths
 from flowdata.core.pack_plan import PackPlan, TooLong
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.strata import Strata
@@ -97,8 +97,6 @@ class FlowPacks(EpochItems[Any, PackPlan]):
         super().__init__(dataset, plan)
         self._packs_guard = PacksGuard()
         self._cut = plan.max_length if too_long == "truncate" else None
-        known: Any = weights if lengths is None else lengths
-        self._lengths = as_lengths(known)
 
     @property
     def fill(self) -> float:
@@ -130,7 +128,5 @@ class FlowPacks(EpochItems[Any, PackPlan]):
         ]
 
     def _sample(self, row: Any, number: int) -> Sample:
-        length = int(self._lengths[number])
-        if self._cut is not None:
-            length = min(length, self._cut)
+        length = int(self._plan.lengths[number])
         return read_sample(row, number, length=length, max_length=self._cut)

@@ -21,6 +21,7 @@ from flowdata.table.parquet import (
     open_reader,
     open_source,
     retried,
+    status_of,
 )
 
 _KEPT = 2
@@ -83,7 +84,7 @@ class StoredFile:
         """
         if self._reader.pid != os.getpid():
             # The lock of the process that this one was forked from may be held for ever.
-            self._require_same(os.fstat(self._source.fileno()))
+            self._require_same(status_of(self._source))
             self._reader = _Reader(self._source, self._columns.footer)
         reader = self._reader
         with reader.lock:
@@ -102,7 +103,7 @@ class StoredFile:
             finally:
                 # Another table of as many rows, copied over this one, has values of its own at the
                 # same places; and what is damaged after that is no damage of this one.
-                self._require_untouched(os.fstat(self._source.fileno()))
+                self._require_untouched(status_of(self._source))
 
     def _values(self, reader: "_Reader", number: int, name: str, kind: Kind) -> Any:
         table = retried(

@@ -12,6 +12,7 @@ import json
 import os
 import stat
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from os import PathLike
@@ -22,6 +23,9 @@ from flowdata.errors import FlowDataError, TableFileError
 from flowdata.files import local_path, reason_of
 
 _T = TypeVar("_T")
+
+_HANDLES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""Open files that do not tell their number, and one of the same file that does."""
 
 # A network disk may fail for a moment, and open files may be many for a moment.
 _PASSING = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
@@ -91,7 +95,7 @@ class ParquetColumns:
         self.what = what
         self.remedy = remedy
         self.footer = file.metadata
-        self.status = os.fstat(source.fileno())
+        self.status = status_of(source)
         self._file = file
         self._source = source
         schema = file.schema_arrow
@@ -289,7 +293,11 @@ def open_source(path: Path, what: str) -> Any:
 
     def opened() -> Any:
         _require_file(os.stat(path), path, what)
-        return pa.OSFile(os.fspath(path))
+        source = pa.OSFile(os.fspath(path))
+        if not _has_number(source):
+            _HANDLES[source] = own = os.open(path, os.O_RDONLY)
+            weakref.finalize(source, os.close, own)
+        return source
 
     source = retried(opened)
     try:
@@ -298,6 +306,21 @@ def open_source(path: Path, what: str) -> Any:
         source.close()
         raise
     return source
+
+
+def _has_number(source: Any) -> bool:
+    try:
+        source.fileno()
+    # pyarrow 21 to 24, OSFile.fileno asks for an attribute that an OSFile has not.
+    except AttributeError:
+        return False
+    return True
+
+
+def status_of(source: Any) -> os.stat_result:
+    """What the system says of a file that `open_source` has opened."""
+    own = _HANDLES.get(source)
+    return os.fstat(source.fileno() if own is None else own)
 
 
 def retried(action: Callable[[], _T]) -> _T:

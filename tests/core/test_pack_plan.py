@@ -340,7 +340,7 @@ def test_packs_of_another_plan_are_refused():
 
 
 def test_independent_draws_that_need_more_packs_say_so(monkeypatch):
-    monkeypatch.setattr("flowdata.core.pack_plan._SIGMAS", 0.0)
+    monkeypatch.setattr("flowdata.core.packed_plan._SIGMAS", 0.0)
     packs = small_packs(scheme="multinomial")
     with pytest.raises(ValueError, match=r"need \d+ packs of 2,048 tokens, more than the \d+"):
         [packs.at_epoch(epoch)[:] for epoch in range(40)]

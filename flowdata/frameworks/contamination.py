@@ -194,7 +194,7 @@ def _losses(
             "the collate function gives the model other input_ids than those of the pack, in "
             f"their order: {given.tolist()[:8]}..., not {torch.cat(list(samples)).tolist()[:8]}..."
         )
-    device = next(model.parameters()).device
+    device = _device(model)
     tensors = {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
@@ -222,7 +222,7 @@ def _losses(
 def _evaluated(model: nn.Module) -> Iterator[None]:
     """Without gradients, in evaluation mode; modes and random numbers are put back."""
     modes = [(part, part.training) for part in model.modules()]
-    device = next(model.parameters()).device
+    device = _device(model)
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices):
         # Not `eval()`, by which some adapters merge weights.
@@ -238,7 +238,7 @@ def _evaluated(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _precisions(model: nn.Module) -> Iterator[list[float]]:
     """The precisions that layers give their results in, also under autocast."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
+    on_gpu = _device(model).type == "cuda"
     is_tf32 = on_gpu and torch.get_float32_matmul_precision() != "highest"
     seen = [_TF32 if is_tf32 else _FINEST]
 
@@ -321,6 +321,12 @@ def _require_positions(model: nn.Module) -> None:
             f"{type(model).__name__} takes no position_ids, by which the samples of a pack are "
             "told apart: train it on batches of like length, arrange=ByLength(lengths, batch_size)"
         )
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model is; parts of it may be kept elsewhere, and be fetched by it."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
 
 
 def _takes(model: nn.Module, name: str) -> bool:

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from language_models import VOCABULARY, Plain, gemma2, gpt2, llama
+from long_run import some
 from torch import nn
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
     DataCollatorWithFlattening,
+    GptOssConfig,
+    GptOssForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     OPTConfig,
@@ -58,6 +61,13 @@ def opt():
     )
 
 
+def gpt_oss():
+    """As `opt`, in transformers 5.23, with eager attention."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48}
+    return GptOssForCausalLM(GptOssConfig(**SMALL, **heads, **experts))
+
+
 class Numbered(nn.Module):
     """Reads tokens one by one and adds a place to each: counted through, or as it is told."""
 
@@ -87,7 +97,7 @@ def test_models_that_derive_a_mask_of_position_ids_keep_samples_apart(make, atte
         assert found.relative < 1e-6
 
 
-@pytest.mark.parametrize("make", [mamba, rwkv, bloom, opt])
+@pytest.mark.parametrize("make", [mamba, rwkv, bloom, opt, gpt_oss])
 def test_recurrent_models_and_those_that_make_no_mask_are_refused(make):
     torch.manual_seed(0)
     with pytest.raises(ContaminationError, match=r"see each other.*ByLength\(lengths, batch_size"):
@@ -271,7 +281,7 @@ def test_adapters_and_compiled_models_are_seen_through():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", some(["sdpa", "eager"], "sdpa"))
 def test_a_real_model_keeps_samples_apart_within_1e_4_and_not_beside_its_cache(smollm2, attention):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -229,10 +229,16 @@ def test_wrong_lengths_are_found_when_rows_are_read(tmp_path):
         trainer.train()
 
 
-def test_grouping_packs_by_length_is_refused(tmp_path):
-    trainer = sft(tmp_path, train_sampling_strategy="group_by_length")
+@pytest.mark.guard
+def test_grouping_by_length_is_refused_and_names_what_does_it(tmp_path):
+    grouped = {"train_sampling_strategy": "group_by_length"}
+    trainer = sft(tmp_path, **grouped)
     packed(trainer)
     with pytest.raises(ValueError, match="FlowPacks cannot be grouped by length"):
+        trainer.train()
+    trainer = sft(tmp_path, **grouped)
+    draw_from(trainer, WEIGHTS)
+    with pytest.raises(ValueError, match=r"arrange=flowdata\.ByLength\(lengths, batch_size"):
         trainer.train()
 
 
@@ -299,6 +305,29 @@ def test_collators_of_a_batch_sampler_are_tried_too(tmp_path):
     collate = DataCollatorWithFlattening(return_position_ids=False)
     with pytest.raises(ContaminationError, match="position_ids of the batch are missing"):
         train(tmp_path, collate, data=ROWS_OF_TOKENS, kind=PackTrainer)
+
+
+class Wrapped(torch.utils.data.Dataset):
+    """Items of another kind, made of packs."""
+
+    def __init__(self, packs):
+        self.packs = packs
+
+    def __len__(self):
+        return len(self.packs)
+
+    def __getitem__(self, number):
+        return {"input_ids": self.packs[number]}
+
+
+def test_items_of_another_kind_made_of_packs_are_left_to_their_collator(tmp_path):
+    def unwrapped(items):
+        return PackCollator()([item["input_ids"] | {} for item in items])
+
+    packs = FlowPacks(ROWS_OF_TOKENS, WEIGHTS, LENGTHS, MOST, batch_size=2)
+    train(tmp_path, unwrapped, data=Wrapped(packs))
+    with pytest.raises((TypeError, RuntimeError)):
+        train(tmp_path, unwrapped)
 
 
 def test_packs_with_weights_are_tried_as_they_are_trained_on(tmp_path):

@@ -1,10 +1,12 @@
 """Streams on ranks that are killed again and again, at any moment, and go on from what was saved.
 
 usage: killed_stream.py CONFIG.json, which holds {urls, table, stream, folder, seed, epochs, lives,
-layouts, loader, out}. In each life the ranks of one of the layouts (ranks, workers) train in step,
-until one is killed by SIGKILL, at a moment of a step or at any time, and the others with it. What
-was saved last counts, with the steps before it; the next life goes on from it. The outcome has for
-each epoch and rank the names that were trained on, and how many draws uneven ranks may repeat.
+layouts, loader, out, packed}. In each life the ranks of one of the layouts (ranks, workers) train
+in step, until one is killed by SIGKILL, at a moment of a step or at any time, and the others with
+it. What was saved last counts, with the steps before it; the next life goes on from it. The outcome
+has for each epoch and rank the names that were trained on, and how many draws uneven ranks may
+repeat.
+With ``packed``, of token shards, names are those of the rows of a pack.
 """
 
 import json
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import webdataset as wds
 from shard_files import name_of
+from token_shards import MAX_LENGTH, as_tokens, rows_in
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -34,12 +37,20 @@ def kept(name):
     return name
 
 
+def names_of(stream, config):
+    """What is trained on: names of samples, or of the rows of packs."""
+    if not config.get("packed"):
+        return stream.map(name_of)
+    return stream.map(as_tokens).packed(MAX_LENGTH).map(rows_in).map(str)
+
+
 def train(config, rank, ranks, workers, place, barrier, death):
     """The life of a rank."""
     stream = FlowShards(
         config["urls"], config["table"], **config["stream"],
         batch_size=BATCH, num_replicas=ranks, rank=rank,
-    ).map(name_of)  # fmt: skip
+    )  # fmt: skip
+    stream = names_of(stream, config)
     stateful = config["loader"] == "stateful"
     if stateful:
         stream = stream.map(kept, handler=wds.ignore_and_continue)

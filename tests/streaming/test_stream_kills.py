@@ -1,16 +1,21 @@
 """Runs over streams that are killed at any moment: what was left is drawn, nothing else."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 
+import numpy as np
 import pytest
 import webdataset as wds
 from fuzzing import TIMES
 from launching import PROGRAMS
+from long_run import some
 from shard_files import make_table, name_of, planned, write_shards
+from token_shards import MAX_LENGTH, make_token_table, write_token_shards
 from torch.utils.data import DataLoader
 
 from flowdata import FlowShards
@@ -64,6 +69,32 @@ def test_lives_on_other_ranks_and_workers_draw_what_was_left(run, seed):
         assert not expected - drawn
         # Where ranks do not divide what is left, each life may repeat a draw for each rank but one.
         assert (drawn - expected).total() <= found["repeats"]
+
+
+@pytest.mark.parametrize("loader", some(("plain", "stateful"), "plain"))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_lives_of_packs_are_those_of_one_life(run, tmp_path, seed, loader):
+    urls = write_token_shards(tmp_path, (60, 3, 90, 1, 20))
+    make_token_table(urls).save(tmp_path / "tokens.parquet")
+    stream = {"epoch_size": 200, "seed": 3, "shards_open": 2}
+    _, _, found = run(
+        loader=loader,
+        seed=seed,
+        layouts=[[2, 2]] if loader == "stateful" else [[1, 0], [1, 2], [2, 1], [3, 2]],
+        urls=urls,
+        table=str(tmp_path / "tokens.parquet"),
+        stream=stream,
+        packed=True,
+    )
+    packs = FlowShards(urls, tmp_path / "tokens.parquet", **stream).packed(MAX_LENGTH).packs
+    for epoch in range(EPOCHS):
+        of_epoch = packs.at_epoch(epoch).of(np.arange(len(packs)))
+        expected = Counter(tuple(sorted(pack.tolist())) for pack in of_epoch)
+        trained = chain.from_iterable(found["trained"][str(epoch)].values())
+        drawn = Counter(tuple(sorted(ast.literal_eval(name))) for name in trained)
+        assert not expected - drawn
+        repeats = found["repeats"] if loader == "plain" else len(packs) % 2
+        assert (drawn - expected).total() <= repeats
 
 
 def kept(name):

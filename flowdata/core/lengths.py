@@ -28,9 +28,10 @@ def as_lengths(lengths: HasLengths | ArrayLike) -> NDArray[np.int64]:
     """
     given = lengths.lengths if isinstance(lengths, HasLengths) else lengths
     if given is None:
+        found = "None" if lengths is None else f"this {type(lengths).__name__}"
         raise ValueError(
-            f"this {type(lengths).__name__} has no lengths of its rows: add them, by "
-            "`flowdata lengths`, or give lengths=, a whole number for each row"
+            f"{found} has no lengths of its rows: give a whole number for each row, or a loss "
+            "table that has them, by `flowdata lengths`"
         )
     array = numbers_of(given, "lengths")
     if array.ndim != 1 or array.dtype.kind == "b":
@@ -38,7 +39,7 @@ def as_lengths(lengths: HasLengths | ArrayLike) -> NDArray[np.int64]:
             f"lengths must be n whole numbers, one for each row, got {array.dtype} of shape "
             f"{array.shape}"
         )
-    if array.dtype.kind == "f":
+    if array.dtype.kind in "fu":
         with np.errstate(invalid="ignore"):
             wrong = ~(np.abs(array) < 2.0**53) | (np.floor(array) != array)
         if wrong.any():

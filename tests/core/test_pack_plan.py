@@ -292,6 +292,12 @@ def test_rows_of_weight_0_may_be_of_any_length():
         ({"lengths": [3, np.nan, 4]}, ValueError, r"whole numbers: 1 of 3 .*\(row 1: nan\)"),
         ({"lengths": [3, 2.5, 4]}, ValueError, r"whole numbers: 1 of 3 .*\(row 1: 2.5\)"),
         ({"lengths": [3, np.inf, 4]}, ValueError, "whole numbers"),
+        (
+            {"lengths": np.array([3, 2**63, 4], dtype=np.uint64)},
+            ValueError,
+            "whole numbers: 1 of 3",
+        ),
+        ({"lengths": None}, ValueError, "None has no lengths of its rows: give a whole number"),
         ({"lengths": [[3, 4, 5]]}, ValueError, r"shape \(1, 3\)"),
         ({"lengths": [True, True, False]}, ValueError, "bool"),
         ({"lengths": ["a", "b", "c"]}, ValueError, "numbers"),
@@ -323,7 +329,7 @@ def test_whole_floats_and_tables_with_lengths_are_lengths():
     of_floats = PackPlan(plan, [3.0, 4.0, 5.0], 8)
     assert of_floats.identity() == PackPlan(plan, Table(), 8).identity()
     Table.lengths = None
-    with pytest.raises(ValueError, match="no lengths of its rows"):
+    with pytest.raises(ValueError, match="this Table has no lengths of its rows"):
         PackPlan(plan, Table(), 8)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,6 +114,12 @@ def count_lengths(
         )
 
 
+class _Measured(NamedTuple):
+    length: int
+    truncated: bool
+    layout: str
+
+
 class _LengthPass:
     """Counts the tokens of rows: a pass that makes lengths, and no losses."""
 
@@ -123,13 +129,19 @@ class _LengthPass:
         self._reader = options.reader()
         self._layout = OneLayout()
 
-    def collate(self, rows: list[Any]) -> list[Tokens | UnreadableRow]:
-        """Tokens of rows, whatever model they are for."""
+    def collate(self, rows: list[Any]) -> list[_Measured | UnreadableRow]:
+        """What is to be known of rows: of their tokens nothing leaves a loader worker."""
         named = self._reader.columns.names
-        return self._reader.read_each([_of_any_model(row, named) for row in rows])
+        read = self._reader.read_each([_of_any_model(row, named) for row in rows])
+        return [
+            _Measured(sample.ids.size, sample.truncated, sample.layout)
+            if isinstance(sample, Tokens)
+            else sample
+            for sample in read
+        ]
 
     def score_rows(
-        self, rows: NDArray[np.int64], read: Sequence[Tokens | UnreadableRow]
+        self, rows: NDArray[np.int64], read: Sequence[_Measured | UnreadableRow]
     ) -> Iterator[ScoredRows]:
         """Lengths of rows that were read together."""
         samples = self._layout.check(rows, read)
@@ -137,7 +149,7 @@ class _LengthPass:
             rows,
             np.full(rows.size, np.nan, dtype=np.float32),
             truncated=np.array([sample.truncated for sample in samples]),
-            lengths=np.array([sample.ids.size for sample in samples], dtype=np.int32),
+            lengths=np.array([sample.length for sample in samples], dtype=np.int32),
         )
 
 

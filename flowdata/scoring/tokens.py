@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,18 @@ class UnreadableRow(NamedTuple):
     reason: str
 
 
+class HasLayout(Protocol):
+    """What was read of a row: its tokens, or something of them."""
+
+    @property
+    def layout(self) -> str:
+        """As of `Tokens`."""
+        ...
+
+
+_Sample = TypeVar("_Sample", bound=HasLayout)
+
+
 class OneLayout:
     """Samples of one layout: texts get an end token, turns what their template writes."""
 
@@ -36,8 +48,8 @@ class OneLayout:
         self._first: tuple[str, int] | None = None
 
     def check(
-        self, rows: NDArray[np.int64], read: Sequence[Tokens | UnreadableRow]
-    ) -> list[Tokens]:
+        self, rows: NDArray[np.int64], read: Sequence[_Sample | UnreadableRow]
+    ) -> list[_Sample]:
         """The samples of rows that were read, of a data set that has one layout.
 
         Raises:

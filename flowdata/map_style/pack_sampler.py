@@ -34,7 +34,8 @@ class FlowPackSampler(PlanSampler[list[int]]):
         weights, epoch_size, seed, scheme, alpha, arrange, strata: see `EpochPlan`; of the
             arrangements only Strata, which share out the epoch.
         lengths: tokens of each row: n whole numbers, or a LossTable that has them; default those
-            of ``weights``, if it is such a table.
+            of ``weights``, if it is such a table. They are taken on trust: `FlowPacks` compares
+            them with the rows.
         max_length: tokens that a pack has room for.
         batch_size: packs that are trained on together, by all ranks.
         num_replicas: R.

@@ -42,6 +42,7 @@ def test_a_collator_that_takes_packs_for_samples_is_refused(collate):
         first_batch(collate)
 
 
+@pytest.mark.slow
 def test_it_is_refused_in_a_worker_too():
     with pytest.raises(ValueError, match=REFUSED):
         first_batch(DataCollatorWithFlattening(), num_workers=1, multiprocessing_context="fork")

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from flowdata.errors import warn
+from flowdata.guards.packs import PacksGuard
 from flowdata.streaming.pack_stage import PackStage
 from flowdata.streaming.progress import Progress
 from flowdata.streaming.sample_reader import SampleReader
@@ -24,6 +25,10 @@ def items_of_pass(
 ) -> Iterator[Any]:
     """The items of the part that this process, a worker or none, has of the next epoch.
 
+    Raises:
+        ValueError: for a stage that makes several items of a batch, and for a loader that cannot
+            make batches of packs, or would take each for one sample.
+
     Args:
         progress: which is told of each item that is given out.
         reader: of the samples.
@@ -32,6 +37,7 @@ def items_of_pass(
         batched: the place of the stage that makes batches, and its arguments, if there is one.
     """
     run = _begin(progress, is_batched=batched is not None)
+    guard = PacksGuard() if packing is not None and not stages else None
     stages_before, size, incomplete = batched or (len(stages), 1, True)
     # Of each sample that has come so far and is in no item yet, how many draws had been read.
     # A queue, as a batch may be made only when one sample more has come: a state saved then
@@ -41,6 +47,8 @@ def items_of_pass(
     for item in apply_stages(stages[stages_before:], _noted(read, run, draws_read)):
         if not draws_read:
             raise ValueError("a stage after .batched() makes several items of a batch")
+        if guard is not None:
+            guard.on_items(are_weighted=False)
         in_item = min(size, len(draws_read))
         progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
         yield item

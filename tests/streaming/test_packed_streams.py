@@ -19,8 +19,16 @@ from token_shards import (
 )
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import DataCollatorWithFlattening
 
-from flowdata import FlowDataWarning, FlowShards, LossTable, MismatchError, Strata
+from flowdata import (
+    FlowDataWarning,
+    FlowShards,
+    LossTable,
+    MismatchError,
+    PackCollator,
+    Strata,
+)
 from flowdata.core import shard_packs
 
 SIZES = (90, 3, 160, 1, 77)
@@ -328,6 +336,28 @@ def test_packs_are_made_once_of_samples_that_are_drawn_by_weight(urls, table):
         FlowShards(urls, table, epoch_size=2, num_replicas=2, rank=0, drop_last=True).packed(
             MAX_LENGTH * 2
         )
+
+
+@pytest.mark.guard
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_that_make_no_batches_of_packs_are_refused(urls, table, workers):
+    with pytest.raises(ValueError, match=r"packs are of different lengths.*PackCollator"):
+        next(iter(DataLoader(make(urls, table), BATCH, num_workers=workers)))
+    collate = DataCollatorWithFlattening(return_tensors="pt")
+    loader = DataLoader(make(urls, table), BATCH, num_workers=workers, collate_fn=collate)
+    with pytest.raises(ValueError, match="takes each pack for one sample"):
+        next(iter(loader))
+
+
+def test_packs_are_made_into_batches_by_the_collator(urls, table):
+    loader = DataLoader(make(urls, table), BATCH, collate_fn=PackCollator(pad_token_id=0))
+    packs = packs_of(make(urls, table))
+    for batch, number in zip(loader, range(0, len(packs), BATCH), strict=True):
+        starts = (batch["position_ids"] == 0) & (batch["labels"] == -100)
+        rows = [row for pack in packs[number : number + BATCH] for row in pack]
+        # What is filled begins a sample at each place.
+        assert batch["input_ids"][starts].tolist()[: len(packs[number])] == list(packs[number])
+        assert starts.sum() >= len(rows)
 
 
 def test_states_of_draws_and_of_other_packs_are_refused(urls, table):

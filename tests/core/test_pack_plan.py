@@ -133,10 +133,10 @@ def test_packs_are_full(kind, rows, least):
     lengths, capacity = lengths_like(kind, rows)
     weights = np.exp(-np.random.default_rng(1).gamma(2, 0.5, rows))
     packs = PackPlan(EpochPlan(weights), lengths, capacity)
-    tokens = [lengths[packs.at_epoch(epoch).plan[:]].sum() for epoch in range(20)]
+    tokens = [lengths[packs.at_epoch(epoch).plan[:]].sum() for epoch in range(5)]
     fill = np.mean(tokens) / (len(packs) * capacity)
     assert fill >= least
-    assert packs.fill == pytest.approx(fill, abs=0.002)
+    assert packs.fill == pytest.approx(fill, abs=0.003)
 
 
 @pytest.mark.parametrize("groups", [4, 40])

@@ -13,13 +13,13 @@ from flowdata import EpochPlan, PackPlan, Strata
 
 @pytest.mark.parametrize("options", [{}, {"arrange": "strata"}, {"scheme": "multinomial"}])
 def test_long_run_counts_follow_the_weights_in_whole_epochs_and_in_any_pack(options):
-    """Over 3,000 epochs, |z| < 6 for each of 8 rows: false alarm below 1e-7."""
+    """Over 2,000 epochs, |z| < 6 for each of 8 rows: false alarm below 1e-7."""
     weights = np.array([1.0, 2.0, 3.0, 2.5, 0.5, 3.0, 1.0, 0.7])
     lengths = np.array([3, 3, 5, 2, 8, 1, 4, 4])
     if "arrange" in options:
         options = {"arrange": Strata(np.arange(8) % 2, 2, levels=1)}
     packs = PackPlan(EpochPlan(weights, epoch_size=11, seed=7, **options), lengths, 9)
-    epochs = [packs.at_epoch(epoch) for epoch in range(3000)]
+    epochs = [packs.at_epoch(epoch) for epoch in range(2000)]
     expected = packs.plan.weights.expected_counts(11)
     for counts, mean in (
         ([epoch.plan.counts() for epoch in epochs], expected),
@@ -31,11 +31,11 @@ def test_long_run_counts_follow_the_weights_in_whole_epochs_and_in_any_pack(opti
 
 
 def test_a_place_of_an_epoch_has_each_row_as_often_as_the_weights_say():
-    """Over 4,000 epochs, one row in each pack: chi-square, false alarm below 1e-6."""
+    """Over 2,500 epochs, one row in each pack: chi-square, false alarm below 1e-6."""
     weights = np.array([1.0, 2.0, 3.0, 2.5, 0.5, 3.0])
     packs = PackPlan(EpochPlan(weights, epoch_size=7, seed=3), np.full(6, 5), 5)
     seen = np.zeros((7, 6))
-    epochs = 4000
+    epochs = 2500
     for epoch in range(epochs):
         seen[np.arange(7), np.concatenate(packs.at_epoch(epoch)[:])] += 1
     for place in range(7):

@@ -39,6 +39,13 @@ def test_replicas_take_turns_and_fill_the_last_step_with_the_first_draws(positio
     assert in_turns == (draws + draws)[position : position + len(in_turns)]
 
 
+def test_numbers_are_those_of_the_draws_that_rows_are_of():
+    for cursor in replicas(4, position=6):
+        numbers = cursor.numbers(1, len(cursor))
+        assert numbers[0] == 6 + cursor.rank + 4
+        assert plan().rows(numbers).tolist() == rows_left(cursor)[1:]
+
+
 @laws
 @given(st.integers(0, 23), st.integers(1, 9))
 def test_an_incomplete_step_is_left_out_if_asked(position, count):

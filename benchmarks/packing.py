@@ -34,12 +34,13 @@ from packing_batches import (
     SOURCES,
     TRL_ROW,
     TRL_SINGLE,
+    Shares,
     Step,
     endless,
     lengths_of,
     loaders,
     name_of,
-    padding,
+    shares,
     tokenized,
     useful,
 )
@@ -70,7 +71,8 @@ ABOUT = f"""\
   tokens of texts. Tokens that fill up do not count. "Rounds" are the lowest and highest of them.
 - Rows and packs are drawn by weight, those of TRL shuffled: pack_dataset(..., "bfd") and the
   collate function of SFTTrainer, which puts the packs of a batch into one row, in the same loop.
-- Padding is that of a whole epoch.
+- Padding is that of a whole epoch. "Short" is the share of an epoch's loss that the shortest third
+  of the texts has, where the loss of each batch is the mean over its tokens.
 - Packing is measured in processes of their own, with one thread, in seconds of processor; lengths
   are drawn from those of the texts, packs have {CAPACITY:,} tokens. "First epoch" has everything
   from weights and lengths on, and the memory is that of both. TRL's time and memory are with the
@@ -108,10 +110,10 @@ def main() -> None:
     lengths = lengths_of(rows)
     epochs = packs_of_epochs(lengths)
     plans = packing_of(lengths, options)
-    steps, shares = {}, {}
+    steps, made_of = {}, {}
     if options.rounds:
         found = loaders(rows, options.tokens, options.max_lengths)
-        shares = {name: padding(loader) for name, loader in found.items()}
+        made_of = {name: shares(loader, lengths) for name, loader in found.items()}
         steps = trained({name: endless(loader) for name, loader in found.items()}, options)
     rates = {name: rate(turns) for name, turns in steps.items()}
     publish(
@@ -119,17 +121,17 @@ def main() -> None:
         "packing",
         f"- {told_of(lengths, options.sources)}\n{ABOUT}",
         [
-            *([steps_table(steps, shares)] if steps else []),
+            *([steps_table(steps, made_of)] if steps else []),
             plans_table(plans, options),
             epochs_table(epochs),
         ],
         {
             "steps": {name: [asdict(turn) for turn in turns] for name, turns in steps.items()},
-            "padding": shares,
+            "shares": {name: asdict(each) for name, each in made_of.items()},
             "medians": plans.medians(),
             "epochs": asdict(epochs),
         },
-        partial(draw, rates, shares, plans, epochs, options),
+        partial(draw, rates, made_of, plans, epochs, options),
         machine=machine,
         goals=targets(rates, plans, epochs, options),
     )
@@ -246,7 +248,7 @@ def targets(
     ]
 
 
-def steps_table(steps: dict[str, list[Turn]], shares: dict[str, float]) -> Table:
+def steps_table(steps: dict[str, list[Turn]], made_of: dict[str, Shares]) -> Table:
     """Training, by method."""
     base = rate(steps[PADDED])
     rows = []
@@ -259,10 +261,11 @@ def steps_table(steps: dict[str, list[Turn]], shares: dict[str, float]) -> Table
                 f"{number(min(each))} - {number(max(each))}",
                 f"{rate(turns) / base:.2f}",
                 f"{rate(turns, 'processor') / rate(steps[PADDED], 'processor'):.2f}",
-                f"{100 * shares[name]:.1f}",
+                f"{100 * made_of[name].padding:.1f}",
+                f"{100 * made_of[name].short:.1f}",
             ]
         )
-    header = ["", "tokens/s", "rounds", "ratio", "ratio by processor time", "padding, %"]
+    header = ["", "tokens/s", "rounds", "ratio", "by processor time", "padding, %", "short, %"]
     return Table("Tokens of texts a second", header, rows)
 
 
@@ -316,7 +319,7 @@ def told_of(lengths: np.ndarray[Any, Any], sources: Sequence[str]) -> str:
 
 def draw(
     rates: dict[str, float],
-    shares: dict[str, float],
+    made_of: dict[str, Shares],
     plans: Results,
     epochs: Epochs,
     options: argparse.Namespace,
@@ -333,7 +336,7 @@ def draw(
             "Padding",
             "% of the tokens computed",
             names,
-            [100 * shares.get(name, 0.0) for name in names],
+            [100 * made_of[name].padding if name in made_of else 0.0 for name in names],
         )
         seconds = [
             plans.median(method, draws_of(method, options), "first_s") or 0.0 for method in LABELS

@@ -1,6 +1,7 @@
 """Real texts, and the training steps that padding, grouping by length and packing make of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -165,8 +166,41 @@ def places(step: Step) -> int:
     return sum(batch["input_ids"].numel() for batch in step)
 
 
-def padding(loader: Iterable[Step]) -> float:
-    """The share of an epoch's computed tokens that fill up."""
-    counted = np.array([(useful(step), places(step)) for step in loader])
-    tokens, computed = counted.sum(axis=0)
-    return 1.0 - float(tokens / computed)
+@dataclass(frozen=True)
+class Shares:
+    """What an epoch of steps is made of.
+
+    Attributes:
+        padding: share of the computed tokens that fill up.
+        short: share of the loss that the shortest third of the texts has, where the loss of a
+            batch is the mean over its tokens.
+    """
+
+    padding: float
+    short: float
+
+
+def shares(loader: Iterable[Step], lengths: np.ndarray[Any, Any]) -> Shares:
+    """The shares of an epoch.
+
+    Args:
+        loader: its steps.
+        lengths: of all texts.
+    """
+    longest_short = float(np.quantile(lengths, 1 / 3))
+    computed, tokens, short = 0, 0, []
+    for step in loader:
+        computed += places(step)
+        tokens += useful(step)
+        for batch in step:
+            own = sample_lengths(batch)
+            short.append(own[own <= longest_short].sum() / own.sum())
+    return Shares(1.0 - tokens / computed, float(np.mean(short)))
+
+
+def sample_lengths(batch: Batch) -> np.ndarray[Any, Any]:
+    """Tokens of each text of a batch."""
+    if "attention_mask" in batch:
+        return batch["attention_mask"].sum(dim=1).numpy()
+    positions = batch["position_ids"][batch["input_ids"] != FILL].numpy()
+    return np.diff(np.append(np.flatnonzero(positions == 0), positions.size))

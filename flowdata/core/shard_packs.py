@@ -285,6 +285,8 @@ class ShardPacks:
         first, last = layout.first_packs[ordinal : ordinal + 2].tolist()
         packed = split_packs(packed[: drawn.size], last - first)
         random = random_bits(self.seed, self.epoch, Purpose.PACKED_ROWS, cluster)
+        # Packs of the longest come first, and a rank may have the first packs only.
+        packed = sorted_at_random(np.zeros(last - first, dtype=np.int64), random)[packed]
         # Draws of one row lie side by side, and would share a pack.
         mixed = drawn[sorted_at_random(self.max_length - widths[: drawn.size], random)]
         starts = np.zeros(last - first + 1, dtype=np.int64)

@@ -8,6 +8,7 @@ import pytest
 from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from flowdata import FlowWeights, LossTable, MismatchError, Strata
 from flowdata.core import shard_packs
@@ -282,3 +283,11 @@ def test_clusters_are_whole_shards_or_runs_of_one_section(shards, least):
     # As many clusters as a section has room for, but for rows that are larger than one.
     for size, clusters in zip(inside, np.diff(found.sections), strict=True):
         assert clusters <= max(int(size // least + 1e-9), 1)
+
+
+def test_packs_of_long_and_of_short_rows_lie_in_any_order():
+    """Of 300 packs, a rank correlation beyond 4.9 standard errors has a chance below 1e-6."""
+    packs = make_packs(rows=3000, shards=1, max_length=512)
+    sizes = [pack.size for pack in rows_of(packs)]
+    assert len(sizes) > 300
+    assert abs(stats.spearmanr(sizes, range(len(sizes))).statistic) < 4.9 / len(sizes) ** 0.5

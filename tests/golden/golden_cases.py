@@ -5,15 +5,18 @@ numbers as they are, longer ones as their SHA-256.
 """
 
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 import webdataset as wds
 from golden_inputs import (
+    SHARD_ROWS,
     by_length,
     lengths_of,
     loader_over,
     losses,
+    packed,
     recorded,
     row_of,
     rows_in,
@@ -25,6 +28,7 @@ from golden_inputs import (
 from torch.utils.data import DataLoader
 
 from flowdata import (
+    ByLength,
     EpochPlan,
     FlowDataset,
     FlowSampler,
@@ -33,6 +37,8 @@ from flowdata import (
     PackPlan,
     resample,
 )
+from flowdata.core.shard_packs import ShardPacks
+from flowdata.core.shard_plan import ShardPlan
 from flowdata.reweight import reweight
 
 SEEDS, EPOCHS = (0, 7_000_000_007), (0, 1)
@@ -109,6 +115,16 @@ def packed_draws(rows, options, _folder):
     return [len(packs), *drawn]
 
 
+def packed_shards(rows, _folder):
+    """The number of packs of shards; their sizes and rows."""
+    plan = ShardPlan(weights_of(rows), np.linspace(0, rows, 14).astype(np.int64))
+    packs, drawn = ShardPacks(plan, lengths_of(rows), 512, batch_size=3), []
+    for seed, epoch in PLANNED:
+        made = packs.at_epoch(epoch, seed=seed).of(np.arange(len(packs)))
+        drawn.append([recorded([pack.size for pack in made]), recorded(np.concatenate(made))])
+    return [len(packs), *drawn]
+
+
 def sampler_orders(rows, ranks, drop_last, options, _folder):
     """By rank: two passes, and a named epoch."""
     orders = []
@@ -164,6 +180,21 @@ def stream_orders(ranks, workers, options, folder, table=None):
     return orders
 
 
+def packed_streams(ranks, workers, folder):
+    """By rank: the sizes of packs, and their rows, of two passes."""
+    orders = []
+    for rank in range(ranks):
+        place = {"num_replicas": ranks, "rank": rank, "batch_size": 2}
+        loader = loader_over(
+            packed(FlowShards(urls(folder), table_of(folder), **place)), workers, 2
+        )
+        passes = [[pack for batch in loader for pack in batch] for _ in EPOCHS]
+        orders.append(
+            [[recorded(list(map(len, own))), recorded(list(chain(*own)))] for own in passes]
+        )
+    return orders
+
+
 def stage_rows(options, folder, table=None):
     """Rows that the stage lets through, in two passes."""
     stage = resample(table or table_of(folder), **options)
@@ -189,6 +220,7 @@ def cases():
     }
     for rows in (1001, 40_000):
         yield f"plan, {rows} rows, by length", partial(plan_by_length, rows)
+        yield f"packs of shards, {rows} rows", partial(packed_shards, rows)
         for kind, options in packings.items():
             yield f"packs, {rows} rows{kind}", partial(packed_draws, rows, options)
     for rows in (1001, 40_000):
@@ -218,6 +250,12 @@ def cases():
                 if workers == 0 or "by batches" in kind or (kind == "" and ranks == 1):
                     name = f"stream, {mode}, {ranks} ranks, {workers} workers{kind}"
                     yield name, partial(stream_orders, ranks, workers, {"mode": mode} | options)
+    for ranks, workers in ((1, 0), (3, 0), (2, 2)):
+        name = f"stream, packs, {ranks} ranks, {workers} workers"
+        yield name, partial(packed_streams, ranks, workers)
+        options = {"arrange": ByLength(lengths_of(SHARD_ROWS), batch_size=8 * ranks)}
+        name = f"stream, by length, {ranks} ranks, {workers} workers"
+        yield name, partial(stream_orders, ranks, workers, options | {"batch_size": 8})
     for seed in SEEDS:
         yield f"stage, seed {seed}", partial(stage_rows, {"seed": seed})
     yield "stage, multinomial", partial(stage_rows, {"scheme": "multinomial", "epoch_size": 400})

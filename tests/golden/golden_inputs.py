@@ -57,8 +57,8 @@ def lengths_of(rows):
     return 1 + np.arange(rows) * 7_919 % 300 * (np.arange(rows) % 17) // 17
 
 
-def by_length(rows):
-    return ByLength(lengths_of(rows), batch_size=12, window=7)
+def by_length(rows, batch_size=12):
+    return ByLength(lengths_of(rows), batch_size=batch_size, window=7)
 
 
 def loader_over(dataset, workers, batch_size, kind=DataLoader, **options):
@@ -96,3 +96,17 @@ def table_of(folder):
 
 def row_of(sample):
     return int(sample["txt"])
+
+
+def packed(stream, max_length=300):
+    """A stream of packs, each as the list of its rows."""
+    lengths = lengths_of(SHARD_ROWS)
+
+    def tokens(sample):
+        return {"input_ids": [row_of(sample)] * lengths[row_of(sample)]}
+
+    return stream.map(tokens).packed(max_length, lengths).map(packed_rows)
+
+
+def packed_rows(pack):
+    return pack["input_ids"][pack["position_ids"] == 0].tolist()

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 import webdataset as wds
 from golden_inputs import (
+    SHARD_ROWS,
     by_length,
     loader_over,
+    packed,
     row_of,
     rows_in,
     strata,
@@ -65,6 +67,13 @@ def stream(folder, seed, ranks=1, rank=0, **options):
     place = {"num_replicas": ranks, "rank": rank}
     made = FlowShards(urls(folder), table_of(folder), seed=seed, **own | place | options)
     return (made := made.map(row_of)), made
+
+
+def stream_of_packs(folder, seed, ranks=1, rank=0):
+    own = {"epoch_size": DRAWS, "shards_open": 2, "batch_size": BATCH}
+    place = {"num_replicas": ranks, "rank": rank}
+    made = packed(FlowShards(urls(folder), table_of(folder), seed=seed, **own | place))
+    return made, made
 
 
 def loaded_stream(folder, seed, workers, kind=DataLoader, **options):
@@ -182,6 +191,9 @@ STATES = {
     "stream, on 3 ranks": Interruption(stream, 12, goes_on=ON_3_STREAMS),
     "stream, moved": Interruption(moved_stream, 6, goes_on=partial(stream, ranks=2)),
     "stream, after drops": Interruption(dropping_stream, 9),
+    "stream, packs": Interruption(stream_of_packs, 5),
+    "stream, packs, one of 2 ranks": Interruption(partial(stream_of_packs, ranks=2, rank=1), 3),
+    "stream, by length": Interruption(partial(stream, arrange=by_length(SHARD_ROWS, BATCH)), 13),
     "stream, 2 workers": Interruption(WITH_2_WORKERS, 3, 3 * BATCH),
     "stream, 2 workers, on 3 ranks": Interruption(WITH_2_WORKERS, 3, 3 * BATCH, ON_3_STREAMS),
     "StatefulDataLoader, stream": Interruption(partial(SAVED_BY_LOADER, workers=0), 3),

@@ -15,9 +15,9 @@ from flowdata.core.column import Column
 from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
-from flowdata.errors import InvalidLossError, MismatchError, TableFileError, warn
+from flowdata.errors import InvalidLossError, TableFileError
 from flowdata.files import reason_of
-from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
+from flowdata.table.checks import check_dataset, check_length, check_model
 from flowdata.table.given_lengths import lengths_of
 from flowdata.table.provenance import LENGTHS, Provenance
 from flowdata.table.shard_index import ShardIndex
@@ -138,8 +138,8 @@ class LossTable:
             raise ValueError(f"losses must have shape (n,), got shape {array.shape}")
         if array.size == 0:
             raise InvalidLossError("losses are empty: at least one row is needed")
-        _check_length(dataset, array.size)
-        _check_length(index, array.size)
+        check_length(dataset, array.size)
+        check_length(index, array.size)
         warn_if_sorted(array)
         provenance = Provenance.now(
             array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
@@ -340,38 +340,6 @@ class LossTable:
             MismatchError: saying which of the two differs.
         """
         if dataset is not None:
-            _check_length(dataset, len(self))
-            self._check_fingerprint(dataset)
-        expected = self.provenance.model_hash
-        if model is not None and expected is not None:
-            found = model_fingerprint(model, adapters=self.provenance.adapters)
-            if found != expected:
-                raise MismatchError(
-                    f"the table was scored by a model with hash {expected} "
-                    f"({self.provenance.model}), this model has hash {found}: load the "
-                    "pre-trained weights that scored it, or score again"
-                )
-
-    def _check_fingerprint(self, dataset: Any) -> None:
-        expected = self.provenance.data_fingerprint
-        if expected is None:
-            return
-        found = dataset_fingerprint(dataset)
-        if found is None:
-            warn(
-                "only the length of the data set was checked against the loss table: its samples "
-                "differ from read to read (random augmentation?) or cannot be hashed"
-            )
-        elif found != expected:
-            raise MismatchError(
-                f"the table was made for a data set with fingerprint {expected}, this one of the "
-                f"same length has {found}: rows were changed or reordered. Score this data set"
-            )
-
-
-def _check_length(dataset: Any, rows: int) -> None:
-    if dataset is not None and len(dataset) != rows:
-        raise MismatchError(
-            f"there are {rows:,} losses, but the data set has {len(dataset):,} rows; "
-            "score this data set, or pass the one that was scored"
-        )
+            check_dataset(self.provenance, dataset)
+        if model is not None:
+            check_model(self.provenance, model)

@@ -103,7 +103,10 @@ class WeightedStream(IterableDataset[WeightedItem]):
 
     def __iter__(self) -> Iterator[WeightedItem]:
         for sample in self.dataset:
-            if isinstance(sample, Mapping) and WEIGHT_KEY in sample:
+            if isinstance(sample, WeightedItem):
+                # A pack, with a weight for each of its labels.
+                yield sample
+            elif isinstance(sample, Mapping) and WEIGHT_KEY in sample:
                 item: Any = {name: part for name, part in sample.items() if name != WEIGHT_KEY}
                 yield WeightedItem(item, _check_weight(sample[WEIGHT_KEY]), sample.get(_KEY))
             elif isinstance(sample, tuple) and len(sample) > _PAIR and _is_number(sample[-1]):

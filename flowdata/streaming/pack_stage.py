@@ -1,12 +1,15 @@
 """PackStage: the packs of a stream, made of what its stages make of the samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flowdata.core.shard_packs import ShardPacks
 from flowdata.errors import MismatchError
 from flowdata.map_style.packed_rows import join, read_sample
+from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.streaming.stages import apply_stages
+
+_WEIGHT = "__weight__"
 
 
 class PackStage:
@@ -18,10 +21,11 @@ class PackStage:
     Args:
         stages: of single samples, which make dicts with ``input_ids`` of them.
         packs: which rows are in a pack, and how long they are.
+        are_weighted: whether samples have the weight of their loss, as ``"__weight__"``.
     """
 
-    def __init__(self, stages: Sequence[Any], packs: ShardPacks) -> None:
-        self._stages, self._packs = list(stages), packs
+    def __init__(self, stages: Sequence[Any], packs: ShardPacks, *, are_weighted: bool) -> None:
+        self._stages, self._packs, self.are_weighted = list(stages), packs, are_weighted
 
     def join(self, drawn: Sequence[tuple[int, dict[str, Any]]]) -> tuple[Any, int]:
         """The pack of some samples, and of how many: of none, None, where the stages drop all.
@@ -31,8 +35,8 @@ class PackStage:
 
         Raises:
             MismatchError: for a sample of another length than was given for its row.
-            TypeError, ValueError: for what is no row of tokens, see `read_sample`, and for stages
-                that make several samples of one.
+            TypeError, ValueError: for what is no row of tokens, see `read_sample`, or has lost its
+                weight, and for stages that make several samples of one.
         """
         samples = [sample for _, sample in drawn]
         names = [f"{sample['__key__']!r} of {sample['__url__']}" for sample in samples]
@@ -48,6 +52,8 @@ class PackStage:
         if len(made) < len(samples):
             # Which ones are missing is not known.
             names, lengths = ["in a pack"] * len(made), [None] * len(made)
+        if self.are_weighted:
+            made = [_with_weight(sample, name) for sample, name in zip(made, names, strict=True)]
         truncated = self._packs.max_length if self._packs.too_long == "truncate" else None
         read = [
             read_sample(sample, name, length=length, max_length=truncated)
@@ -76,3 +82,13 @@ class PackStage:
             if taken == before:
                 break
         return made
+
+
+def _with_weight(sample: Any, name: Any) -> WeightedItem:
+    if not isinstance(sample, Mapping) or _WEIGHT not in sample:
+        raise TypeError(
+            f"row {name} has no {_WEIGHT} after the stages before .packed(), by which its loss is "
+            'to be weighted: keep it beside the tokens, or draw by weight, with mode="resample"'
+        )
+    row = {column: value for column, value in sample.items() if column != _WEIGHT}
+    return WeightedItem(row, float(sample[_WEIGHT]), name)

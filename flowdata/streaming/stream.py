@@ -253,6 +253,9 @@ class FlowShards(StagedStream):
         of the stream, positions in a state and ``batch_size`` count packs from here on. What it
         returns counts epochs for itself, from where this stream is.
 
+        With ``mode="reweight"`` samples keep their ``"__weight__"`` beside the tokens, and packs
+        are for `flowdata.reweight.reweight`, with a weight for each label.
+
         A sample that is dropped leaves its pack shorter; a pack without any is replaced by
         another. It takes a pass over all rows, once.
 
@@ -267,13 +270,11 @@ class FlowShards(StagedStream):
             MismatchError: for another number of lengths than of rows; in the pass, for a sample
                 of another length.
             TypeError: after `batched` or `packed`, or where no lengths are known.
-            ValueError: for lengths that are none or too long, ``mode="reweight"``, an
-                arrangement, another scheme than systematic, or fewer draws than packs.
+            ValueError: for lengths that are none or too long, an arrangement, another scheme than
+                systematic, or fewer draws than packs.
         """
         if self._batched is not None or self._packing is not None:
             raise TypeError("packs are made of single samples: call .packed() once, and first")
-        if self._reader.gives_weights:
-            raise ValueError('packs have no weights: draw by weight, with mode="resample"')
         progress = self._progress.of_packs(
             lengths_of(self._table) if lengths is None else lengths,
             max_length,
@@ -285,7 +286,7 @@ class FlowShards(StagedStream):
         made = copy.copy(self)
         made.__dict__ |= {
             "pipeline": [],
-            "_packing": PackStage(self.pipeline, packs),
+            "_packing": PackStage(self.pipeline, packs, are_weighted=self._reader.gives_weights),
             "_view": View(progress),
         }
         made.__dict__["_view"].belongs_to(made)

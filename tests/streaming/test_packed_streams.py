@@ -30,6 +30,7 @@ from flowdata import (
     Strata,
 )
 from flowdata.core import shard_packs
+from flowdata.reweight import reweight
 
 SIZES = (90, 3, 160, 1, 77)
 BATCH = 2
@@ -319,14 +320,39 @@ def test_samples_without_tokens_are_refused(urls, table):
         next(iter(FlowShards(urls, table).packed(MAX_LENGTH)))
 
 
-def test_packs_are_made_once_of_samples_that_are_drawn_by_weight(urls, table):
+def with_weight(sample):
+    return as_tokens(sample) | {"__weight__": sample["__weight__"]}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_weights_of_samples_are_those_of_their_labels(urls, table, alpha):
+    plain = FlowShards(urls, table, seed=3, mode="reweight", alpha=alpha)
+    weights = {as_tokens(sample)["input_ids"][0]: sample["__weight__"] for sample in plain}
+    packs = FlowShards(urls, table, seed=3, mode="reweight", alpha=alpha, batch_size=BATCH)
+    stream, collate = reweight(
+        packs.map(with_weight).packed(MAX_LENGTH), entry="weights", collate_fn=PackCollator(0)
+    )
+    for batch in DataLoader(stream, BATCH, collate_fn=collate):
+        learned = batch["labels"] >= 0
+        expected = [weights[row] for row in batch["labels"][learned].tolist() if row in weights]
+        known = [row in weights for row in batch["labels"][learned].tolist()]
+        found = batch["weights"][learned].numpy()[known]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert expected
+
+
+def test_a_weight_that_a_stage_has_lost_is_missed(urls, table):
+    packs = FlowShards(urls, table, mode="reweight").map(as_tokens).packed(MAX_LENGTH)
+    with pytest.raises(TypeError, match=r"row 'k.* has no __weight__ after the stages before"):
+        next(iter(packs))
+
+
+def test_packs_are_made_once_of_samples_in_their_order(urls, table):
     plain = FlowShards(urls, table)
     with pytest.raises(TypeError, match="once, and first"):
         plain.packed(MAX_LENGTH).packed(MAX_LENGTH)
     with pytest.raises(TypeError, match="once, and first"):
         plain.batched(2).packed(MAX_LENGTH)
-    with pytest.raises(ValueError, match="packs have no weights"):
-        FlowShards(urls, table, mode="reweight").packed(MAX_LENGTH)
     with pytest.raises(ValueError, match="need scheme="):
         FlowShards(urls, table, scheme="multinomial").packed(MAX_LENGTH)
     arranged = FlowShards(urls, table, arrange=Strata(np.ones(sum(SIZES), int), batch_size=2))

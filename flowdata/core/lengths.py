@@ -7,6 +7,7 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import count_rows, numbers_of
+from flowdata.core.column import PIECE
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import MismatchError
 
@@ -71,6 +72,27 @@ def require_fitting(lengths: NDArray[np.int64], weights: FlowWeights) -> None:
             "rows that may be drawn need a length of at least 1: "
             + count_rows(empty, "rows are shorter", lengths)
             + "; give them weight 0"
+        )
+
+
+def require_short(lengths: NDArray[np.int64], weights: FlowWeights, max_length: int) -> None:
+    """Make sure that no row that may be drawn is longer than a pack.
+
+    Raises:
+        ValueError: if some are.
+    """
+    long = lengths > max_length
+    # Weights in a file are read only where that decides something.
+    for start in range(0, long.size, PIECE) if long.any() else ():
+        part = long[start : start + PIECE]
+        if part.any():
+            part &= weights.part(start, start + part.size) > 0
+    if long.any():
+        raise ValueError(
+            f"packs hold {max_length:,} tokens: "
+            + count_rows(long, "rows that may be drawn are longer", lengths)
+            + "; choose a larger max_length, give them weight 0, or cut them and pass "
+            'too_long="truncate"'
         )
 
 

@@ -7,18 +7,17 @@ from typing import Any, Literal, Self, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import count_rows
 from flowdata.core.lengths import (
     HasLengths,
     as_lengths,
     at_least_one,
     fingerprint_of,
     require_fitting,
+    require_short,
 )
 from flowdata.core.pack_template import Integers, small
 from flowdata.core.packed_plan import PackedPlan
 from flowdata.core.plan import EpochPlan
-from flowdata.core.weights import FlowWeights
 
 TooLong: TypeAlias = Literal["raise", "truncate"]
 
@@ -89,7 +88,7 @@ class PackPlan:
         whole = as_lengths(lengths)
         require_fitting(whole, plan.weights)
         if too_long == "raise":
-            _require_short(whole, plan.weights, self.max_length)
+            require_short(whole, plan.weights, self.max_length)
         self._packing = {
             "lengths": fingerprint_of(whole),
             "max_length": self.max_length,
@@ -176,14 +175,3 @@ class PackPlan:
         packs = copy.copy(self)
         packs.plan = plan
         return packs
-
-
-def _require_short(lengths: NDArray[np.int64], weights: FlowWeights, max_length: int) -> None:
-    long = lengths > max_length
-    if long.any() and (long := long & (weights.relative > 0)).any():
-        raise ValueError(
-            f"packs hold {max_length:,} tokens: "
-            + count_rows(long, "rows that may be drawn are longer", lengths)
-            + "; choose a larger max_length, give them weight 0, or cut them and pass "
-            'too_long="truncate"'
-        )

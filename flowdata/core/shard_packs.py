@@ -7,17 +7,17 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import SHOWN_ROWS, name_rows
 from flowdata.core.clusters import Clusters, cluster_shards, sums_before
-from flowdata.core.lengths import HasLengths, as_lengths, fingerprint_of, require_fitting
-from flowdata.core.packing import pack, split_packs
-from flowdata.core.permutation import (
-    CHUNK,
-    KeyedPermutation,
-    Purpose,
-    random_bits,
-    sorted_at_random,
+from flowdata.core.lengths import (
+    HasLengths,
+    as_lengths,
+    at_least_one,
+    fingerprint_of,
+    require_fitting,
+    require_short,
 )
+from flowdata.core.packing import pack, split_packs
+from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, sorted_at_random
 from flowdata.core.shard_plan import ShardPlan
 
 _MOST_TOKENS = 1 << 24
@@ -151,14 +151,15 @@ class ShardPacks:
         least_draws: int = 0,
         too_long: Literal["raise", "truncate"] = "raise",
     ) -> None:
-        _require_fitting(plan, max_length, batch_size, too_long)
+        max_length = at_least_one(max_length, "max_length")
+        self._batch_size = at_least_one(batch_size, "batch_size")
+        _require_fitting(plan, max_length, too_long)
         found = as_lengths(lengths)
         require_fitting(found, plan.weights)
         if too_long == "raise":
-            _require_no_longer(plan, found, max_length)
+            require_short(found, plan.weights, max_length)
         self.lengths = np.clip(found, 0, max_length).astype(np.int32)
         self.max_length, self.too_long, self.bounds = max_length, too_long, plan.bounds
-        self._batch_size = batch_size
         self._fingerprint = fingerprint_of(found)
         expected = _Expected(plan, self.lengths, max_length)
         tokens = float(sums_before(expected.packs, plan.bounds)[-1])
@@ -358,7 +359,7 @@ def _is_alone(packed: NDArray[np.int64]) -> bool:
     return int(np.count_nonzero(packed == packed[-1])) == 1
 
 
-def _require_fitting(plan: ShardPlan, max_length: int, batch_size: int, too_long: str) -> None:
+def _require_fitting(plan: ShardPlan, max_length: int, too_long: str) -> None:
     if plan.scheme != "systematic":
         raise ValueError(
             f'packs of shards need scheme="systematic", got {plan.scheme!r}: of independent draws '
@@ -369,26 +370,7 @@ def _require_fitting(plan: ShardPlan, max_length: int, batch_size: int, too_long
             f"packs of shards are put together by length alone: give no arrange="
             f"{type(plan.arrange).__name__}(...)"
         )
-    for name, value in (("max_length", max_length), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
     if max_length >= _MOST_TOKENS:
         raise ValueError(f"max_length must be below 2^24 tokens, got {max_length:,}")
     if too_long not in ("raise", "truncate"):
         raise ValueError(f'too_long must be "raise" or "truncate", got {too_long!r}')
-
-
-def _require_no_longer(plan: ShardPlan, lengths: NDArray[np.int64], max_length: int) -> None:
-    """Make sure that no row which may be drawn is longer than a pack."""
-    wrong = lengths > max_length
-    for start in range(0, lengths.size, CHUNK):
-        part = slice(start, start + CHUNK)
-        if wrong[part].any():
-            wrong[part] &= plan.weights.part(start, min(start + CHUNK, lengths.size)) > 0
-    if count := int(np.count_nonzero(wrong)):
-        first = {row: int(lengths[row]) for row in np.flatnonzero(wrong)[:SHOWN_ROWS].tolist()}
-        what = name_rows(count, lengths.size, f"rows are longer than {max_length:,} tokens", first)
-        raise ValueError(
-            f'{what}: no pack has room for them. Give a larger max_length, too_long="truncate", '
-            "or weight 0 to these rows"
-        )

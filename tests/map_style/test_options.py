@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from flowdata import DistributedFlowSampler, EpochPlan, FlowDataset, FlowSampler, Strata
+from flowdata import (
+    ByLength,
+    DistributedFlowSampler,
+    EpochPlan,
+    FlowDataset,
+    FlowSampler,
+    Strata,
+)
 
 ROWS = 24
 WEIGHTS = np.random.default_rng(4).random(ROWS)
@@ -15,6 +22,7 @@ OPTIONS = {
     "seed": 9,
     "scheme": "multinomial",
     "alpha": 0.5,
+    "arrange": ByLength(1 + np.arange(ROWS) % 7, batch_size=4, window=3),
     "strata": Strata(np.arange(ROWS) % 3, batch_size=6),
 }
 ENTRY_POINTS = {

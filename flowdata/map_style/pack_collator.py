@@ -21,10 +21,10 @@ class PackCollator:
     """A ``collate_fn`` (of the Trainer: a ``data_collator``) for the items of `FlowPacks`.
 
     By default packs are the rows of a batch, and the shorter ones are filled up at their end, to
-    shape (B, T). Each place that is filled has position 0 and label -100: models of transformers
-    that derive their mask from ``position_ids`` (eager, SDPA, flex attention) take it for a sample
-    of its own. Flash attention reads ``position_ids`` of one row only: with ``flatten`` the packs
-    follow one another in a single row, of shape (1, T1 + T2 + ...).
+    shape (B, T). Each place that is filled has position 0 and label -100: where models of
+    transformers make a mask of ``position_ids`` (eager attention, SDPA), it is a sample of its own.
+    For flash attention they read ``position_ids`` only of batches of one row: with ``flatten`` the
+    packs follow one another in a single row, of shape (1, T1 + T2 + ...).
 
     Args:
         pad_token_id: the token that fills; None is 0, as it does not matter which it is.

@@ -36,7 +36,7 @@ def as_array(values: ArrayLike) -> NDArray[Any]:
             "value: give them one, by .filled(value)"
         )
     if isinstance(given, Sequence) and not isinstance(given, list | tuple | range | str | bytes):
-        given = _taken_at_once(given)
+        given = taken_at_once(given)
         if not isinstance(given, list):
             return as_array(given)
     if isinstance(given, list | tuple) and given and hasattr(given[0], "detach"):
@@ -50,7 +50,7 @@ def as_array(values: ArrayLike) -> NDArray[Any]:
     return array.astype(np.float64) if foreign else array
 
 
-def _taken_at_once(values: Any) -> Any:
+def taken_at_once(values: Any) -> Any:
     """The values of a sequence that is no array."""
     # A column of a datasets.Dataset (5.2) reads row after row, but a slice of it at once.
     try:

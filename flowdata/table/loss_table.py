@@ -1,8 +1,6 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import functools
-import json
-from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
@@ -20,6 +18,7 @@ from flowdata.files import reason_of
 from flowdata.table.checks import check_dataset, check_length, check_model
 from flowdata.table.given_lengths import lengths_of
 from flowdata.table.provenance import LENGTHS, Provenance
+from flowdata.table.row_keys import ROW_KEY, RowKeys, found_rows
 from flowdata.table.shard_index import ShardIndex
 from flowdata.table.stored_table import (
     LENGTH,
@@ -41,7 +40,8 @@ class LossTable:
     A table of a language model also knows ``n_tokens``, the response tokens of each row,
     ``lengths``, all its tokens, and, if asked for, ``token_losses``: the losses of all response
     tokens, row after row, float32. A table of tar shards has an ``index``: the shard, key and
-    place of each row. A large table stays in its file, see `load`.
+    place of each row. A table may have ``keys``, by which rows are found whatever their order, see
+    `rows_of`. A large table stays in its file, see `load`.
 
     >>> table = LossTable.from_losses([0.5, 2.0, 1.0])
     >>> len(table), table.weights().temperature
@@ -57,11 +57,14 @@ class LossTable:
         lengths: NDArray[np.int32] | Column | None = None,
         token_losses: NDArray[np.float32] | None = None,
         index: ShardIndex | None = None,
+        keys: RowKeys | None = None,
     ) -> None:
         if len(losses) != provenance.rows:
             raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
         if lengths is not None and len(lengths) != provenance.rows:
             raise ValueError(f"{len(lengths)} lengths for provenance of {provenance.rows} rows")
+        if keys is not None and len(keys) != provenance.rows:
+            raise ValueError(f"{len(keys)} keys for provenance of {provenance.rows} rows")
         # Weights, plans and fingerprints are made of them once: they must not change under those.
         if isinstance(losses, np.ndarray):
             if losses.flags.writeable and losses.base is not None:
@@ -70,6 +73,7 @@ class LossTable:
         self.provenance = provenance
         self.token_losses = token_losses
         self.index = index
+        self.keys = keys
         self._losses = losses
         self._n_tokens = n_tokens
         self._lengths = lengths
@@ -115,6 +119,7 @@ class LossTable:
         dtype: str | None = None,
         lengths: ArrayLike | None = None,
         index: ShardIndex | None = None,
+        keys: Any = None,
     ) -> "LossTable":
         """A table of losses computed in any way: shape (n,), in the order of the data set.
 
@@ -127,11 +132,15 @@ class LossTable:
             loss, model_name, dtype: kept as provenance.
             lengths: tokens of each row, see `with_lengths`.
             index: the samples of tar shards that the losses belong to, in its order.
+            keys: whole numbers or texts by which the rows are known, as a column ``id``; none
+                may be there twice.
 
         Raises:
             InvalidLossError: for no losses at all.
-            MismatchError: when ``dataset``, ``lengths`` or ``index`` has another length.
-            ValueError: for a shape other than (n,), or lengths that are none.
+            MismatchError: when ``dataset``, ``lengths``, ``index`` or ``keys`` has another length,
+                and, naming them, for keys that are there more than once.
+            TypeError: for keys that are none.
+            ValueError: for a shape other than (n,), or lengths or keys that are none.
         """
         array = np.array(numbers_of(losses, "losses"), dtype=np.float32)
         if array.ndim != 1:
@@ -145,7 +154,8 @@ class LossTable:
             array.size, dataset=dataset, model=model, loss=loss, model_name=model_name, dtype=dtype
         )
         known = None if lengths is None else lengths_of(lengths, array.size)
-        return cls(array, provenance, lengths=known, index=index)
+        known_as = None if keys is None else RowKeys.given(keys, array.size)
+        return cls(array, provenance, lengths=known, index=index, keys=known_as)
 
     def with_lengths(self, lengths: "LossTable | ArrayLike") -> "LossTable":
         """This table, with the tokens of each row: those of the rows that are trained on.
@@ -170,7 +180,21 @@ class LossTable:
             lengths=lengths_of(lengths, len(self)),
             token_losses=self.token_losses,
             index=self.index,
+            keys=self.keys,
         )
+
+    def rows_of(self, keys: Any) -> NDArray[np.int64]:
+        """The row of each key, int64, shape (m,): of many in one call, as each takes a search.
+
+        The first call reads the keys of a table that stays in its file, and sorts them. Where some
+        may be missing use ``table.keys.find``, which gives -1 for them.
+
+        Raises:
+            MismatchError: naming them, for keys that no row has; for a table without keys; and for
+                texts where the rows have whole numbers for keys, or numbers where they have texts.
+            TypeError, ValueError: for what is no keys.
+        """
+        return found_rows(self.keys, keys)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the table as Parquet, atomically: a reader never sees half a file.
@@ -178,7 +202,7 @@ class LossTable:
         Raises:
             TableFileError: when the directory is missing or cannot be written.
         """
-        metadata, block = {METADATA_KEY: json.dumps(asdict(self.provenance)).encode()}, b""
+        metadata, block = {METADATA_KEY: self.provenance.to_json().encode()}, b""
         columns = {LOSS: runs_of(self._losses)}
         if self._n_tokens is not None:
             columns[N_TOKENS] = runs_of(self._n_tokens)
@@ -187,6 +211,8 @@ class LossTable:
         if self.token_losses is not None:
             lists = to_list_array(self.token_losses, self.token_offsets)
             columns[TOKEN_LOSSES] = lists.__getitem__
+        if self.keys is not None:
+            columns[ROW_KEY] = self.keys.arrow_run
         if self.index is not None:
             columns |= self.index.columns()
             of_shards, block = self.index.lists().stored()
@@ -233,6 +259,7 @@ class LossTable:
             lengths=stored.lengths,
             token_losses=stored.token_losses,
             index=stored.index,
+            keys=stored.keys,
         )
         table.check(dataset=dataset, model=model)
         return table

@@ -186,6 +186,10 @@ class ParquetColumns:
         """An error that says what is wrong with the content."""
         return DamagedFileError(f"{self.path} is damaged: {what}; {self.remedy}")
 
+    def has(self, name: str, kind: Kind) -> bool:
+        """Whether there is such a column, and of this kind."""
+        return name in self.names and kind.fits(self._types[self.names.index(name)])
+
     def check_kinds(self, kinds: Mapping[str, Kind]) -> None:
         """Refuse a file that has not each of these columns once, and of its kind."""
         for name, kind in kinds.items():

@@ -1,7 +1,7 @@
 """Provenance: which model, data and loss a loss table comes from."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,7 @@ class Provenance:
         dtype: floating-point type the model computed in.
         options: options of the loss, as JSON.
         truncated: samples that were cut to the longest length allowed.
+        key: column of the data set that the keys of the rows are from.
         created: time of the scoring pass, UTC, ISO 8601.
         flowdata: version that wrote the table.
         schema: version of the file format.
@@ -48,6 +49,7 @@ class Provenance:
     dtype: str | None = None
     options: str | None = None
     truncated: int | None = None
+    key: str | None = None
     created: str | None = None
     flowdata: str | None = None
     schema: int = SCHEMA_VERSION
@@ -79,6 +81,12 @@ class Provenance:
     def with_truncated(self, samples: int) -> "Provenance":
         """The same, with the number of samples that were cut."""
         return replace(self, truncated=samples)
+
+    def to_json(self) -> str:
+        """All fields, as a file has them."""
+        # Files of tables without keys are those of before there were any.
+        none = () if self.key is not None else ("key",)
+        return json.dumps({k: value for k, value in asdict(self).items() if k not in none})
 
     def identity(self) -> dict[str, Any]:
         """What makes two scoring passes the same one."""

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import TableFileError
-from flowdata.table.columns import StoredColumn, StoredFile, can_stay
+from flowdata.table.columns import StoredColumn, StoredFile, can_stay, compact_texts
 from flowdata.table.parquet import Kind, ParquetColumns, flattened, open_parquet
 from flowdata.table.provenance import SCHEMA_VERSION, Provenance
+from flowdata.table.row_keys import ROW_KEY, RowKeys
 from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
 
 METADATA_KEY = b"flowdata"
@@ -27,6 +28,8 @@ _KINDS = {
     N_TOKENS: Kind.INT32,
     LENGTH: Kind.INT32,
     TOKEN_LOSSES: Kind.FLOAT32_LISTS,
+    # Or of texts.
+    ROW_KEY: Kind.INT64,
 } | INDEX_KINDS
 
 
@@ -40,6 +43,7 @@ class StoredTable:
     lengths: NDArray[np.int32] | StoredColumn | None
     token_losses: NDArray[np.float32] | None
     index: ShardIndex | None
+    keys: RowKeys | None
 
 
 def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
@@ -56,6 +60,8 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
             for name, kind in _KINDS.items()
             if name in file.names and (tokens or name != TOKEN_LOSSES)
         }
+        if file.has(ROW_KEY, Kind.TEXT):
+            wanted[ROW_KEY] = Kind.TEXT
         if file.rows > MOST_ROWS_HELD and not tokens and can_stay(file):
             return _left_in_file(provenance, file, wanted)
         columns = file.read(wanted)
@@ -63,7 +69,12 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
         lengths = read_counts(file, columns, LENGTH)
         index = ShardIndex.from_file(file, columns) if INDEX_KINDS.keys() & wanted else None
         losses = columns[LOSS].to_numpy()
-        return StoredTable(provenance, losses, n_tokens, lengths, token_losses, index)
+        keys = _keys_held(columns[ROW_KEY], wanted[ROW_KEY]) if ROW_KEY in wanted else None
+        return StoredTable(provenance, losses, n_tokens, lengths, token_losses, index, keys)
+
+
+def _keys_held(column: Any, kind: Kind) -> RowKeys:
+    return RowKeys(compact_texts(column) if kind is Kind.TEXT else column.to_numpy())
 
 
 def _left_in_file(
@@ -77,7 +88,10 @@ def _left_in_file(
         for name in (N_TOKENS, LENGTH)
     )
     index = ShardIndex.in_file(file, stored) if INDEX_KINDS.keys() & wanted else None
-    return StoredTable(provenance, losses, n_tokens, lengths, None, index)
+    keys = None
+    if (kind := wanted.get(ROW_KEY)) is not None:
+        keys = RowKeys(StoredColumn(stored, ROW_KEY, kind), text=kind is Kind.TEXT)
+    return StoredTable(provenance, losses, n_tokens, lengths, None, index, keys)
 
 
 def read_counts(

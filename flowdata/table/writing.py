@@ -14,8 +14,8 @@ MOST_GROUPS = 1 << 14
 
 # Losses hardly compress. Offsets and sizes take 2 bytes each as differences, and keys, which are
 # much alike, less than one.
-_COMPRESSED = {"key": "zstd"}
-_ENCODINGS = {"offset": "DELTA_BINARY_PACKED", "size": "DELTA_BINARY_PACKED"}
+_COMPRESSED = {"key": "zstd", "row_key": "zstd"}
+_DIFFERENCES = ("offset", "size", "row_key")
 _REPEATED = ("shard",)
 
 
@@ -54,7 +54,7 @@ def write_parquet(
 
     first = group(0)
     schema = first.schema.with_metadata(metadata)
-    plain = [name for name in columns if name not in _REPEATED]
+    numbers = [name for name in _DIFFERENCES if name in columns and first[name].type == pa.int64()]
     with (
         replacing(local_path(path, what)) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -63,7 +63,7 @@ def write_parquet(
             schema,
             compression={name: _COMPRESSED.get(name, "none") for name in columns},
             use_dictionary=[name for name in columns if name in _REPEATED],
-            column_encoding={name: _ENCODINGS[name] for name in plain if name in _ENCODINGS},
+            column_encoding=dict.fromkeys(numbers, "DELTA_BINARY_PACKED"),
             write_statistics=False,
             write_page_checksum=True,
         ) as writer,

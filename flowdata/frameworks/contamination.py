@@ -18,7 +18,7 @@ Collate: TypeAlias = Callable[[list[dict[str, Any]]], Mapping[str, Any]]
 
 MOST_TOKENS = 64
 """Of each sample: what looks across samples moves the first tokens most."""
-_IGNORED = -100
+_LABELS, _IGNORED = "labels", -100
 # How far a token's loss may move by rounding. The first sample of a pack sees nothing of the
 # second, so what moves its losses is rounding; a second sample is allowed some times as much,
 # between two multiples of the coarsest precision that layers compute in, at the size of the logits.
@@ -33,6 +33,10 @@ _TF32 = 1e-3
 
 class ContaminationError(FlowDataError, ValueError):
     """A model, or its inputs, that lets the samples of a pack see each other."""
+
+
+class NoLogitsError(ContaminationError):
+    """A model whose losses by token cannot be seen."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def require_separate(
         How far the losses differ.
 
     Raises:
-        ContaminationError: when they differ by more than rounding, with the numbers and what to do.
+        ContaminationError: when they differ by more than rounding, with the numbers and what to do;
+            a NoLogitsError when the model gives no logits.
         ValueError: for a pack of less than four tokens.
 
     >>> from flowdata.frameworks.contamination import require_separate
@@ -145,7 +150,7 @@ def _item(samples: Sequence[Tensor]) -> dict[str, Any]:
         labels[start] = _IGNORED
     return {
         "input_ids": torch.cat(list(samples)),
-        "labels": labels,
+        _LABELS: labels,
         "position_ids": torch.cat([torch.arange(len(sample)) for sample in samples]),
     }
 
@@ -198,16 +203,17 @@ def _losses(
     tensors = {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
-        if name != "labels"
+        if name != _LABELS or _needs(model, _LABELS)
     }
     output = model(**tensors, **inputs)
     logits = getattr(output, "logits", output)
     logits = logits[0] if isinstance(logits, tuple) else logits
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2].numel() < tokens:
-        raise ContaminationError(
+        raise NoLogitsError(
             f"{type(model).__name__} gives no logits of shape (1, {tokens}, V) for the {tokens} "
             f"tokens of a pack, but {getattr(logits, 'shape', type(logits).__name__)}: whether it "
-            "keeps samples apart cannot be seen"
+            "keeps samples apart cannot be seen: have it give them in evaluation, or make sure of "
+            "it yourself"
         )
     logits = logits.reshape(-1, logits.shape[-1])[:tokens].double().cpu()
     losses = [
@@ -321,6 +327,11 @@ def _require_positions(model: nn.Module) -> None:
             f"{type(model).__name__} takes no position_ids, by which the samples of a pack are "
             "told apart: train it on batches of like length, arrange=ByLength(lengths, batch_size)"
         )
+
+
+def _needs(model: nn.Module, name: str) -> bool:
+    parameter = inspect.signature(model.forward).parameters.get(name)
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdata.frameworks.contamination import MOST_TOKENS, ContaminationError, require_apart
+from flowdata.errors import warn
+from flowdata.frameworks.contamination import (
+    MOST_TOKENS,
+    ContaminationError,
+    NoLogitsError,
+    require_apart,
+)
 from flowdata.frameworks.sources import Source
 from flowdata.map_style.pack_sampler import FlowPackSampler
 from flowdata.map_style.packed_rows import INPUT_IDS, join, read_sample
@@ -32,6 +38,9 @@ def require_packs_apart(
 
     Raises:
         ContaminationError: see `require_separate`.
+
+    Warns:
+        FlowDataWarning: for a model that gives no logits.
     """
     if isinstance(source, FlowPacks):
         rows, batch_of = _rows(source, source.dataset), _batches_of_packs(loader, batch_size)
@@ -49,7 +58,11 @@ def require_packs_apart(
             # Something stands between the two, and its items may be of another kind.
             return
         raise
-    require_apart(model, ids, batches, **inputs)
+    try:
+        require_apart(model, ids, batches, **inputs)
+    except NoLogitsError as error:
+        # Of a loss alone, nothing can be said.
+        warn(str(error))
 
 
 def require_no_context_parallelism(accelerator: Any) -> None:

@@ -289,6 +289,23 @@ def test_the_cache_is_refused_when_training_begins(tmp_path):
         train(tmp_path, PackCollator(), model=mixing_model())
 
 
+class LossOnly(torch.nn.Module):
+    """A model of one's own that gives its loss, and no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = make_model(len(TOKENIZER))
+
+    def forward(self, input_ids, labels, position_ids):
+        given = {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
+        return {"loss": self.model(**given, use_cache=False).loss}
+
+
+def test_a_model_that_gives_its_loss_alone_is_warned_of(tmp_path):
+    with pytest.warns(FlowDataWarning, match="LossOnly gives no logits"):
+        train(tmp_path, PackCollator(), model=LossOnly())
+
+
 class PackTrainer(Trainer):
     """Its batches are packs of rows."""
 

@@ -159,7 +159,7 @@ def test_a_resumed_run_trains_on_the_packs_that_were_left(outcomes, name):
     assert [batches[kept:] for batches in whole] == resumed
 
 
-@runs_in_order
+@every_run
 def test_losses_are_those_of_the_samples_one_by_one(outcomes, name):
     """Summed over the packs of a step, on all ranks, and divided by their tokens."""
     losses = outcomes.outcomes[f"{name}.whole"][0]["losses"]

@@ -45,10 +45,16 @@ from packing_batches import (
     useful,
 )
 from packing_plans import (
+    BYTES,
     CAPACITY,
     EPOCHS,
+    FILL,
+    FIRST,
     LABELS,
+    MEMORY,
+    NEXT,
     OURS,
+    TIME,
     TRL,
     TRL_WHOLE,
     Epochs,
@@ -99,8 +105,8 @@ def main() -> None:
     made = parser()
     options = made.parse_args()
     if options.measure is not None:
-        method, file = options.measure
-        print(json.dumps(measured(method, np.load(file))))
+        method, quantity, file = options.measure
+        print(json.dumps(measured(method, quantity, np.load(file))))
         return
     shortest, longest = min(options.max_lengths), max(options.max_lengths)
     if not options.longest <= shortest <= longest <= options.tokens:
@@ -188,14 +194,17 @@ def packing_of(lengths: np.ndarray[Any, Any], options: argparse.Namespace) -> Re
     readings = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "lengths.npy"
-        for round_, method in tqdm(
-            [(round_, method) for round_ in range(options.repeats) for method in LABELS],
-            desc="packing",
-        ):
-            draws = draws_of(method, options)
-            np.save(file, random.choice(lengths, draws))
-            figures = in_fresh_process(Path(__file__), ["--measure", method, str(file)])
-            readings.append(Reading(Task(method, draws, ""), round_, figures))
+        tasks = [
+            (round_, Task(method, draws_of(method, options), quantity))
+            for round_ in range(options.repeats)
+            for method in LABELS
+            for quantity in (TIME, MEMORY)
+        ]
+        for round_, task in tqdm(tasks, desc="packing"):
+            np.save(file, random.choice(lengths, task.n))
+            arguments = ["--measure", task.method, task.quantity, str(file)]
+            figures = in_fresh_process(Path(__file__), arguments)
+            readings.append(Reading(task, round_, figures))
     return Results(readings)
 
 
@@ -220,8 +229,8 @@ def targets(
     theirs = [rates.get(name.format(capacity)) for name in (TRL_ROW, TRL_SINGLE)]
     pairs = list(zip(packs, theirs, strict=True))
     base, grouped = rates.get(PADDED), rates.get(GROUPED)
-    bfd = figure(TRL, "first_s")
-    fill = figure(OURS, "fill")
+    bfd = figure(TRL, FIRST)
+    fill = figure(OURS, FILL)
     return [
         Target("tokens/s: packs / random", 2.5, quotient(packs[0], base), at_least=True),
         Target("tokens/s: ByLength / random", 2.0, quotient(grouped, base), at_least=True),
@@ -230,18 +239,16 @@ def targets(
         Target(
             "packing: TRL's time / that of an epoch",
             50.0,
-            quotient(bfd, figure(OURS, "epoch_s")),
+            quotient(bfd, figure(OURS, NEXT)),
             at_least=True,
         ),
-        Target(
-            "packing: seconds of the first epoch, of a million draws", 1.0, figure(OURS, "first_s")
-        ),
-        Target("packing: bytes a draw", 60.0, figure(OURS, "bytes")),
-        Target("fill", 0.99, fill, at_least=True),
+        Target("packing: seconds of the first epoch, of a million draws", 1.0, figure(OURS, FIRST)),
+        Target("packing: bytes a draw", 60.0, figure(OURS, BYTES)),
+        Target(FILL, 0.99, fill, at_least=True),
         Target(
             "fill / that of TRL, all rows at once",
             1.0,
-            quotient(fill, figure(TRL_WHOLE, "fill")),
+            quotient(fill, figure(TRL_WHOLE, FILL)),
             at_least=True,
         ),
         Target(f"numbers of packs in {EPOCHS} epochs", 1.0, float(len(set(epochs.planned)))),
@@ -275,7 +282,7 @@ def plans_table(plans: Results, options: argparse.Namespace) -> Table:
     for method, label in LABELS.items():
         draws = draws_of(method, options)
         first, again, size, fill = (
-            plans.median(method, draws, name) for name in ("first_s", "epoch_s", "bytes", "fill")
+            plans.median(method, draws, name) for name in (FIRST, NEXT, BYTES, FILL)
         )
         rows.append(
             [
@@ -339,7 +346,7 @@ def draw(
             [100 * made_of[name].padding if name in made_of else 0.0 for name in names],
         )
         seconds = [
-            plans.median(method, draws_of(method, options), "first_s") or 0.0 for method in LABELS
+            plans.median(method, draws_of(method, options), FIRST) or 0.0 for method in LABELS
         ]
         labels = [label.replace(", ", ",\n") for label in LABELS.values()]
         horizontal_bars(cost, "Packing a million draws", "seconds of processor", labels, seconds)
@@ -376,8 +383,10 @@ def parser() -> argparse.ArgumentParser:
         default=10**6,
         help="that are packed (default a million); others pack a tenth",
     )
-    made.add_argument("--repeats", type=int, default=3, help="processes that pack (default 3)")
-    made.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    made.add_argument(
+        "--repeats", type=int, default=3, help="processes of each kind that pack (default 3)"
+    )
+    made.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     return made
 
 

@@ -1,5 +1,6 @@
 """What packing itself costs: time, memory and fill of an epoch, and packs of many epochs."""
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +21,35 @@ LABELS = {
     TRL_WHOLE: "TRL's bfd, all rows at once",
     FLATTENED: "transformers' flattening, 16 rows",
 }
+TIME, MEMORY = "time", "memory"
+FIRST, NEXT, BYTES, FILL = "first_s", "epoch_s", "bytes", "fill"
+"""Figures: seconds a million draws, of the first epoch and of one more; bytes a draw; share."""
 CAPACITY = 2048
 EPOCHS = 200
 _ROWS_FLATTENED = 16
+_WARM = 2000
+# malloc.h
+_M_MMAP_THRESHOLD = -3
 _AHEAD = 1 << 28
 
 
-def measured(method: str, lengths: Lengths) -> Figures:
-    """What a method takes to put draws of these lengths into packs, in this process."""
-    return _METHODS[method](lengths)
+def measured(method: str, quantity: str, lengths: Lengths) -> Figures:
+    """What a method takes to put draws of these lengths into packs, in this process.
+
+    Args:
+        method: its name.
+        quantity: `TIME` or `MEMORY`.
+        lengths: of the draws.
+    """
+    libc = ctypes.CDLL(None)
+    if quantity == MEMORY and hasattr(libc, "mallopt"):
+        # What is freed goes back to the system at once: that takes time, so time has its own
+        # process.
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+    # What is imported, or compiled, at first use is not counted.
+    _METHODS[method](lengths[:_WARM])
+    figures = _METHODS[method](lengths)
+    return {name: figures[name] for name in figures if (name == BYTES) == (quantity == MEMORY)}
 
 
 def _ours(lengths: Lengths) -> Figures:
@@ -44,7 +65,7 @@ def _ours(lengths: Lengths) -> Figures:
     drawn = next_plan.of(np.arange(len(plan)))
     tokens = np.array([lengths[rows].sum() for rows in drawn])
     return _figures(first + rows, peak, lengths.size, tokens, CAPACITY) | {
-        "epoch_s": [again * 1e6 / lengths.size]
+        NEXT: [again * 1e6 / lengths.size]
     }
 
 
@@ -99,9 +120,9 @@ def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def _figures(seconds: float, peak: int, draws: int, tokens: Lengths, room: int) -> Figures:
     assert tokens.max() <= room
     return {
-        "first_s": [seconds * 1e6 / draws],
-        "bytes": [peak / draws],
-        "fill": [float(tokens.sum() / (tokens.size * room))],
+        FIRST: [seconds * 1e6 / draws],
+        BYTES: [peak / draws],
+        FILL: [float(tokens.sum() / (tokens.size * room))],
         "packs": [float(tokens.size)],
     }
 

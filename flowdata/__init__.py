@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowdata import tar as tar
     from flowdata import transport as transport
     from flowdata.core.by_length import ByLength as ByLength
+    from flowdata.core.mixes import mix as mix
     from flowdata.core.pack_plan import PackPlan as PackPlan
     from flowdata.core.plan import EpochPlan as EpochPlan
     from flowdata.core.strata import Strata as Strata
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 # flowdata costs nothing, and its core works where torch is not installed.
 _MODULES = {
     "core.by_length": ("ByLength",),
+    "core.mixes": ("mix",),
     "core.pack_plan": ("PackPlan",),
     "core.plan": ("EpochPlan",),
     "core.strata": ("Strata",),

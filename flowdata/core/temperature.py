@@ -12,8 +12,12 @@ from flowdata.errors import InvalidLossError
 Temperature: TypeAlias = float | str
 
 
-def resolve_temperature(losses: NDArray[Any] | LossStatistics, temperature: Temperature) -> float:
+def resolve_temperature(
+    losses: NDArray[Any] | LossStatistics, temperature: Temperature, *, may_be_zero: bool = False
+) -> float:
     """tau as a positive number, from valid losses of shape (n,) and what the user asked for.
+
+    ``may_be_zero``: whether a statistic of 0 is taken as it is.
 
     Raises:
         InvalidLossError: when the statistic is 0, as with a median of mostly zero losses.
@@ -22,7 +26,7 @@ def resolve_temperature(losses: NDArray[Any] | LossStatistics, temperature: Temp
     if isinstance(temperature, str):
         known = HeldLosses(losses) if isinstance(losses, np.ndarray) else losses
         tau = _statistic(known, temperature)
-        if tau == 0.0:
+        if tau == 0.0 and not may_be_zero:
             zeros = known.zeros() / known.size
             other = "" if zeros == 1.0 else 'temperature="mean" or '
             raise InvalidLossError(
@@ -40,7 +44,10 @@ def resolve_temperature(losses: NDArray[Any] | LossStatistics, temperature: Temp
     except (TypeError, ValueError, RuntimeError):
         tau = math.nan
     if not (math.isfinite(tau) and tau > 0.0):
-        raise ValueError(f"temperature must be a positive, finite number, got {temperature!r}")
+        other = "; a function of the losses is function=" if callable(temperature) else ""
+        raise ValueError(
+            f"temperature must be a positive, finite number, got {temperature!r}{other}"
+        )
     return tau
 
 

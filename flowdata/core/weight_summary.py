@@ -1,6 +1,47 @@
 """WeightSummary: the figures to look at before training with weights."""
 
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.core.column import PIECE
+from flowdata.core.group_summary import GroupSummary, groups_text, notes_on_groups, of_groups
+from flowdata.core.groups import Groups
+from flowdata.core.made_weights import Made
+
+
+class Weighted(Protocol):
+    """What is asked of FlowWeights."""
+
+    made: Made
+
+    def __len__(self) -> int: ...
+
+    def part(self, start: int, stop: int) -> NDArray[np.float64]:
+        """The relative weights of rows [start, stop)."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """Sum of the relative weights."""
+        ...
+
+    @property
+    def mean(self) -> float:
+        """Mean weight."""
+        ...
+
+    @property
+    def max(self) -> float:
+        """Largest weight."""
+        ...
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -10,7 +51,7 @@ class WeightSummary:
     Attributes:
         rows: number of rows.
         dropped: rows of weight exactly 0.
-        temperature: tau, in the unit of the loss; None for weights that were given.
+        temperature: tau, in the unit of the loss; None for weights that are not exp(-loss / tau).
         mean: mean weight; a standard run at ``lr * mean`` is the fair comparison for the
             unnormalised weighted loss.
         max: largest weight.
@@ -19,6 +60,8 @@ class WeightSummary:
         largest_expected_count: most often any row is expected in an epoch of ``rows`` draws.
         rarely_drawn: share of rows expected less than once in 100 such epochs.
         notes: what a user should know about these weights, one sentence each.
+        how: how they were made, where there is no temperature.
+        groups: the figures of each group, where there are some.
     """
 
     rows: int
@@ -31,6 +74,8 @@ class WeightSummary:
     largest_expected_count: float
     rarely_drawn: float
     notes: tuple[str, ...]
+    how: str = "given weights"
+    groups: tuple[GroupSummary, ...] = ()
 
     @property
     def ess_fraction(self) -> float:
@@ -38,7 +83,7 @@ class WeightSummary:
         return self.ess / self.rows
 
     def __str__(self) -> str:
-        temperature = "given weights" if self.temperature is None else f"{self.temperature:.6g}"
+        temperature = self.how if self.temperature is None else f"{self.temperature:.6g}"
         lines = [
             f"rows                     {self.rows:,} ({self.dropped:,} of weight 0)",
             f"temperature              {temperature}",
@@ -47,8 +92,39 @@ class WeightSummary:
             f"effective sample size    {self.ess:,.1f} ({self.ess_fraction:.1%} of the rows)",
             f"largest expected count   {self.largest_expected_count:.3g} in an epoch",
             f"rarely drawn             {self.rarely_drawn:.1%} of the rows (< 1 in 100 epochs)",
+            *groups_text(self.groups),
         ]
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
+
+
+def summary_of(weights: Weighted, groups: Groups | None) -> WeightSummary:
+    """The summary of weights, by these groups or those that they were made by."""
+    rare = dropped = 0
+    for start in range(0, len(weights), PIECE):
+        relative = weights.part(start, start + PIECE)
+        rare += int(np.count_nonzero(relative * (len(weights) / weights.total) < 0.01))
+        dropped += int(np.count_nonzero(relative == 0.0))
+    made = weights.made
+    own = groups is None or (made.groups is not None and groups.same_as(made.groups))
+    groups = made.groups if groups is None else groups
+    known = () if groups is None else of_groups(weights, groups)
+    notes = notes_on(weights.ess, len(weights))
+    if not (own and made.shared):
+        notes += notes_on_groups(known)
+    return WeightSummary(
+        rows=len(weights),
+        dropped=dropped,
+        temperature=made.temperature,
+        mean=weights.mean,
+        max=weights.max,
+        mean_over_max=weights.total / len(weights),
+        ess=weights.ess,
+        largest_expected_count=len(weights) / weights.total,
+        rarely_drawn=rare / len(weights),
+        notes=tuple(notes),
+        how=made.how,
+        groups=known,
+    )
 
 
 def notes_on(ess: float, rows: int) -> list[str]:

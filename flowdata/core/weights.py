@@ -2,23 +2,28 @@
 
 import functools
 import math
+from dataclasses import replace
+from importlib import import_module
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import count_rows, is_invalid, numbers_of, one_dimensional
-from flowdata.core.column import PIECE, Source, sum_pairwise
-from flowdata.core.loss_statistics import HeldLosses, SurveyedLosses
-from flowdata.core.relative_weights import Given, OfLosses, RelativeWeights
+from flowdata.core.arrays import numbers_of, one_dimensional
+from flowdata.core.column import Source, sum_pairwise
+from flowdata.core.groups import Groups, Name
+from flowdata.core.made_weights import FromLosses, Made, of_product, of_weights
+from flowdata.core.made_weights import OnInvalid as OnInvalid
+from flowdata.core.relative_weights import Given, OfLogarithms, OfLosses
+from flowdata.core.shares import Shares
 from flowdata.core.sorted_losses import warn_if_sorted
-from flowdata.core.temperature import Temperature, resolve_temperature
-from flowdata.core.weight_summary import WeightSummary, notes_on
-from flowdata.errors import InvalidLossError, warn
+from flowdata.core.temperature import Temperature
+from flowdata.core.weight_functions import WeightFunction
+from flowdata.core.weight_summary import WeightSummary, notes_on, summary_of
+from flowdata.errors import MismatchError, warn
 
 Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
-OnInvalid: TypeAlias = Literal["raise", "drop"]
 
 
 @runtime_checkable
@@ -44,28 +49,12 @@ class FlowWeights:
     (1.0, [1.0, 0.3679, 0.1353])
     """
 
-    def __init__(
-        self,
-        relative: RelativeWeights,
-        log_max: float,
-        *,
-        source: Source,
-        temperature: float | None,
-        normalize: Normalization,
-        exponent: float = 1.0,
-    ) -> None:
-        """Not for callers: use `from_losses` or `from_weights`.
-
-        ``source`` is what ``relative`` is made from: losses if ``temperature`` is set, else
-        weights, or losses that have no part in them but by being valid.
-        """
-        self.temperature = temperature
-        self.normalize = normalize
-        self._relative = relative
-        self._log_max = log_max
-        self._source = source
-        self._exponent = exponent
-        self._is_held = isinstance(source, np.ndarray)
+    def __init__(self, made: Made, *, normalize: Normalization = None) -> None:
+        """Not for callers: use `from_losses` or `from_weights`."""
+        self.made = made
+        """What the weights are made of."""
+        self.normalize = _check(normalize)
+        self._is_held = isinstance(made.source, np.ndarray)
         self._powers: dict[float, FlowWeights] = {}
 
     @classmethod
@@ -76,8 +65,11 @@ class FlowWeights:
         temperature: Temperature = "median",
         normalize: Normalization = None,
         on_invalid: OnInvalid = "raise",
+        function: WeightFunction | None = None,
+        groups: ArrayLike | None = None,
+        shares: Shares | None = None,
     ) -> "FlowWeights":
-        """Weights ``exp(-loss / tau)`` (FLOW, arXiv 2502.02797, Algorithm 1).
+        """Weights ``exp(-loss / tau)`` (FLOW, arXiv 2502.02797, Algorithm 1), or any others.
 
         Args:
             losses: non-negative per-sample losses of the pre-trained model, shape (n,).
@@ -87,6 +79,12 @@ class FlowWeights:
                 divide by that statistic.
             on_invalid: "raise" refuses NaN, infinite and negative losses; "drop" gives such
                 rows weight exactly 0 and leaves them out of the temperature.
+            function: ``function(losses, tau)`` gives the weights in place of exp(-loss / tau):
+                numbers >= 0, or booleans. It gets valid losses, float64, shape (m,).
+            groups: a name or whole number for each row. Each group has its own temperature.
+            shares: of all draws, with groups: "rows", each group's share of the rows (default);
+                "equal"; "flow", what its weights give; or a number for each group by its name, in
+                proportion.
 
         It warns of losses in sorted order, which cannot be those of rows in their own.
 
@@ -103,43 +101,29 @@ class FlowWeights:
         array = one_dimensional(given, "losses")
         warn_if_sorted(array)
         return cls.from_kept_losses(
-            array, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+            array,
+            normalize=normalize,
+            temperature=temperature,
+            on_invalid=on_invalid,
+            function=function,
+            groups=None if groups is None else Groups.of(groups, array.size),
+            shares=shares,
         )
 
     @classmethod
     def from_kept_losses(
-        cls,
-        source: Source,
-        *,
-        temperature: Temperature = "median",
-        normalize: Normalization = None,
-        on_invalid: OnInvalid = "raise",
+        cls, source: Source, *, normalize: Normalization = None, **options: Any
     ) -> "FlowWeights":
         """As `from_losses`, of losses that nobody can change: they are kept, and not copied.
 
+        ``options`` are those of `FromLosses`: as there, with `Groups`, and lengths of rows too.
+
         ``source`` is of float32 or float64 and shape (n,), or a float32 column on a disk. That is
         read through three times: for its statistics, for the temperature if that is a median or a
-        quantile, and for the sums.
+        quantile, and for the sums. With a function or groups it is read at once, and 8 or 16 bytes
+        a row are held.
         """
-        if on_invalid not in ("raise", "drop"):
-            raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
-        losses = HeldLosses(source) if isinstance(source, np.ndarray) else SurveyedLosses(source)
-        if losses.invalid and on_invalid == "raise":
-            raise InvalidLossError(
-                losses.describe_invalid()
-                + '; fix the samples or the model, or pass on_invalid="drop" to give these rows '
-                "weight 0"
-            )
-        if losses.size == 0:
-            raise InvalidLossError(f"none of the {len(source):,} losses is finite and non-negative")
-        tau, lowest = resolve_temperature(losses, temperature), losses.lowest
-        weights = cls(
-            OfLosses(source, lowest, tau, has_invalid=losses.invalid > 0),
-            -lowest / tau,
-            source=source,
-            temperature=tau,
-            normalize=_check(normalize),
-        )
+        weights = cls(FromLosses(**options).made(source), normalize=normalize)
         if weights.ess < 0.01 * len(weights):
             warn(notes_on(weights.ess, len(weights))[0])
         return weights
@@ -154,33 +138,60 @@ class FlowWeights:
             InvalidLossError: for empty data, negative, NaN or infinite weights, or all zeros.
             ValueError: for a wrong shape.
         """
-        array = one_dimensional(weights, "weights")
-        invalid = is_invalid(array)
-        if invalid.any():
-            raise InvalidLossError(
-                count_rows(invalid, "weights that are NaN, infinite or negative", array)
-                + "; a weight must be finite and >= 0"
+        return cls(of_weights(one_dimensional(weights, "weights")), normalize=normalize)
+
+    def times(self, factor: "FlowWeights | HasWeights | ArrayLike") -> "FlowWeights":
+        """These weights times others of the same rows: class weights, a mask, another table's.
+
+        In logarithms, so that no product underflows: where the rows of the largest weights are
+        masked, the others have the weights that they have to each other. A row of weight 0 in
+        either keeps it. Groups keep their names, and not their shares.
+
+        Args:
+            factor: FlowWeights, a LossTable, n numbers >= 0, or n booleans.
+
+        Raises:
+            InvalidLossError: for weights that are none, and where no row is left.
+            MismatchError: for another number of rows.
+
+        >>> FlowWeights.from_weights([1.0, 2.0, 4.0]).times([True, True, False]).values.tolist()
+        [1.0, 2.0, 0.0]
+        """
+        other = as_weights(factor)
+        if len(other) != len(self):
+            raise MismatchError(
+                f"there are {len(self):,} weights, but {len(other):,} to multiply them by: give "
+                "those of the same rows, in their order"
             )
-        highest = float(array.max())
-        if highest == 0.0:
-            raise InvalidLossError(f"all {array.size:,} weights are 0: no row can be drawn")
-        return cls(
-            Given(array.astype(np.float64) / highest),
-            math.log(highest),
-            source=array,
-            temperature=None,
-            normalize=_check(normalize),
-        )
+        made = of_product(self.made, other.made, other.log_max)
+        return FlowWeights(made, normalize=self.normalize)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if not self._is_held or isinstance(self._relative, Given):
-            # Another process makes those that it wants, or has them in `_relative`.
+        if not self._is_held or isinstance(self.made.relative, Given | OfLogarithms):
+            # Another process makes those that it wants, or has them in `made`.
             state.pop("relative", None)
+        # Losses and lengths are for the summary.
+        state["made"] = replace(self.made, losses=None, lengths=None)
         return state
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.made.source)
+
+    @property
+    def temperature(self) -> float | None:
+        """tau, of weights ``exp(-loss / tau)``; None for others."""
+        return self.made.temperature
+
+    @property
+    def groups(self) -> NDArray[Any] | None:
+        """The number of each row's group, shape (n,), of weights made group by group."""
+        return None if self.made.groups is None else self.made.groups.codes
+
+    @property
+    def group_names(self) -> tuple[Name, ...]:
+        """The name of each group, by its number."""
+        return () if self.made.groups is None else self.made.groups.names
 
     def __getitem__(self, rows: Any) -> Any:
         """The weight of a row, or of an array of rows, under `normalize`."""
@@ -195,7 +206,7 @@ class FlowWeights:
     @functools.cached_property
     def relative(self) -> NDArray[np.float64]:
         """All weights, over the largest: float64, shape (n,), held from now on."""
-        relative = self._relative.part(0, len(self))
+        relative = self.made.relative.part(0, len(self))
         relative.flags.writeable = False
         return relative
 
@@ -207,7 +218,7 @@ class FlowWeights:
         """The relative weights of rows [start, stop), float64: not to be written to."""
         if self._is_held or "relative" in self.__dict__:
             return self.relative[start:stop]
-        return self._relative.part(start, min(stop, len(self)))
+        return self.made.relative.part(start, min(stop, len(self)))
 
     @functools.cached_property
     def total(self) -> float:
@@ -242,17 +253,20 @@ class FlowWeights:
         if not self._is_held:
             return self._sums[2]
         digest = self._digest()
-        digest.update(np.ascontiguousarray(self._source).data)
+        digest.update(np.ascontiguousarray(self.made.source).data)
+        if self.groups is not None and len(self.group_names) > 1:
+            # Plans lay rows by group.
+            digest.update(self.groups.data)
         return digest.hexdigest()
 
     @functools.cached_property
     def _sums(self) -> tuple[float, float, str]:
         """Sums of the relative weights and of their squares, and the hash of the source."""
-        digest, made = self._digest(), self._relative
+        digest, made = self._digest(), self.made.relative
         assert isinstance(made, OfLosses)
 
         def sums(start: int, stop: int) -> NDArray[np.float64]:
-            losses = self._source[start:stop]
+            losses = self.made.source[start:stop]
             digest.update(np.ascontiguousarray(losses).data)
             relative = made.of(losses)
             return np.array([relative.sum(), np.square(relative).sum()])
@@ -263,8 +277,10 @@ class FlowWeights:
     def _digest(self) -> xxhash.xxh3_128:
         # Of what they were made from, not of the weights: the last bit of a power of given weights
         # depends on the processor.
+        made = self.made
+        kind = "logarithms|" if isinstance(made.relative, OfLogarithms) else ""
         return xxhash.xxh3_128(
-            f"{self.temperature!r}|{self._exponent!r}|{self._source.dtype.str}|".encode()
+            f"{kind}{made.temperature!r}|{made.exponent!r}|{made.source.dtype.str}|".encode()
         )
 
     @functools.cached_property
@@ -278,7 +294,12 @@ class FlowWeights:
             case "sum":
                 return 1.0 / self.total
             case _:
-                return math.exp(self._log_max)
+                return math.exp(self.made.log_max)
+
+    @property
+    def log_max(self) -> float:
+        """The logarithm of `max`, also where that is too small, or too large, for a float."""
+        return self.made.log_max if self.normalize is None else math.log(self._scale)
 
     def expected_counts(self, epoch_size: int | None = None) -> NDArray[np.float64]:
         """How often each row is expected in an epoch of that many draws (default n)."""
@@ -304,15 +325,16 @@ class FlowWeights:
 
     def _power(self, alpha: float) -> "FlowWeights":
         # alpha = 0 gives equal weights, which no finite temperature does.
-        of_losses = alpha > 0.0 and self.temperature is not None
-        return FlowWeights(
-            self._relative.power(alpha, self.temperature),
-            alpha * self._log_max,
-            source=self._source,
-            temperature=self.temperature / alpha if of_losses and self.temperature else None,
-            normalize=self.normalize,
-            exponent=1.0 if of_losses else alpha * self._exponent,
+        made = self.made
+        of_losses = alpha > 0.0 and made.temperature is not None
+        powered = replace(
+            made,
+            relative=made.relative.power(alpha, made.temperature),
+            log_max=alpha * made.log_max,
+            temperature=made.temperature / alpha if of_losses and made.temperature else None,
+            exponent=1.0 if of_losses else alpha * made.exponent,
         )
+        return FlowWeights(powered, normalize=self.normalize)
 
     def residual(self, alpha: float) -> NDArray[np.float64]:
         """The loss weights that remain when rows are drawn by ``w^alpha``, shape (n,).
@@ -339,25 +361,27 @@ class FlowWeights:
         drawn, kept = self.power(alpha), self.power(1.0 - alpha)
         return kept.relative * (drawn.total / self.total)
 
-    def summary(self) -> WeightSummary:
-        """The figures to look at before training with these weights."""
-        rare = dropped = 0
-        for start in range(0, len(self), PIECE):
-            relative = self.part(start, start + PIECE)
-            rare += int(np.count_nonzero(relative * (len(self) / self.total) < 0.01))
-            dropped += int(np.count_nonzero(relative == 0.0))
-        return WeightSummary(
-            rows=len(self),
-            dropped=dropped,
-            temperature=self.temperature,
-            mean=self.mean,
-            max=self.max,
-            mean_over_max=self.total / len(self),
-            ess=self.ess,
-            largest_expected_count=len(self) / self.total,
-            rarely_drawn=rare / len(self),
-            notes=tuple(notes_on(self.ess, len(self))),
-        )
+    def summary(self, groups: ArrayLike | None = None) -> WeightSummary:
+        """The figures to look at before training with these weights.
+
+        Args:
+            groups: a name or whole number for each row: the summary has the figures of each group
+                too. Default: the groups that the weights were made by, if there are any.
+        """
+        given = None if groups is None else Groups.of(groups, len(self))
+        return summary_of(self, given)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw how weights are spread over losses, or over rows, and return the matplotlib Axes.
+
+        Args:
+            axes: the Axes to draw into; default: those of a new figure.
+
+        Raises:
+            ModuleNotFoundError: without matplotlib, the extra ``plot``.
+        """
+        # What draws stands above the core, and is asked for by name when it is wanted.
+        return import_module("flowdata.report.plots").plot_weights(self, axes)
 
 
 def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:

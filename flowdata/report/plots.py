@@ -57,6 +57,35 @@ def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeig
     )
 
 
+def plot_weights(weights: FlowWeights, axes: Any = None) -> Any:
+    """What `FlowWeights.plot` draws: weights over their losses if these are known, else rows.
+
+    Args:
+        weights: any.
+        axes: matplotlib Axes; default: those of a new figure.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+    """
+    if axes is None:
+        axes = _new_axes()
+    plot_expected_counts(axes, weights)
+    return axes
+
+
+def _new_axes() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "a plot needs matplotlib: pip install 'flowdata[plot]'"
+        ) from error
+    return pyplot.subplots(layout="constrained")[1]
+
+
 def _end_of_axis(losses: NDArray[Any]) -> float:
     """The largest loss, unless a few that are far out would squeeze all others into one bar."""
     largest, usual = float(losses.max()), float(np.quantile(losses, _USUAL))

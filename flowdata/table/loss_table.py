@@ -10,9 +10,13 @@ from torch import nn
 
 from flowdata.core.arrays import numbers_of
 from flowdata.core.column import Column
+from flowdata.core.groups import Groups
+from flowdata.core.made_weights import OnInvalid
+from flowdata.core.shares import By, Shares
 from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
-from flowdata.core.weights import FlowWeights, Normalization, OnInvalid
+from flowdata.core.weight_functions import WeightFunction
+from flowdata.core.weights import FlowWeights, Normalization
 from flowdata.errors import InvalidLossError, TableFileError
 from flowdata.files import reason_of
 from flowdata.table.checks import check_dataset, check_length, check_model
@@ -276,11 +280,22 @@ class LossTable:
         *,
         normalize: Normalization = None,
         on_invalid: OnInvalid = "raise",
+        function: WeightFunction | None = None,
+        groups: ArrayLike | None = None,
+        shares: Shares | None = None,
+        by: By = "rows",
     ) -> FlowWeights:
         """Weights ``exp(-loss / temperature)`` of all rows, see `FlowWeights.from_losses`.
 
+        Args:
+            temperature, normalize, on_invalid, function, groups, shares: as there. Of ``shares``
+                there is "tokens" too, each group's share of all tokens.
+            by: what shares are of: "rows" that are drawn, or their "tokens", by ``lengths`` of this
+                table or else by ``n_tokens``.
+
         Raises:
             InvalidLossError: for invalid losses, and for a table of lengths alone.
+            ValueError: for shares of tokens in a table that does not know them.
         """
         if not self.has_losses:
             raise InvalidLossError(
@@ -290,10 +305,19 @@ class LossTable:
         asked = (temperature, normalize, on_invalid)
         # Numbers of other types may have no hash, and True is none, but has that of 1.0.
         known = all(isinstance(option, str | float | None) for option in asked)
+        known &= function is None and groups is None and shares is None and by == "rows"
         if known and asked in self._weights:
             return self._weights[asked]
         weights = FlowWeights.from_kept_losses(
-            self._losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+            self._losses,
+            temperature=temperature,
+            normalize=normalize,
+            on_invalid=on_invalid,
+            function=function,
+            groups=None if groups is None else Groups.of(groups, len(self)),
+            shares=shares,
+            by=by,
+            lengths=self._n_tokens if self._lengths is None else self._lengths,
         )
         if known and not isinstance(self._losses, np.ndarray):
             # They are made by going through the file: once.

@@ -1,0 +1,101 @@
+"""Groups of rows: a name for each row, as a small number."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowdata.core.arrays import as_array, count_rows
+from flowdata.errors import MismatchError
+
+Name: TypeAlias = str | int | bool
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of each row.
+
+    Attributes:
+        codes: the number of each row's group, shape (n,), 0 to the number of groups, in the
+            smallest type that holds them.
+        names: of the groups, by number.
+    """
+
+    codes: NDArray[Any]
+    names: tuple[Name, ...]
+
+    @classmethod
+    def of(cls, labels: ArrayLike, rows: int) -> "Groups":
+        """Groups in the order of their names, from a name or whole number for each row.
+
+        Raises:
+            MismatchError: for another number of labels than rows.
+            ValueError: for another shape, rows without a group, and labels that are no names.
+        """
+        array = as_array(labels)
+        if array.ndim != 1:
+            raise ValueError(f"groups must be a name for each row, got shape {array.shape}")
+        if array.size != rows:
+            raise MismatchError(
+                f"there are {array.size:,} groups for {rows:,} rows; give the group of each row "
+                "that was scored, in their order"
+            )
+        if array.dtype.kind == "O":
+            return cls._of_objects(array)
+        if array.dtype.kind not in "iubU":
+            raise ValueError(
+                "groups must be names or whole numbers, one for each row, got dtype "
+                f"{array.dtype}" + _without_group(array)
+            )
+        found, codes = np.unique(array, return_inverse=True)
+        return cls._numbered(codes, found.tolist())
+
+    @classmethod
+    def of_runs(cls, names: tuple[Name, ...], sizes: list[int]) -> "Groups":
+        """Groups that follow each other, of so many rows each."""
+        codes = np.arange(len(sizes), dtype=np.min_scalar_type(max(len(sizes) - 1, 0)))
+        return cls._numbered(codes.repeat(sizes), list(names))
+
+    @classmethod
+    def _of_objects(cls, array: NDArray[Any]) -> "Groups":
+        values = array.tolist()
+        wrong = np.array([not isinstance(value, Name | np.integer) for value in values], dtype=bool)
+        if wrong.any():
+            raise ValueError(
+                "groups must be names or whole numbers: "
+                + count_rows(wrong, "rows have another", array)
+                + "; give these rows a name too"
+            )
+        # Names of two kinds have no order of their own.
+        names = sorted(set(values), key=lambda name: (isinstance(name, str), name))
+        numbers = {name: number for number, name in enumerate(names)}
+        return cls._numbered(np.array([numbers[value] for value in values]), names)
+
+    @classmethod
+    def _numbered(cls, codes: NDArray[Any], names: list[Any]) -> "Groups":
+        small = codes.astype(np.min_scalar_type(max(len(names) - 1, 0)))
+        small.flags.writeable = False
+        return cls(small, tuple(names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def same_as(self, other: "Groups") -> bool:
+        """Whether each row has the same group, by its name."""
+        return self.names == other.names and np.array_equal(self.codes, other.codes)
+
+    def rows(self) -> list[NDArray[np.intp]]:
+        """The rows of each group, ascending."""
+        order = self.codes.argsort(kind="stable")
+        return np.split(order, np.cumsum(self.sizes())[:-1])
+
+    def sizes(self) -> NDArray[np.intp]:
+        """Rows of each group."""
+        return np.bincount(self.codes, minlength=len(self))
+
+
+def _without_group(array: NDArray[Any]) -> str:
+    if array.dtype.kind != "f" or not (missing := np.isnan(array)).any():
+        return ""
+    return f": {count_rows(missing, 'rows have none', array)}; give these rows a number too"

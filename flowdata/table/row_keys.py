@@ -54,7 +54,7 @@ class RowKeys(Sequence[int | str]):
             raise MismatchError(
                 f"there are {len(found):,} keys for {rows:,} rows: give each row its own"
             )
-        found.require_distinct()
+        found.prepare()
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,13 +108,22 @@ class RowKeys(Sequence[int | str]):
 
         return RowKeys(self._held.take(pa.array(rows)) if self.is_text else self._held[rows])
 
+    def prepare(self) -> None:
+        """Sort the keys for `find`: processes that are forked after that share what it takes.
+
+        Raises:
+            MismatchError: naming them, for keys that are there more than once.
+        """
+        self._sorted  # noqa: B018
+
     def find(self, keys: Any) -> NDArray[np.int64]:
         """The row of each key, int64, shape (m,); -1 for one that no row has.
 
         The first call sorts the keys, at 12 bytes a row; others take a search for each key.
 
         Raises:
-            MismatchError: for texts where the rows have numbers, or numbers where they have texts.
+            MismatchError: for texts where the rows have numbers, or numbers where they have texts;
+                and, naming them, where a file has one key for two rows.
             TypeError, ValueError: for what is no keys.
         """
         wanted = as_keys(keys)
@@ -149,36 +158,10 @@ class RowKeys(Sequence[int | str]):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        mine, theirs = (
-            some.take(pa.array(of)).cast(pa.large_string())
-            for some, of in ((self._held, rows), (keys, places))
-        )
+        mine, theirs = self._held.take(pa.array(rows)), keys.take(pa.array(places))
+        if mine.type != theirs.type:
+            mine, theirs = mine.cast(pa.large_string()), theirs.cast(pa.large_string())
         return pc.equal(mine, theirs).to_numpy(zero_copy_only=False)
-
-    def require_distinct(self) -> None:
-        """Refuse keys of which one is there twice.
-
-        Raises:
-            MismatchError: naming them, and their rows.
-        """
-        marks, order = self._sorted
-        equal = np.flatnonzero(marks[1:] == marks[:-1])
-        twice: list[str] = []
-        first: dict[int | str, int] = {}
-        # Texts of one hash need not be equal; where many keys are, the first ones say enough.
-        for place in np.unique(np.concatenate([equal, equal + 1])).tolist():
-            row = place if order is None else int(order[place])
-            if (key := self[row]) in first:
-                twice.append(f"{key!r:.100} (rows {first[key]:,} and {row:,})")
-            first.setdefault(key, row)
-            if len(twice) == _SHOWN:
-                break
-        if twice:
-            more = " and perhaps others" if len(twice) == _SHOWN else ""
-            raise MismatchError(
-                f"keys are there more than once: {', '.join(twice)}{more}; a key must be that of "
-                "one row: join it with what tells these rows apart, or number them"
-            )
 
     @functools.cached_property
     def _held(self) -> Any:
@@ -190,12 +173,32 @@ class RowKeys(Sequence[int | str]):
 
         No rows where they have this order.
         """
-        marks = _hashes(self._held) if self.is_text else self._held
-        if (marks[1:] > marks[:-1]).all():
-            return marks, None
-        order = np.argsort(marks, kind="stable")
-        small = order.astype(np.int32) if order.size < 1 << 31 else order
-        return marks[order], small
+        marks, order = _hashes(self._held) if self.is_text else self._held, None
+        if not (marks[1:] > marks[:-1]).all():
+            order = np.argsort(marks, kind="stable")
+            marks = marks[order]
+            order = order.astype(np.int32) if order.size < 1 << 31 else order
+            equal = np.flatnonzero(marks[1:] == marks[:-1])
+            self._require_distinct(order[np.unique(np.concatenate([equal, equal + 1]))])
+        return marks, order
+
+    def _require_distinct(self, rows: NDArray[Any]) -> None:
+        """Refuse rows of one number, or hash, of which two have the same key."""
+        twice: list[str] = []
+        first: dict[int | str, int] = {}
+        for row in rows.tolist():
+            if (key := self[row]) in first:
+                twice.append(f"{key!r:.100} (rows {first[key]:,} and {row:,})")
+            first.setdefault(key, row)
+            # Where many are, the first ones say enough.
+            if len(twice) == _SHOWN:
+                break
+        if twice:
+            more = " and perhaps others" if len(twice) == _SHOWN else ""
+            raise MismatchError(
+                f"keys are there more than once: {', '.join(twice)}{more}; a key must be that of "
+                "one row: join it with what tells these rows apart, or number them"
+            )
 
 
 def found_rows(known: RowKeys | None, keys: Any) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from stored_tables import held
 
 from flowdata import LossTable, MismatchError
 from flowdata.table import row_keys, writing
-from flowdata.table.row_keys import RowKeys
+from flowdata.table.row_keys import ROW_KEY, RowKeys
 
 NUMBERS = [5, -3, 1 << 62, 0, -(1 << 63)]
 TEXTS = ["a", "", "é\0e9", "x" * 3000, "5"]
@@ -55,6 +55,15 @@ def test_the_file_tells_keys_of_rows_from_those_of_shards(path):
     encodings = file.metadata.row_group(0).column(1).encodings
     assert not any("DICTIONARY" in encoding for encoding in encodings)
     assert LossTable.load(path).index is None
+
+
+def test_a_file_that_has_a_key_twice_is_found_out_when_rows_are_looked_up(path):
+    columns = {"loss": pa.array(LOSSES, pa.float32()), ROW_KEY: pa.array([1, 2, 3, 2, 4])}
+    known = {"flowdata": '{"schema": 1, "rows": 5}'}
+    pq.write_table(pa.table(columns).replace_schema_metadata(known), path)
+    table = LossTable.load(path)
+    with pytest.raises(MismatchError, match=r"more than once: 2 \(rows 1 and 3\); a key must"):
+        table.rows_of([1])
 
 
 FORMS = {

@@ -22,17 +22,10 @@ from flowdata.files import reason_of
 from flowdata.table.checks import check_dataset, check_length, check_model
 from flowdata.table.given_lengths import lengths_of
 from flowdata.table.provenance import LENGTHS, Provenance
-from flowdata.table.row_keys import ROW_KEY, RowKeys, found_rows
+from flowdata.table.row_keys import RowKeys, found_rows
 from flowdata.table.shard_index import ShardIndex
-from flowdata.table.stored_table import (
-    LENGTH,
-    LOSS,
-    METADATA_KEY,
-    N_TOKENS,
-    TOKEN_LOSSES,
-    read_table,
-)
-from flowdata.table.token_runs import offsets_of, runs_of, to_list_array
+from flowdata.table.stored_table import METADATA_KEY, read_table, stored_columns
+from flowdata.table.token_runs import offsets_of, valid_token_losses
 from flowdata.table.writing import write_parquet
 
 _READ = ("losses", "n_tokens", "lengths")
@@ -207,16 +200,9 @@ class LossTable:
             TableFileError: when the directory is missing or cannot be written.
         """
         metadata, block = {METADATA_KEY: self.provenance.to_json().encode()}, b""
-        columns = {LOSS: runs_of(self._losses)}
-        if self._n_tokens is not None:
-            columns[N_TOKENS] = runs_of(self._n_tokens)
-        if self._lengths is not None:
-            columns[LENGTH] = runs_of(self._lengths)
-        if self.token_losses is not None:
-            lists = to_list_array(self.token_losses, self.token_offsets)
-            columns[TOKEN_LOSSES] = lists.__getitem__
-        if self.keys is not None:
-            columns[ROW_KEY] = self.keys.arrow_run
+        columns = stored_columns(
+            self._losses, self._n_tokens, self._lengths, self.token_losses, self.keys
+        )
         if self.index is not None:
             columns |= self.index.columns()
             of_shards, block = self.index.lists().stored()
@@ -356,28 +342,10 @@ class LossTable:
                 "this table has no token losses: score with CausalLM(token_losses=True) and load "
                 "with tokens=True"
             )
-        losses, invalid = self.token_losses, self._invalid_tokens(self.token_losses)
-        if invalid.any():
-            if on_invalid == "raise":
-                places = np.flatnonzero(invalid)
-                rows = np.unique(np.searchsorted(self.token_offsets, places, side="right") - 1)
-                more = " and more" if rows.size > 5 else ""
-                raise InvalidLossError(
-                    f"{places.size:,} tokens in rows {rows[:5].tolist()}{more} have no valid loss "
-                    f"(token {places[0]:,} of all: {losses[places[0]]}), or their row has none; "
-                    'fix these rows, or pass on_invalid="drop" to give their tokens weight 0'
-                )
-            losses = np.where(invalid, np.float32(np.nan), losses)
+        losses = valid_token_losses(self.token_losses, self.losses, self.token_offsets, on_invalid)
         return FlowWeights.from_kept_losses(
             losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
         )
-
-    def _invalid_tokens(self, losses: NDArray[np.float32]) -> NDArray[np.bool_]:
-        invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
-        rows = ~(np.isfinite(self.losses) & (self.losses >= 0))
-        if rows.any():
-            invalid |= np.repeat(rows, np.diff(self.token_offsets))
-        return invalid
 
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.

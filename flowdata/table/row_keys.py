@@ -239,7 +239,7 @@ def joined(parts: Sequence[RowKeys]) -> RowKeys:
         found = RowKeys(compact_texts(pa.chunked_array([run.cast(pa.string()) for run in runs])))
     else:
         found = RowKeys(np.concatenate(runs))
-    found.require_distinct()
+    found.prepare()
     return found
 
 

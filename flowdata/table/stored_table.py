@@ -1,7 +1,7 @@
 """The file of a loss table, read without believing it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.column import Source
 from flowdata.errors import TableFileError
 from flowdata.table.columns import StoredColumn, StoredFile, can_stay, compact_texts
 from flowdata.table.parquet import Kind, ParquetColumns, flattened, open_parquet
 from flowdata.table.provenance import SCHEMA_VERSION, Provenance
 from flowdata.table.row_keys import ROW_KEY, RowKeys
 from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
+from flowdata.table.token_runs import offsets_of, runs_of, to_list_array
 
 METADATA_KEY = b"flowdata"
 LOSS = "loss"
@@ -75,6 +77,25 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
 
 def _keys_held(column: Any, kind: Kind) -> RowKeys:
     return RowKeys(compact_texts(column) if kind is Kind.TEXT else column.to_numpy())
+
+
+def stored_columns(
+    losses: Source,
+    n_tokens: Source | None,
+    lengths: Source | None,
+    token_losses: NDArray[np.float32] | None,
+    keys: RowKeys | None,
+) -> dict[str, Callable[[slice], Any]]:
+    """For each column of a file, what gives the Arrow array of a run of rows."""
+    columns = {LOSS: runs_of(losses)}
+    for name, counts in ((N_TOKENS, n_tokens), (LENGTH, lengths)):
+        if counts is not None:
+            columns[name] = runs_of(counts)
+    if token_losses is not None and n_tokens is not None:
+        columns[TOKEN_LOSSES] = to_list_array(token_losses, offsets_of(n_tokens[:])).__getitem__
+    if keys is not None:
+        columns[ROW_KEY] = keys.arrow_run
+    return columns
 
 
 def _left_in_file(

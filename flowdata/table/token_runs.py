@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.column import Source
+from flowdata.core.weights import OnInvalid
+from flowdata.errors import InvalidLossError
 
 
 def offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -28,3 +30,32 @@ def to_list_array(values: NDArray[np.float32], offsets: NDArray[np.int64]) -> An
     import pyarrow as pa
 
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+
+def valid_token_losses(
+    token_losses: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    on_invalid: OnInvalid,
+) -> NDArray[np.float32]:
+    """Token losses of which those that are invalid, or of a row whose loss is, are NaN.
+
+    Raises:
+        InvalidLossError: naming the rows, if there are any and they are not to be dropped.
+    """
+    invalid = ~(np.isfinite(token_losses) & (token_losses >= 0))
+    rows = ~(np.isfinite(losses) & (losses >= 0))
+    if rows.any():
+        invalid |= np.repeat(rows, np.diff(offsets))
+    if not invalid.any():
+        return token_losses
+    if on_invalid == "raise":
+        places = np.flatnonzero(invalid)
+        found = np.unique(np.searchsorted(offsets, places, side="right") - 1)
+        more = " and more" if found.size > 5 else ""
+        raise InvalidLossError(
+            f"{places.size:,} tokens in rows {found[:5].tolist()}{more} have no valid loss "
+            f"(token {places[0]:,} of all: {token_losses[places[0]]}), or their row has none; "
+            'fix these rows, or pass on_invalid="drop" to give their tokens weight 0'
+        )
+    return np.where(invalid, np.float32(np.nan), token_losses)

@@ -327,11 +327,13 @@ class LossTable:
         *,
         normalize: Normalization = None,
         on_invalid: OnInvalid = "raise",
+        function: WeightFunction | None = None,
     ) -> FlowWeights:
         """Weights of all response tokens, in the order of `token_losses`.
 
         The temperature is taken over all of them, so "median" is the median token loss. With
-        ``on_invalid="drop"`` all tokens of a row without a valid loss have weight 0.
+        ``on_invalid="drop"`` all tokens of a row without a valid loss have weight 0. ``function``
+        is given the valid token losses, see `FlowWeights.from_losses`.
 
         Raises:
             InvalidLossError: naming the rows, for invalid losses of rows or tokens.
@@ -344,7 +346,11 @@ class LossTable:
             )
         losses = valid_token_losses(self.token_losses, self.losses, self.token_offsets, on_invalid)
         return FlowWeights.from_kept_losses(
-            losses, temperature=temperature, normalize=normalize, on_invalid=on_invalid
+            losses,
+            temperature=temperature,
+            normalize=normalize,
+            on_invalid=on_invalid,
+            function=function,
         )
 
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import count_rows, is_invalid
+from flowdata.core.arrays import count_rows, is_invalid, numbers_of, one_dimensional
 from flowdata.core.column import Source
 from flowdata.core.groups import Groups
 from flowdata.core.loss_statistics import HeldLosses, LossStatistics, SurveyedLosses
 from flowdata.core.relative_weights import Given, OfLogarithms, OfLosses, RelativeWeights
 from flowdata.core.shares import By, Shares, resolve_shares, share_out
+from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature, resolve_temperature
 from flowdata.core.weight_functions import WeightFunction, weights_by
 from flowdata.errors import InvalidLossError
@@ -51,6 +52,24 @@ class Made:
     shared: bool = False
     losses: Source | None = None
     lengths: Source | None = None
+
+
+def as_losses(losses: ArrayLike) -> NDArray[Any]:
+    """Losses as an array that nobody can change; a warning where they are sorted.
+
+    Raises:
+        InvalidLossError: for none at all.
+        ValueError: for a wrong shape, a mask, or what is no number.
+    """
+    given = numbers_of(losses, "losses")
+    if given.dtype.kind == "b":
+        raise ValueError(
+            "losses must be numbers, got dtype bool: a mask of the rows to keep is weights, "
+            "FlowWeights.from_weights(mask)"
+        )
+    array = one_dimensional(given, "losses")
+    warn_if_sorted(array)
+    return array
 
 
 def of_weights(array: NDArray[Any]) -> Made:

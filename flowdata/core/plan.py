@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrangement import Arrangement, resolve
 from flowdata.core.by_length import ByLength
+from flowdata.core.group_layout import GroupLayout
 from flowdata.core.masses import MOST_DRAWS, Masses, count_draws, draw_bits
 from flowdata.core.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
 from flowdata.core.strata import Strata, deal_to_batches
@@ -126,7 +127,9 @@ class EpochPlan(Plan):
     with one random offset picks the row it falls on (systematic resampling: Kitagawa 1996;
     Carpenter, Clifford and Fearnhead 1999). Draws are then put in a keyed random order.
     Rows are shuffled within blocks of 16,384 neighbours, and the blocks are shuffled: so no
-    period in the file shows, and each part of the file gets its share in every epoch.
+    period in the file shows, and each part of the file gets its share in every epoch. Rows of
+    weights that were made group by group are laid by group: each group is drawn floor or ceil of
+    its share times M in every epoch.
 
     ``scheme="multinomial"``: M independent draws, as ``WeightedRandomSampler`` makes them, but
     exact for any number of rows.
@@ -185,6 +188,7 @@ class EpochPlan(Plan):
             strata=strata,
         )
         self._masses: Masses | None = None
+        self._layout: GroupLayout | None = None
         self._slots: NDArray[Any] | None
         self._order: KeyedPermutation | None
 
@@ -239,22 +243,34 @@ class EpochPlan(Plan):
     def _systematic(self, masses: Masses) -> NDArray[Any]:
         """Rows by slot: slot k holds the row in which mass (k + 1) 2^b - offset lies."""
         n, bits = len(self.weights), self._mass_bits
+        layout = self._group_layout(masses)
         random = random_bits(self.seed, self.epoch, Purpose.ROW_ORDER)
         # The one random number of a systematic pass: mass that lies before the first row, so that
         # the first point falls anywhere in the first draw's worth with equal probability.
         carry = int(random.random_raw()) >> (64 - bits)
+        carries = None if layout is None else layout.carries(carry)
         slots = np.empty(self._size, dtype=_row_dtype(n))
         filled = 0
         for block in self._shuffled_blocks():
             start = block * CHUNK
             rows = shuffled(min(CHUNK, n - start), random)
-            counts, carry = count_draws(masses.of(start, rows), carry, bits)
+            if layout is None or carries is None:
+                counts, carry = count_draws(masses.of(start, rows), carry, bits)
+            else:
+                rows, counts = layout.count_draws(start, rows, carries)
             rows += start
             drawn = np.repeat(rows, counts)
             slots[filled : filled + drawn.size] = drawn
             filled += drawn.size
         assert filled == self._size
         return slots
+
+    def _group_layout(self, masses: Masses) -> GroupLayout | None:
+        if self._layout is None and self.weights.has_groups:
+            assert self.weights.groups is not None
+            # Plans of other epochs share it.
+            self._layout = GroupLayout(self.weights.groups, masses, self._mass_bits)
+        return self._layout
 
     def _stratified(self, masses: Masses, codes: NDArray[np.int64]) -> NDArray[Any]:
         """Rows by draw: systematic over strata, dealt out to batches."""
@@ -265,7 +281,8 @@ class EpochPlan(Plan):
         order = keys.argsort(kind="stable")
         offset = int(random.random_raw()) >> (64 - self._mass_bits)
         counts, _ = count_draws(masses.all(codes.size)[order], offset, self._mass_bits)
-        drawn = deal_to_batches(np.repeat(order, counts), self.strata.batch_size, random)
+        groups = codes // self.strata.levels if self.weights.has_groups else None
+        drawn = deal_to_batches(np.repeat(order, counts), self.strata.batch_size, random, groups)
         return drawn.astype(_row_dtype(codes.size))
 
     def _arranged(self, slots: NDArray[Any], by_length: ByLength) -> NDArray[Any]:

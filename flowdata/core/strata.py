@@ -20,9 +20,10 @@ class Strata:
 
     The epoch's draws, sorted by group and weight, are cut into ``batch_size`` equal parts, and each
     batch takes one draw from each part. So the share of every group, and of easy and hard samples
-    in it, is the same in all batches up to two draws. How often a row is
-    drawn in an epoch, and in expectation, does not change. Gradients get less noisy by as much as
-    groups and weights explain them.
+    in it, is the same in all batches up to two draws; of weights that were made group by group, as
+    `flowdata.mix` makes them, that of every group up to one. How often a row is drawn in an epoch,
+    and in expectation, does not change. Gradients get less noisy by as much as groups and weights
+    explain them.
 
     Args:
         groups: a group for each row, such as its label: n integers.
@@ -89,12 +90,22 @@ class Strata:
 
 
 def deal_to_batches(
-    slots: NDArray[np.intp], batch_size: int, random: np.random.Philox
+    slots: NDArray[np.intp],
+    batch_size: int,
+    random: np.random.Philox,
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.intp]:
     """Deal sorted draws out to batches, each of which gets one of every equal part of them.
 
     Draws that are over, spread evenly, make the last batch. Within a batch they are in a random
     order, so that ranks which share it are alike.
+
+    Args:
+        slots: rows by draw, sorted by group.
+        batch_size: of every batch but the last.
+        random: what deals.
+        groups: of all rows: batches have the same number of draws of a group, up to one. Without,
+            up to two, where a group begins and ends within a part.
     """
     batches, over = divmod(slots.size, batch_size)
     offset = (int(random.random_raw()) >> 11) * 2.0**-53
@@ -102,9 +113,37 @@ def deal_to_batches(
     last = np.minimum(last, slots.size - 1)
     # Row k of this matrix is the k-th part of the epoch, of which each batch gets one draw.
     parts = np.delete(slots, last).reshape(batch_size, batches)
-    by_batch = _each_shuffled(parts, random).T
+    dealt = _each_shuffled(parts, random)
+    if groups is not None and batches:
+        _even_out(dealt, groups[parts[:, [0, -1]]], groups, random)
+    by_batch = dealt.T
     whole = _each_shuffled(by_batch, random).reshape(-1)
     return np.concatenate([whole, _each_shuffled(slots[last][None], random)[0]])
+
+
+def _even_out(
+    dealt: NDArray[np.intp],
+    ends: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    random: np.random.Philox,
+) -> None:
+    """Let the last part of each group go first to the batches that have none of its first part.
+
+    Args:
+        dealt: rows, by part and batch; changed in place.
+        ends: the first and the last group of each part, shape (parts, 2).
+        groups: of all rows.
+        random: chooses among batches that are alike.
+    """
+    goes_on = np.append(False, ends[1:, 0] == ends[:-1, 1]) & (ends[:, 0] != ends[:, 1])
+    for part in np.flatnonzero(goes_on).tolist():
+        group = ends[part, 0]
+        first = int(np.searchsorted(ends[:, 1], group))
+        has_more = groups[dealt[first]] == group
+        order = np.lexsort((random.random_raw(has_more.size), has_more))
+        rows = dealt[part]
+        of_group = groups[rows] == group
+        dealt[part, order] = np.concatenate([rows[of_group], rows[~of_group]])
 
 
 def _each_shuffled(rows: NDArray[np.intp], random: np.random.Philox) -> NDArray[np.intp]:

@@ -10,14 +10,13 @@ import numpy as np
 import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import numbers_of, one_dimensional
+from flowdata.core.arrays import one_dimensional
 from flowdata.core.column import Source, sum_pairwise
 from flowdata.core.groups import Groups, Name
-from flowdata.core.made_weights import FromLosses, Made, of_product, of_weights
+from flowdata.core.made_weights import FromLosses, Made, as_losses, of_product, of_weights
 from flowdata.core.made_weights import OnInvalid as OnInvalid
 from flowdata.core.relative_weights import Given, OfLogarithms, OfLosses
 from flowdata.core.shares import Shares
-from flowdata.core.sorted_losses import warn_if_sorted
 from flowdata.core.temperature import Temperature
 from flowdata.core.weight_functions import WeightFunction
 from flowdata.core.weight_summary import WeightSummary, notes_on, summary_of
@@ -92,14 +91,7 @@ class FlowWeights:
             InvalidLossError: for empty data, invalid losses, a temperature that is not positive.
             ValueError: for a wrong shape, a mask or an unknown option.
         """
-        given = numbers_of(losses, "losses")
-        if given.dtype.kind == "b":
-            raise ValueError(
-                "losses must be numbers, got dtype bool: a mask of the rows to keep is weights, "
-                "FlowWeights.from_weights(mask)"
-            )
-        array = one_dimensional(given, "losses")
-        warn_if_sorted(array)
+        array = as_losses(losses)
         return cls.from_kept_losses(
             array,
             normalize=normalize,
@@ -189,6 +181,11 @@ class FlowWeights:
         return None if self.made.groups is None else self.made.groups.codes
 
     @property
+    def has_groups(self) -> bool:
+        """Whether there is more than one group."""
+        return len(self.group_names) > 1
+
+    @property
     def group_names(self) -> tuple[Name, ...]:
         """The name of each group, by its number."""
         return () if self.made.groups is None else self.made.groups.names
@@ -254,7 +251,7 @@ class FlowWeights:
             return self._sums[2]
         digest = self._digest()
         digest.update(np.ascontiguousarray(self.made.source).data)
-        if self.groups is not None and len(self.group_names) > 1:
+        if self.groups is not None and self.has_groups:
             # Plans lay rows by group.
             digest.update(self.groups.data)
         return digest.hexdigest()

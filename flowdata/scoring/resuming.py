@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
-from flowdata.errors import TableFileError, warn
+from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.scoring.part_file import Part
 from flowdata.scoring.parts import ADVICE, Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
@@ -18,6 +18,7 @@ from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts
 from flowdata.table.fingerprint import RANDOM
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
+from flowdata.table.row_keys import RowKeys
 
 
 def score_resumably(
@@ -29,6 +30,7 @@ def score_resumably(
     merge: Callable[[list[ScoredRows]], LossTable],
     refuse_invalid: Callable[[ScoredRows], None],
     save_every: float,
+    keys: RowKeys | None = None,
 ) -> LossTable:
     """Score the rows that no part holds, merge all parts into the table, and read it.
 
@@ -40,6 +42,7 @@ def score_resumably(
         merge: makes a table of all parts.
         refuse_invalid: raises where losses found earlier are not acceptable now.
         save_every: seconds after which scored rows are written.
+        keys: those that the table shall have.
 
     Raises:
         InvalidLossError, MismatchError, TableFileError: see `flowdata.score`.
@@ -55,7 +58,14 @@ def score_resumably(
         # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
         ranks.run_on_first(lambda: _finish(parts, provenance, merge))
-    return LossTable.load(parts.table, tokens=True)
+    table = LossTable.load(parts.table, tokens=True)
+    if keys is not None and (table.keys is None or not table.keys.same_as(keys)):
+        which = "without" if table.keys is None else "with other"
+        raise MismatchError(
+            f"the table {parts.table} was scored {which} keys than those of {provenance.key!r}: "
+            "table.with_keys(...).save(path) gives it these, or choose another output"
+        )
+    return table
 
 
 def _begin(

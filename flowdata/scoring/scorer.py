@@ -35,9 +35,12 @@ from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.reliability import warn_if_unreliable
 from flowdata.scoring.scoring_pass import ScoringPass, run_pass
+from flowdata.table.data_columns import keys_of
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
+from flowdata.table.row_keys import RowKeys
+from flowdata.tar.rows import ShardRows
 
 
 def score(
@@ -46,6 +49,7 @@ def score(
     loss: str | LossFunction | CausalLM = "classification",
     *,
     output: str | PathLike[str] | None = None,
+    key: str | None = None,
     batch_size: int = 64,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     num_workers: int = 0,
@@ -76,6 +80,8 @@ def score(
             "bce", "mse", "causal_lm" or a `CausalLM` with options, or a function
             (model, batch) -> losses of shape (batch size,).
         output: where the table is saved; on several ranks a path that all of them see.
+        key: column of whole numbers or texts, none of them twice, by which the table shall know
+            its rows, see `LossTable.rows_of`.
         batch_size: samples per forward pass; a language model goes by tokens, see `CausalLM`.
         collate_fn: makes a batch of samples; default torch's.
         num_workers: DataLoader workers.
@@ -98,7 +104,8 @@ def score(
     Raises:
         FlowDataError: when another rank stopped, naming it and its error.
         InvalidLossError: naming the rows of invalid losses.
-        MismatchError: when ``output`` holds, finished or not, another pass.
+        MismatchError: when ``output`` holds, finished or not, another pass, or has other keys; and,
+            naming them, for keys that are there more than once.
         TableFileError: when ``output`` cannot be written, or someone else is scoring into it.
         TypeError: for anything but a map-style data set, or a batch the loss does not understand.
         ValueError: for empty data, an unknown loss, losses of the wrong shape, or, naming the
@@ -115,6 +122,7 @@ def score(
         model = unwrap_model(model)
         warn_if_parameters_are_new(model)
         warn_if_fitted_on(model, dataset)
+        keys = None if key is None else _keys_of_rows(dataset, key)
         name, options = _describe_loss(loss, collate_fn, ignore_index)
         stack.enter_context(evaluating(model))
         stack.enter_context(nullcontext() if adapters else without_adapters(model))
@@ -130,6 +138,7 @@ def score(
             loss=name,
             options=options,
             dtype=_dtype_of(model),
+            key=key,
         )
         table = run_pass(
             scoring_pass,
@@ -141,9 +150,19 @@ def score(
             on_invalid=on_invalid,
             save_every=save_every,
             progress=progress,
+            keys=keys,
         )
     warn_if_unreliable(table, dataset)
     return table
+
+
+def _keys_of_rows(dataset: Any, key: str) -> RowKeys:
+    if isinstance(dataset, ShardRows):
+        raise ValueError(
+            f"key={key!r} is for rows that have columns; the table of tar shards has the shard and "
+            "the key of each sample in its index"
+        )
+    return keys_of(dataset, key)
 
 
 def _describe_loss(

@@ -20,6 +20,7 @@ from flowdata.scoring.resuming import score_resumably
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
+from flowdata.table.row_keys import RowKeys
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.rows import ShardRows
 
@@ -59,6 +60,7 @@ def run_pass(
     save_every: float,
     progress: bool,
     title: str = "scoring",
+    keys: RowKeys | None = None,
 ) -> LossTable:
     """The table of a pass, of which this rank goes through its share of the rows.
 
@@ -70,10 +72,11 @@ def run_pass(
         parts: where the table and what there is of it are kept; None keeps nothing.
         num_workers, on_invalid, save_every, progress: see `flowdata.score`.
         title: of the progress bar.
+        keys: those of the rows, which the table shall have.
     """
     with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
         share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
-        merge = partial(_merge, provenance=provenance, dataset=dataset)
+        merge = partial(_merge, provenance=provenance, dataset=dataset, keys=keys)
         if parts is None:
             of_each_rank = ranks.gather(
                 list(ranks.watched(share.score(np.arange(provenance.rows))))
@@ -87,6 +90,7 @@ def run_pass(
             merge=merge,
             refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
             save_every=save_every,
+            keys=keys,
         )
 
 
@@ -196,7 +200,9 @@ def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
     )
 
 
-def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) -> LossTable:
+def _merge(
+    parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any, keys: RowKeys | None
+) -> LossTable:
     """The table of all parts, whichever rank scored them."""
     scores = sort_by_row(concatenate_parts(parts))
     truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
@@ -207,4 +213,5 @@ def _merge(parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any) ->
         lengths=scores.lengths,
         token_losses=scores.token_losses,
         index=dataset.index if isinstance(dataset, ShardRows) else None,
+        keys=keys,
     )

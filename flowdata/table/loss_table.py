@@ -1,6 +1,7 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import functools
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -178,6 +179,22 @@ class LossTable:
             token_losses=self.token_losses,
             index=self.index,
             keys=self.keys,
+        )
+
+    def with_keys(self, keys: Any) -> "LossTable":
+        """This table, with keys by which its rows are known, see `from_losses`.
+
+        Raises:
+            MismatchError, TypeError, ValueError: as there.
+        """
+        return LossTable(
+            self._losses,
+            replace(self.provenance, key=None),
+            n_tokens=self._n_tokens,
+            lengths=self._lengths,
+            token_losses=self.token_losses,
+            index=self.index,
+            keys=RowKeys.given(keys, len(self)),
         )
 
     def rows_of(self, keys: Any) -> NDArray[np.int64]:

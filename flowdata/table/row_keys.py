@@ -108,6 +108,13 @@ class RowKeys(Sequence[int | str]):
 
         return RowKeys(self._held.take(pa.array(rows)) if self.is_text else self._held[rows])
 
+    def same_as(self, other: "RowKeys") -> bool:
+        """Whether the rows of another table have these keys, in this order."""
+        if len(self) != len(other) or self.is_text != other.is_text:
+            return False
+        runs = [slice(start, start + _PIECE) for start in range(0, len(self), _PIECE)]
+        return all(self.arrow_run(rows).equals(other.arrow_run(rows)) for rows in runs)
+
     def prepare(self) -> None:
         """Sort the keys for `find`: processes that are forked after that share what it takes.
 

@@ -148,7 +148,9 @@ def test_rows_of_any_kind_make_the_same_packs():
         assert [samples_of(packs[place]) for place in range(3)] == expected(packs, 0)[:3]
 
 
-@pytest.mark.parametrize("mask", ["completion_mask", "assistant_masks"])
+@pytest.mark.parametrize(
+    "mask", ["completion_mask", "assistant_masks", "assistant_mask", "loss_mask"]
+)
 def test_masks_of_trl_say_which_tokens_are_learned(mask):
     masked = [
         {"input_ids": row["input_ids"], mask: [int(label >= 0) for label in row["labels"]]}

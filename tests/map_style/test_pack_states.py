@@ -12,7 +12,16 @@ from packed_samples import as_samples, samples_of, token_rows
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from flowdata import FlowPacks, FlowPackSampler, MismatchError, PackCollator, pack_rows
+from flowdata import (
+    EpochPlan,
+    FlowPacks,
+    FlowPackSampler,
+    MismatchError,
+    PackCollator,
+    PackPlan,
+    Strata,
+    pack_rows,
+)
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, 60)
 ROWS = token_rows(LENGTHS)
@@ -187,6 +196,28 @@ def test_a_loaded_state_has_its_epoch_and_seed():
     after.load_state_dict(stored(before.state_dict()))
     assert (after.epoch, after.plan.seed) == (5, SEED)
     assert [samples_of(after[place]) for place in range(COUNT)] == samples(planned(5))
+
+
+OPTIONS = {
+    "epoch_size": 2.0,
+    "seed": 9,
+    "scheme": "multinomial",
+    "alpha": 0.5,
+    "arrange": Strata(np.arange(60) % 3, batch_size=4),
+    "strata": Strata(np.arange(60) % 3, batch_size=4),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_those_of_the_plan(name):
+    option = {name: OPTIONS[name]}
+    expected = PackPlan(EpochPlan(WEIGHTS, **option), LENGTHS, MAX_LENGTH)
+    drawn = FlowPackSampler(WEIGHTS, LENGTHS, MAX_LENGTH, **option)
+    served = FlowPacks(ROWS, WEIGHTS, LENGTHS, MAX_LENGTH, **option)
+    rows = [pack.tolist() for pack in expected]
+    assert list(drawn) == [pack.tolist() for pack in served.plan] == rows
+    assert served.fill == expected.fill == drawn.fill
+    assert rows != list(FlowPackSampler(WEIGHTS, LENGTHS, MAX_LENGTH))
 
 
 def test_options_of_the_sampler_that_do_not_fit_are_refused():

@@ -157,7 +157,11 @@ def test_rows_in_one_row_that_are_not_those_of_the_items_are_refused(table):
         return batch
 
     sampler = FlowPackSampler(np.ones(len(ROWS)), LENGTHS, MAX_LENGTH)
-    for collate_fn in (reversed_pack, shifted):
+
+    def left_out(rows):
+        return pack(rows[:-1])
+
+    for collate_fn in (reversed_pack, shifted, left_out):
         data, collate = reweight(ROWS, table.weights(), collate_fn=collate_fn)
         with pytest.raises(ValueError, match="it needs one row for each sample"):
             list(DataLoader(data, batch_sampler=sampler, collate_fn=collate))

@@ -18,13 +18,14 @@ IGNORED = -100
 
 INPUT_IDS, LABELS, POSITION_IDS = "input_ids", "labels", "position_ids"
 # What TRL and transformers call a mask of the tokens that are learned.
-_MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+MASKS = ("completion_mask", "assistant_masks", "assistant_mask", "loss_mask")
+"""Of the tokens that are learned."""
 _SEGMENTS = ("token_type_ids", "mm_token_type_ids")
 # trl 1.16, pack_dataset, and transformers 5.23, DataCollatorWithFlattening: where samples that
 # share a row begin.
 _OF_PACKS = ("seq_lengths", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
 _READ = frozenset(
-    {INPUT_IDS, LABELS, POSITION_IDS, "attention_mask", *_MASKS, *_SEGMENTS, *_OF_PACKS}
+    {INPUT_IDS, LABELS, POSITION_IDS, "attention_mask", *MASKS, *_SEGMENTS, *_OF_PACKS}
 )
 _ROWS_SHOWN = 8
 
@@ -106,13 +107,24 @@ def join(samples: Sequence[Sample], names: Sequence[Any]) -> Any:
     return WeightedItem(pack, np.concatenate(weights), shown)
 
 
+def read_labels(row: Mapping[str, Any], name: Any) -> NDArray[np.int64]:
+    """The label of each token of a row, shape (length,): negative where it is not learned.
+
+    Those of a row without ``labels`` are its ``input_ids``, where masks leave them.
+
+    Raises:
+        ValueError: for labels or masks that are not one whole number for each token.
+    """
+    return _read_labels(row, _integers(row, INPUT_IDS, name), name)
+
+
 def _joined(parts: list[NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))
 
 
 def _read_labels(row: Mapping[str, Any], ids: NDArray[np.int64], name: Any) -> NDArray[np.int64]:
     learned = np.ones(ids.size, dtype=np.bool_)
-    masks = [mask for mask in _MASKS if row.get(mask) is not None]
+    masks = [mask for mask in MASKS if row.get(mask) is not None]
     for mask in masks:
         learned &= _flags(row, mask, ids.size, name)
     if row.get(LABELS) is None:
@@ -170,8 +182,8 @@ def _weights_of(
         return np.full(kept, weight, dtype=np.float32)
     if weight.size not in (learned, kept):
         raise MismatchError(
-            f"row {name} has {learned:,} labels, but its table has {weight.size:,} response "
-            "tokens: it was scored with other labels or another length"
+            f"row {name} has {learned:,} labels that are learned, but weights of {weight.size:,} "
+            "response tokens: it was scored with other labels or another length"
         )
     return weight[:kept].astype(np.float32)
 

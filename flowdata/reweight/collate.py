@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.reweight.collated_rows import CollatedRows, copied
-from flowdata.reweight.flattened import spans_in_row, weights_of_row
+from flowdata.reweight.flattened import other_labels, spans_in_row, weights_of_row
 from flowdata.reweight.target import WeightedTarget
 from flowdata.reweight.target_data import plain
 
@@ -140,8 +140,11 @@ class Collate:
     def _weighted(
         self, target: Any, items: list[WeightedItem], spans: list[slice] | None
     ) -> WeightedTarget:
-        own = [item.weight for item in items]
-        weights = weights_of(target, own) if spans is None else weights_of_row(target, own, spans)
+        own, names = [item.weight for item in items], [item.name for item in items]
+        if spans is None:
+            weights = weights_of(target, own, names)
+        else:
+            weights = weights_of_row(target, own, names, spans)
         return WeightedTarget(target, weights, _batch_name(items), self._reweight_id)
 
     def _replace_target(self, batch: Any, add_weights: Callable[[Any], Any]) -> Any:
@@ -170,7 +173,7 @@ class Collate:
         return parts
 
 
-def weights_of(target: Any, weights: list[Any]) -> Tensor:
+def weights_of(target: Any, weights: list[Any], names: list[Any]) -> Tensor:
     """Weights for a target of shape (B, ...): shape (B,), or (B, T) if they are of tokens.
 
     Label t of a row is predicted from position t - 1, so its first never counts.
@@ -186,10 +189,7 @@ def weights_of(target: Any, weights: list[Any]) -> Tensor:
     for row, tokens in enumerate(weights):
         places = (target[row, 1:] >= _FIRST_CLASS).nonzero()[:, 0] + 1
         if places.numel() != len(tokens):
-            raise ValueError(
-                f"sample {row} of the batch has {places.numel()} labels, but its table has "
-                f"{len(tokens)} response tokens: it was scored with other labels or another length"
-            )
+            raise other_labels(names[row], places.numel(), len(tokens))
         spread[row, places] = torch.from_numpy(tokens)
     return spread
 

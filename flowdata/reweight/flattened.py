@@ -40,12 +40,15 @@ def spans_in_row(batch: Any, items: Sequence[Any]) -> list[slice] | None:
     return spans if found else None
 
 
-def weights_of_row(target: Any, weights: Sequence[Any], spans: Sequence[slice]) -> Tensor:
+def weights_of_row(
+    target: Any, weights: Sequence[Any], names: Sequence[Any], spans: Sequence[slice]
+) -> Tensor:
     """Weights for a target of shape (1, T), of items that follow one another in it: shape (1, T).
 
     Args:
         target: the labels.
         weights: of each item: a number, or those of its labels that are learned.
+        names: of the items, for errors.
         spans: where each item is.
 
     Raises:
@@ -63,12 +66,18 @@ def weights_of_row(target: Any, weights: Sequence[Any], spans: Sequence[slice]) 
             continue
         places = (target[0, span.start + 1 : span.stop] >= _FIRST_CLASS).nonzero()[:, 0]
         if places.numel() != len(weight):
-            raise ValueError(
-                f"sample {number} of the batch has {places.numel()} labels, but its table has "
-                f"{len(weight)} response tokens: it was scored with other labels or another length"
-            )
+            raise other_labels(names[number], places.numel(), len(weight))
         made[0, places + span.start + 1] = torch.from_numpy(weight)
     return made
+
+
+def other_labels(name: Any, labels: int, weights: int) -> ValueError:
+    """What is wrong with a row whose labels, in the batch, are more or fewer than its weights."""
+    return ValueError(
+        f"row {name} has {labels:,} labels that are learned in the batch, but weights of "
+        f"{weights:,} response tokens: it was scored with other labels or another length, or the "
+        "collate_fn changes its labels"
+    )
 
 
 def _spans(

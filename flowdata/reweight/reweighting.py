@@ -6,15 +6,16 @@ from typing import Any, Literal, TypeAlias
 
 from numpy.typing import ArrayLike
 
+from flowdata.core.made_weights import OnInvalid
+from flowdata.core.temperature import Temperature
+from flowdata.core.weight_functions import WeightFunction
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.map_style.epoch_items import EpochItems
 from flowdata.reweight.collate import Collate, Target
 from flowdata.reweight.row_numbers import is_stream, refuse_counted_rows, require_rows
-from flowdata.reweight.weighted_data import (
-    WeightedRows,
-    WeightedStream,
-    WeightedTokenRows,
-)
+from flowdata.reweight.token_weights import of_numbers, of_table
+from flowdata.reweight.weighted_data import WeightedRows, WeightedStream, WeightedTokenRows
+from flowdata.table.loss_table import LossTable
 
 Level: TypeAlias = Literal["sample", "token"]
 Weights: TypeAlias = FlowWeights | HasWeights | ArrayLike
@@ -27,6 +28,9 @@ def reweight(
     target: Target = None,
     normalize: Literal["mean", "max", "sum"] | None = "mean",
     level: Level = "sample",
+    temperature: Temperature | None = None,
+    function: WeightFunction | None = None,
+    on_invalid: OnInvalid | None = None,
     alpha: float = 0.0,
     entry: str | None = None,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -48,8 +52,11 @@ def reweight(
         dataset: map-style data set of n samples; or an iterable one, whose samples are dicts with
             a ``"__weight__"``, or tuples of input, target and, at their end, the weight. Look it
             up by a key of the sample: a number that the stream counts is not the row's.
-        weights: n weights; for ``level="token"`` a LossTable with token losses; None for an
-            iterable data set.
+        weights: n weights; None for an iterable data set. For ``level="token"`` a LossTable with
+            token losses, or weights of one's own: FlowWeights or an array of those of all tokens,
+            row after row, or a column with a list of them for each row. They are one for each
+            response token, for each label (`labels`), or for each label but the first of a row, as
+            their number says; to find out, the labels of the data set are read once.
         target: where a batch has its target: a position, a key, or a function (batch,
             add_weights) -> batch that passes the target, or each of several, through
             ``add_weights``. By default the last of a tuple or list, and "labels", "label",
@@ -57,6 +64,8 @@ def reweight(
         normalize: "mean", "max", "sum" or None: what the weights are divided by.
         level: "sample", or "token" for one weight for each response token of a causal language
             model, whose loss shifts the labels by one.
+        temperature, function, on_invalid: how weights are made of the losses of a LossTable, see
+            `LossTable.weights` and `LossTable.token_weights`.
         alpha: what is left to weight where rows are drawn by ``w ** alpha``
             (`FlowWeights.residual`), by a sampler or `FlowDataset` of the same ``alpha``.
         entry: put the weights under this key of a dict batch (or at the end of a list or tuple),
@@ -65,7 +74,8 @@ def reweight(
         collate_fn: makes a batch of items; default torch's.
 
     Raises:
-        MismatchError: for weights of another length than the data set.
+        MismatchError: for weights of another length than the data set, and, naming the row, for
+            another number of weights of tokens.
         TypeError: for a data set of draws; for weights of a stream, or one that counts its rows;
             for no weights of a data set; in the loader, for a batch without such a target.
         UnweightedLossError: in the loader, for a ``collate_fn`` that mixes, moves or repeats rows.
@@ -84,14 +94,17 @@ def reweight(
         raise ValueError(f'level must be "sample" or "token", got {level!r}')
     if level == "token" and alpha != 0:
         raise ValueError("samples are drawn, not tokens: alpha needs level='sample'")
+    given = {"temperature": temperature, "function": function, "on_invalid": on_invalid}
+    options = {name: value for name, value in given.items() if value is not None}
     if weights is not None and not isinstance(dataset, EpochItems):
         require_rows(dataset)
     if is_stream(dataset):
         refuse_counted_rows(dataset)
-        if (normalize, level, alpha) != ("mean", "sample", 0.0):
+        if options or (normalize, level, alpha) != ("mean", "sample", 0.0):
             raise ValueError(
-                "normalize, level and alpha are for weights of rows: the samples of a stream bring "
-                "the weights they are to have (of FlowShards, by its alpha=)"
+                "normalize, level, alpha and what makes weights of losses are for weights of rows: "
+                "the samples of a stream bring the weights they are to have (of FlowShards, by its "
+                "alpha=)"
             )
         return WeightedStream(dataset), collate
     if isinstance(dataset, EpochItems):
@@ -103,6 +116,18 @@ def reweight(
         )
     if weights is None:
         raise TypeError("weights are needed: only an iterable data set has them in its samples")
+    if options and not isinstance(weights, LossTable):
+        raise ValueError(
+            f"{', '.join(options)}: these make weights of the losses of a LossTable, and what is "
+            f"given are weights already ({type(weights).__name__})"
+        )
     if level == "token":
-        return WeightedTokenRows(dataset, weights, normalize), collate
+        of_tokens = (
+            of_table(weights, dataset, options)
+            if isinstance(weights, LossTable)
+            else of_numbers(weights, dataset, target)
+        )
+        return WeightedTokenRows(dataset, of_tokens, normalize), collate
+    if options:
+        weights = weights.weights(**options)
     return WeightedRows(dataset, as_weights(weights), normalize, alpha), collate

@@ -14,7 +14,7 @@ from flowdata.core.weights import FlowWeights
 from flowdata.errors import InvalidLossError
 from flowdata.map_style.checked_weights import require_length
 from flowdata.map_style.weighted_item import WeightedItem
-from flowdata.table.loss_table import LossTable
+from flowdata.reweight.token_weights import TokenWeights
 
 WEIGHT_KEY = "__weight__"
 _KEY = "__key__"
@@ -64,24 +64,12 @@ class WeightedRows(Dataset[WeightedItem]):
 
 
 class WeightedTokenRows(WeightedRows):
-    """A map-style data set of texts, with a weight for each response token.
+    """A map-style data set of texts, with a weight for each response token."""
 
-    Raises:
-        TypeError: for weights that are not a table.
-        ValueError: for a table without token losses.
-        MismatchError: for a table of another length.
-    """
-
-    def __init__(self, dataset: Any, table: Any, normalize: Any) -> None:
-        if not isinstance(table, LossTable):
-            raise TypeError(
-                'level="token" needs a LossTable with token losses: score with '
-                "CausalLM(token_losses=True) and load with tokens=True"
-            )
-        require_length(dataset, len(table))
+    def __init__(self, dataset: Any, weights: TokenWeights, normalize: Any) -> None:
         self.dataset = dataset
-        self._values = loss_weights(table.token_weights(), normalize)
-        self._offsets = table.token_offsets
+        self._values = loss_weights(weights.weights, normalize)
+        self._offsets = weights.offsets
 
     def __len__(self) -> int:
         return self._offsets.size - 1

@@ -26,11 +26,8 @@ class PacksGuard:
     def __init__(self) -> None:
         self._has_looked = False
 
-    def on_items(self, *, are_weighted: bool) -> None:
+    def on_items(self) -> None:
         """Packs are read.
-
-        Args:
-            are_weighted: by `reweight`; then they are no dicts that columns are taken out of.
 
         Raises:
             ValueError: where batches cannot be made of them, or would be taken for single samples.
@@ -47,7 +44,7 @@ class PacksGuard:
                     "give the loader collate_fn=flowdata.PackCollator(pad_token_id)"
                 )
             kept = getattr(collate, "signature_columns", None)
-            if kept is not None and _POSITIONS not in kept and not are_weighted:
+            if kept is not None and _POSITIONS not in kept:
                 raise ValueError(
                     f"{name} takes position_ids out of the packs, by which a model tells their "
                     "samples apart: use TrainingArguments(remove_unused_columns=False)"

@@ -111,7 +111,7 @@ class FlowPacks(EpochItems[Any, PackPlan]):
         return self._packs(self._rows(places))
 
     def __getitems__(self, packs: Sequence[int]) -> list[Any]:
-        self._packs_guard.on_items(are_weighted=hasattr(type(self.dataset), "reweighted_for"))
+        self._packs_guard.on_items()
         places = many_draws(packs, len(self._plan), item="pack")
         return self._packs(self._rows(places, is_batch=True))
 

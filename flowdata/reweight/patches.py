@@ -1,14 +1,15 @@
-"""Patches of libraries that would not ask a tensor subclass: all there are, each made once.
+"""Patches of libraries that do not know of weights: all there are, each made once.
 
-They are made in the training process with the first `WeightedTarget` for which the library is
-there, and not at all where guards are off. Where guards are switched off later, label smoothing is
-at once what it was, and the compiler's setting with the next `WeightedTarget`. A library that is
-not as expected is left as it is.
+Those for tensors are made in the training process with the first `WeightedTarget` for which the
+library is there, that for items in every process that reads them; none where guards are off. Where
+guards are switched off later, transformers is at once what it was, and the compiler's setting with
+the next `WeightedTarget`. A library that is not as expected is left as it is.
 """
 
 import inspect
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from flowdata.guards.switch import enabled
+from flowdata.map_style.weighted_item import WeightedItem
 from flowdata.reweight.losses import multiplied
 from flowdata.reweight.operations import Function
 from flowdata.reweight.registering import register_loss, weighable
@@ -107,7 +109,34 @@ def _weighted_where_enabled(original: Function) -> Function:
     return call
 
 
-_COMPILER = "torch.compile"
+def patch_column_remover() -> None:
+    """Let a Trainer take unused columns out of weighted rows too.
+
+    It is called for items that are read, also in workers, so it has to be cheap.
+    """
+    # transformers 5.23, `RemoveColumnsCollator._remove_columns`: it leaves what is no dict as it
+    # is, so that a row with its weight would keep the columns that the model does not take.
+    module = sys.modules.get("transformers.trainer_utils")
+    if _COLUMNS in _done or module is None or not enabled():
+        return
+    _done.add(_COLUMNS)
+    remover: Any = getattr(module, "RemoveColumnsCollator", None)
+    original = getattr(remover, "_remove_columns", None)
+    if callable(original) and [*inspect.signature(original).parameters] == ["self", "feature"]:
+        remover._remove_columns = _of_weighted_items(original)
+
+
+def _of_weighted_items(original: Function) -> Function:
+    @wraps(original)
+    def remove_columns(self: Any, feature: Any) -> Any:
+        if isinstance(feature, WeightedItem) and enabled():
+            return replace(feature, item=original(self, feature.item))
+        return original(self, feature)
+
+    return remove_columns
+
+
+_COMPILER, _COLUMNS = "torch.compile", "RemoveColumnsCollator"
 _PATCHES = {_COMPILER: patch_compiler, "LabelSmoother": patch_label_smoother}
 
 

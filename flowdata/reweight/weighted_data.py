@@ -14,6 +14,7 @@ from flowdata.core.weights import FlowWeights
 from flowdata.errors import InvalidLossError
 from flowdata.map_style.checked_weights import require_length
 from flowdata.map_style.weighted_item import WeightedItem
+from flowdata.reweight.patches import patch_column_remover
 from flowdata.reweight.token_weights import TokenWeights
 
 WEIGHT_KEY = "__weight__"
@@ -45,9 +46,11 @@ class WeightedRows(Dataset[WeightedItem]):
         return self._values.size
 
     def __getitem__(self, row: int) -> WeightedItem:
+        patch_column_remover()
         return WeightedItem(self.dataset[row], self._weight(row), row)
 
     def __getitems__(self, rows: Sequence[int]) -> list[WeightedItem]:
+        patch_column_remover()
         # torch's fetcher asks for a whole batch at once where a data set has this method.
         fetch: Any = getattr(self.dataset, "__getitems__", None)
         items = fetch(rows) if callable(fetch) else [self.dataset[row] for row in rows]
@@ -91,6 +94,7 @@ class WeightedStream(IterableDataset[WeightedItem]):
 
     def __iter__(self) -> Iterator[WeightedItem]:
         for sample in self.dataset:
+            patch_column_remover()
             if isinstance(sample, WeightedItem):
                 # A pack, with a weight for each of its labels.
                 yield sample

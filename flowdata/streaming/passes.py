@@ -48,7 +48,7 @@ def items_of_pass(
         if not draws_read:
             raise ValueError("a stage after .batched() makes several items of a batch")
         if guard is not None:
-            guard.on_items(are_weighted=packing is not None and packing.are_weighted)
+            guard.on_items()
         in_item = min(size, len(draws_read))
         progress.count_given(run, [draws_read.popleft() for _ in range(in_item)])
         yield item

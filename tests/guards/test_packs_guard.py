@@ -97,10 +97,12 @@ def test_a_sampler_of_rows_over_draws_is_warned_of(kind):
         next(iter(loader))
 
 
-def test_what_is_weighted_is_no_dict_that_columns_are_taken_out_of():
+def test_of_what_is_weighted_columns_are_taken_out_too():
     data, collate = reweight(ROWS, [1.0, 3.0], collate_fn=PackCollator())
-    batch = first_batch(RemoveColumnsCollator(collate, ["input_ids", "labels"]), data)
-    assert "position_ids" in batch
+    with pytest.raises(ValueError, match=r"takes position_ids out of the packs.*=False"):
+        first_batch(RemoveColumnsCollator(collate, ["input_ids", "labels"]), data)
+    kept = RemoveColumnsCollator(collate, ["input_ids", "labels", "position_ids"])
+    assert set(first_batch(kept, data)) == {"input_ids", "labels", "position_ids"}
     data, collate = reweight(ROWS, [1.0, 3.0], collate_fn=DataCollatorWithFlattening())
     with pytest.raises(ValueError, match="takes each pack for one sample"):
         first_batch(collate, data)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flowdata.errors import FlowDataError
 from flowdata.language_commands import add_lengths, add_score
@@ -117,7 +118,8 @@ def _add_inspect(commands: Commands) -> None:
         "inspect",
         help="look at a loss table: temperature, effective sample size, easy and hard samples",
         description="Print what a loss table means for training. --html writes a page with "
-        "figures that needs no network; --data shows the text of the easiest and hardest samples.",
+        "figures that needs no network; --data shows the text of the easiest and hardest samples, "
+        "--by what each group of them gets.",
     )
     inspect.add_argument("table", type=path_of, help="a loss table, .parquet")
     inspect.add_argument(
@@ -130,14 +132,20 @@ def _add_inspect(commands: Commands) -> None:
     inspect.add_argument("--html", type=path_of, help="write a report page to this file")
     inspect.add_argument("--compare", type=path_of, help="a second table of the same data set")
     add_data(inspect, required=False)
+    inspect.add_argument(
+        "--by", metavar="COLUMN", help="a column of the data: what rows of each value of it get"
+    )
+    inspect.add_argument("--json", action="store_true", help="print JSON, without texts")
     inspect.add_argument("--samples", type=positive, default=10, help="easiest and hardest shown")
     inspect.set_defaults(run=_run_inspect, parser=inspect)
 
 
 def _run_inspect(options: argparse.Namespace) -> None:
+    from flowdata.report.as_json import json_report
     from flowdata.report.summary import (
         compare,
         comparison_text,
+        groups_of,
         lengths_text,
         summary_text,
         weights_of,
@@ -145,32 +153,45 @@ def _run_inspect(options: argparse.Namespace) -> None:
 
     if options.html is not None:
         require_place(options.html)
+    if options.by is not None and not options.data:
+        raise ValueError(f"--by {options.by} is a column of the data: give --data too")
     losses = LossTable.load(options.table)
     if not losses.has_losses:
-        if options.html or options.compare or options.data:
+        if options.html or options.compare or options.data or options.json:
             raise ValueError(
-                f"{options.table} has lengths and no losses: leave --html, --compare and --data out"
+                f"{options.table} has lengths and no losses: leave --html, --compare, --data and "
+                "--json out"
             )
         print(lengths_text(losses))
         return
     weights = weights_of(losses, options.temperature)
-    print(summary_text(losses, weights))
-    other = None
-    if options.compare is not None:
-        second = LossTable.load(options.compare)
-        other = second, compare(losses, second, options.temperature)
-        print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
-    texts = _texts(losses, options) if options.data else None
-    if texts is not None:
-        print(f"\n{_extremes(losses, texts, options.samples)}")
+    data = _data(losses, options) if options.data else None
+    groups = None if options.by is None else groups_of(data, options.by)
+    second = None if options.compare is None else LossTable.load(options.compare)
+    compared = None if second is None else compare(losses, second, options.temperature)
+    texts = None if data is None else _texts(data)
+    if options.json:
+        print(
+            json_report(losses, weights, groups=groups, comparison=compared, number=options.samples)
+        )
+    else:
+        print(summary_text(losses, weights, groups))
+        if compared is not None:
+            print(f"\ncompared with {options.compare}\n{comparison_text(compared)}")
+        if texts is not None:
+            print(f"\n{_extremes(losses, texts, options.samples)}")
     if options.html is not None:
         from flowdata.files import replacing
         from flowdata.report.html import html_report
 
-        page = html_report(losses, weights, texts=texts, other=other, number=options.samples)
+        other = None if second is None or compared is None else (second, compared)
+        page = html_report(
+            losses, weights, texts=texts, other=other, groups=groups, number=options.samples
+        )
         with replacing(options.html) as temporary:
             temporary.write_text(page, encoding="utf-8")
-        print(f"\n{options.html} is written; open it in a browser")
+        if not options.json:
+            print(f"\n{options.html} is written; open it in a browser")
 
 
 def _add_index(commands: Commands) -> None:
@@ -207,11 +228,15 @@ def _run_index(options: argparse.Namespace) -> None:
     )
 
 
-def _texts(losses: LossTable, options: argparse.Namespace) -> Callable[[int], str]:
-    from flowdata.scoring.open_inputs import as_text
-
+def _data(losses: LossTable, options: argparse.Namespace) -> Any:
     dataset = open_data(options)
     losses.check(dataset=dataset)
+    return dataset
+
+
+def _texts(dataset: Any) -> Callable[[int], str]:
+    from flowdata.scoring.open_inputs import as_text
+
     return lambda row: as_text(dataset[row])
 
 

@@ -20,8 +20,30 @@ class Weighted(Protocol):
 
     made: Made
 
+    def __len__(self) -> int: ...
+
     def part(self, start: int, stop: int) -> NDArray[np.float64]:
         """The relative weights of rows [start, stop)."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """Sum of the relative weights."""
+        ...
+
+    @property
+    def mean(self) -> float:
+        """Mean weight."""
+        ...
+
+    @property
+    def max(self) -> float:
+        """Largest weight."""
+        ...
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size."""
         ...
 
 
@@ -117,14 +139,13 @@ def notes_on_groups(groups: Sequence[GroupSummary]) -> list[str]:
     ]
 
 
-def groups_text(groups: Sequence[GroupSummary]) -> list[str]:
-    """The figures of groups as lines of a table; of many groups, those with the most rows."""
-    if not groups:
-        return []
+def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
+    """The figures of groups in lines of as many texts, after those of their head.
+
+    Of many groups there are those with the most rows. What is known of none has no column.
+    """
     most = sorted(range(len(groups)), key=lambda number: -groups[number].rows)
-    shown = [groups[number] for number in sorted(most[:_SHOWN])]
-    head = ["group", "rows", "median loss", "of rows", "of draws", "of tokens", "ESS"]
-    cells = [head] + [
+    lines = [["group", "rows", "median loss", "of rows", "of draws", "of tokens", "ESS"]] + [
         [
             str(group.name),
             f"{group.rows:,}",
@@ -134,16 +155,26 @@ def groups_text(groups: Sequence[GroupSummary]) -> list[str]:
             "" if group.share_of_tokens is None else f"{group.share_of_tokens:.1%}",
             f"{group.ess:,.1f}",
         ]
-        for group in shown
+        for group in (groups[number] for number in sorted(most[:_SHOWN]))
     ]
-    cells = [list(column) for column in zip(*cells, strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in cells]
-    lines = [
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    lines = [list(line) for line in zip(*columns, strict=True)]
+    if len(groups) > _SHOWN:
+        more = f"{len(groups) - _SHOWN:,} more groups"
+        lines.append([more, *[""] * (len(lines[0]) - 1)])
+    return lines
+
+
+def groups_text(groups: Sequence[GroupSummary]) -> list[str]:
+    """The figures of groups as lines of a table, if there are any."""
+    if not groups:
+        return []
+    lines = groups_table(groups)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [""] + [
         "  ".join(
             [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in zip(*cells, strict=True)
+            + [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for line in lines
     ]
-    more = [f"and {len(groups) - _SHOWN:,} groups of fewer rows"] if len(groups) > _SHOWN else []
-    return ["", *lines, *more]

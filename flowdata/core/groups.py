@@ -45,7 +45,7 @@ class Groups:
             return cls._of_objects(array)
         if array.dtype.kind not in "iubU":
             raise ValueError(
-                "groups must be names or whole numbers, one for each row, got dtype "
+                "groups must be names, whole numbers or booleans, one for each row, got dtype "
                 f"{array.dtype}" + _without_group(array)
             )
         found, codes = np.unique(array, return_inverse=True)
@@ -59,13 +59,13 @@ class Groups:
 
     @classmethod
     def _of_objects(cls, array: NDArray[Any]) -> "Groups":
-        values = array.tolist()
-        wrong = np.array([not isinstance(value, Name | np.integer) for value in values], dtype=bool)
+        values = [value.item() if isinstance(value, np.generic) else value for value in array]
+        wrong = np.array([not isinstance(value, Name) for value in values], dtype=bool)
         if wrong.any():
             raise ValueError(
-                "groups must be names or whole numbers: "
-                + count_rows(wrong, "rows have another", array)
-                + "; give these rows a name too"
+                "a group is a name, a whole number or a boolean: "
+                + count_rows(wrong, "rows have none", array)
+                + "; give these rows one too"
             )
         # Names of two kinds have no order of their own.
         names = sorted(set(values), key=lambda name: (isinstance(name, str), name))

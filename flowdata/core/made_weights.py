@@ -36,7 +36,7 @@ class Made:
             their logarithms, or losses that have no part in them but by being valid.
         temperature: tau, of weights exp(-loss / tau).
         exponent: of a power of weights that are no exponentials of losses.
-        how: how they were made, if there is no one temperature.
+        how: how they were made, in a few words.
         groups: of the rows, where they were made group by group.
         shared: whether somebody said what share each group gets.
         losses, lengths: of the rows, where they are known.
@@ -182,7 +182,7 @@ class FromLosses:
             return replace(of_weights(weights), how="a function of the losses")
         tau, lowest = resolve_temperature(losses, self.temperature), losses.lowest
         relative = OfLosses(source, lowest, tau, has_invalid=losses.invalid > 0)
-        return Made(relative, -lowest / tau, source, tau)
+        return Made(relative, -lowest / tau, source, tau, how="exp(-loss / temperature)")
 
     def _by_group(
         self, losses: NDArray[Any], groups: Groups, shares: NDArray[np.float64] | None

@@ -1,47 +1,18 @@
 """WeightSummary: the figures to look at before training with weights."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowdata.core.column import PIECE
-from flowdata.core.group_summary import GroupSummary, groups_text, notes_on_groups, of_groups
+from flowdata.core.group_summary import (
+    GroupSummary,
+    Weighted,
+    groups_text,
+    notes_on_groups,
+    of_groups,
+)
 from flowdata.core.groups import Groups
-from flowdata.core.made_weights import Made
-
-
-class Weighted(Protocol):
-    """What is asked of FlowWeights."""
-
-    made: Made
-
-    def __len__(self) -> int: ...
-
-    def part(self, start: int, stop: int) -> NDArray[np.float64]:
-        """The relative weights of rows [start, stop)."""
-        ...
-
-    @property
-    def total(self) -> float:
-        """Sum of the relative weights."""
-        ...
-
-    @property
-    def mean(self) -> float:
-        """Mean weight."""
-        ...
-
-    @property
-    def max(self) -> float:
-        """Largest weight."""
-        ...
-
-    @property
-    def ess(self) -> float:
-        """Effective sample size."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +31,7 @@ class WeightSummary:
         largest_expected_count: most often any row is expected in an epoch of ``rows`` draws.
         rarely_drawn: share of rows expected less than once in 100 such epochs.
         notes: what a user should know about these weights, one sentence each.
-        how: how they were made, where there is no temperature.
+        how: how they were made, in a few words.
         groups: the figures of each group, where there are some.
     """
 

@@ -330,6 +330,7 @@ class FlowWeights:
             log_max=alpha * made.log_max,
             temperature=made.temperature / alpha if of_losses and made.temperature else None,
             exponent=1.0 if of_losses else alpha * made.exponent,
+            how=made.how if of_losses else "a power of weights",
         )
         return FlowWeights(powered, normalize=self.normalize)
 

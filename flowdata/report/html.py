@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from flowdata.core.group_summary import GroupSummary, groups_table
+from flowdata.core.groups import Groups
+from flowdata.core.weight_summary import summary_of
 from flowdata.core.weights import FlowWeights
-from flowdata.report.plots import plot_comparison, plot_expected_counts, plot_losses
+from flowdata.report.plots import plot_comparison, plot_expected_counts, plot_weights
 from flowdata.report.summary import Comparison, epoch_summaries, extremes
 from flowdata.table.loss_table import LossTable
 
@@ -41,6 +44,7 @@ def html_report(
     *,
     texts: Callable[[int], str] | None = None,
     other: tuple[LossTable, Comparison] | None = None,
+    groups: Groups | None = None,
     number: int = 10,
 ) -> str:
     """The whole page.
@@ -50,6 +54,7 @@ def html_report(
         weights: its weights.
         texts: gives the text of a row, where the data is at hand.
         other: a second table and how it compares.
+        groups: of the rows, whose figures are shown; default: those of the weights.
         number: easiest and hardest rows that are shown.
 
     Raises:
@@ -57,10 +62,11 @@ def html_report(
     """
     known = losses.provenance
     title = f"{_base_name(known.model) or 'Losses'}: {len(losses):,} samples"
-    summary = weights.summary()
+    summary = summary_of(weights, groups)
+    tau = summary.temperature
     cards = {
         "samples": f"{summary.rows:,}",
-        "temperature": "given" if summary.temperature is None else f"{summary.temperature:.4g}",
+        "temperature": html.escape(summary.how) if tau is None else f"{tau:.4g}",
         "effective sample size": f"{summary.ess_fraction:.1%}",
         "mean weight": f"{summary.mean:.3g}",
         "largest expected count": f"{summary.largest_expected_count:.3g}",
@@ -73,7 +79,8 @@ def html_report(
         *(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in cards.items()),
         "</div>",
         *(f'<div class="note">{html.escape(note)}</div>' for note in summary.notes),
-        *_figures(losses, weights),
+        *_figures(weights, groups),
+        *_groups(summary.groups),
         *_epochs(weights),
         *_extremes(losses, weights, texts, number),
         *([] if other is None else _comparison(losses, *other)),
@@ -104,17 +111,26 @@ def _origin(losses: LossTable) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _figures(losses: LossTable, weights: FlowWeights) -> list[str]:
-    valid = losses.losses[np.isfinite(losses.losses)]
+def _figures(weights: FlowWeights, groups: Groups | None) -> list[str]:
+    of_temperature = "; the temperature is where it has fallen to 37 %"
     return [
         "<h2>Losses and weights</h2>",
-        "<p>A sample is drawn in proportion to its weight, which falls with its loss; the "
-        "temperature is where it has fallen to 37 %.</p>",
+        "<p>A sample is drawn in proportion to its weight, which falls with its loss"
+        f"{of_temperature}.</p>"
+        if weights.temperature is not None
+        else "<p>A sample is drawn in proportion to its weight.</p>",
         '<div class="figures">',
-        _draw_svg(lambda axes: plot_losses(axes, {"samples": valid}, weights)),
+        _draw_svg(lambda axes: plot_weights(weights, axes, groups)),
         _draw_svg(lambda axes: plot_expected_counts(axes, weights)),
         "</div>",
     ]
+
+
+def _groups(groups: Sequence[GroupSummary]) -> list[str]:
+    if not groups:
+        return []
+    head, *rows = groups_table(groups)
+    return ["<h2>Groups</h2>", _table(head, rows)]
 
 
 def _epochs(weights: FlowWeights) -> list[str]:

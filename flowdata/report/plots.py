@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.arrays import is_invalid
+from flowdata.core.groups import Groups
 from flowdata.core.weights import FlowWeights
 
 _WEIGHT_COLOR = "black"
+_MOST_GROUPS = 8
+_POINTS = 500
 _USUAL = 0.995
 
 
@@ -29,9 +33,23 @@ def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeig
     tau = weights.temperature
     if tau is None:
         raise ValueError("the weight curve needs a temperature: use FlowWeights.from_losses")
+    top = _plot_histogram(axes, losses)
+    axes.axvline(tau, color=_WEIGHT_COLOR, linestyle=":", label=rf"temperature $\tau$ = {tau:.3g}")
+    curve = np.linspace(0.0, top, 200)
+    right = axes.twinx()
+    right.plot(
+        curve, np.exp(-curve / tau), color=_WEIGHT_COLOR, label=r"weight = exp(-loss / $\tau$)"
+    )
+    right.set(ylabel="weight", ylim=(0.0, 1.05))
+    _add_legend(axes, right)
+
+
+def _plot_histogram(axes: Any, losses: Mapping[str, NDArray[Any]]) -> float:
+    """Losses of groups, stacked; the end of the axis."""
     together = np.concatenate(list(losses.values()))
     bins = int(np.clip(together.size**0.5, 8, 40))
-    names = [f"{name} ({len(values):,})" for name, values in losses.items()]
+    # matplotlib takes a dollar sign for the begin of a formula.
+    names = [f"{name} ({len(values):,})".replace("$", r"\$") for name, values in losses.items()]
     top = _end_of_axis(together)
     _, edges, _ = axes.hist(
         list(losses.values()),
@@ -41,28 +59,24 @@ def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeig
         label=names,
         alpha=0.75,
     )
-    axes.axvline(tau, color=_WEIGHT_COLOR, linestyle=":", label=rf"temperature $\tau$ = {tau:.3g}")
     beyond = int(np.count_nonzero(together > top))
     note = f"\n{beyond:,} beyond {top:.3g}, up to {together.max():.3g}" if beyond else ""
     axes.set(xlabel=f"loss of the pre-trained model{note}", ylabel="samples")
-    curve = np.linspace(0.0, edges[-1], 200)
-    right = axes.twinx()
-    right.plot(
-        curve, np.exp(-curve / tau), color=_WEIGHT_COLOR, label=r"weight = exp(-loss / $\tau$)"
-    )
-    right.set(ylabel="weight", ylim=(0.0, 1.05))
-    lines = [part.get_legend_handles_labels() for part in (axes, right)]
-    axes.legend(
-        lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], frameon=False, loc="upper right"
-    )
+    return float(edges[-1])
 
 
-def plot_weights(weights: FlowWeights, axes: Any = None) -> Any:
-    """What `FlowWeights.plot` draws: weights over their losses if these are known, else rows.
+def _add_legend(left: Any, right: Any) -> None:
+    (marks, names), (more, others) = (each.get_legend_handles_labels() for each in (left, right))
+    left.legend(marks + more, names + others, frameon=False, loc="upper right")
+
+
+def plot_weights(weights: FlowWeights, axes: Any = None, groups: Groups | None = None) -> Any:
+    """Losses, by group, and the weight of each; or rows by falling weight, if losses are unknown.
 
     Args:
         weights: any.
         axes: matplotlib Axes; default: those of a new figure.
+        groups: of the rows; default: those that the weights were made by, if any.
 
     Returns:
         The Axes.
@@ -72,8 +86,43 @@ def plot_weights(weights: FlowWeights, axes: Any = None) -> Any:
     """
     if axes is None:
         axes = _new_axes()
-    plot_expected_counts(axes, weights)
+    if weights.made.losses is None:
+        plot_expected_counts(axes, weights)
+        return axes
+    losses = weights.made.losses[:]
+    rows = _rows_of(weights.made.groups if groups is None else groups, is_invalid(losses))
+    by_name = {name: losses[some] for name, some in rows.items()}
+    if weights.temperature is not None:
+        plot_losses(axes, by_name, weights)
+        return axes
+    top = _plot_histogram(axes, by_name)
+    right = axes.twinx()
+    for number, some in enumerate(rows.values()):
+        # Some hundred points show the same as a million.
+        order = some[losses[some].argsort()]
+        shown = order[np.unique(np.linspace(0, order.size - 1, _POINTS).astype(int))]
+        shown = shown[losses[shown] <= top]
+        color = f"C{number}" if len(rows) > 1 else _WEIGHT_COLOR
+        marks = {"marker": ".", "linestyle": "none", "markersize": 3, "color": color}
+        marks["label"] = "weights" if number == 0 else None
+        right.plot(losses[shown], weights.relative[shown], **marks)
+    right.set(ylabel="weight, over the largest", ylim=(0.0, 1.05))
+    _add_legend(axes, right)
     return axes
+
+
+def _rows_of(groups: Groups | None, invalid: NDArray[np.bool_]) -> dict[str, NDArray[np.intp]]:
+    """The rows with a valid loss of each group, of many the largest and the rest."""
+    if groups is None or len(groups) == 1:
+        return {"samples": np.flatnonzero(~invalid)}
+    rows = groups.rows()
+    shown = set(np.argsort(-groups.sizes(), kind="stable")[:_MOST_GROUPS].tolist())
+    named = {str(groups.names[number]): rows[number] for number in sorted(shown)}
+    others = [some for number, some in enumerate(rows) if number not in shown]
+    if others:
+        named["others"] = np.concatenate(others)
+    valid = {name: some[~invalid[some]] for name, some in named.items()}
+    return {name: some for name, some in valid.items() if some.size}
 
 
 def _new_axes() -> Any:

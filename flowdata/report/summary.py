@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.column import PIECE
+from flowdata.core.groups import Groups
 from flowdata.core.plan import EpochSize, resolve_epoch_size
 from flowdata.core.temperature import Temperature
+from flowdata.core.weight_summary import summary_of
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
 from flowdata.table.loss_table import LossTable
@@ -126,8 +129,11 @@ def weights_of(losses: LossTable, temperature: Temperature = "median") -> FlowWe
     return losses.weights(temperature, on_invalid="drop")
 
 
-def summary_text(losses: LossTable, weights: FlowWeights) -> str:
-    """The table and its weights as a text for the terminal."""
+def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None = None) -> str:
+    """The table and its weights as a text for the terminal.
+
+    ``groups``: of the rows, whose figures are shown; default: those of the weights.
+    """
     known = losses.provenance
     lengths = losses.lengths
     source = [
@@ -137,14 +143,13 @@ def summary_text(losses: LossTable, weights: FlowWeights) -> str:
         ("tokens of a sample", None if lengths is None else _describe_lengths(lengths)),
         ("cut to max_length", f"{known.truncated:,} samples" if known.truncated else None),
     ]
-    valid = losses.losses[np.isfinite(losses.losses)]
-    quantiles = np.quantile(valid, _QUANTILES)
+    quantiles = quantiles_of(losses)
     parts = [
         "\n".join(f"{name:<25}{value}" for name, value in source if value is not None),
-        str(weights.summary()),
+        str(summary_of(weights, groups)),
         text_table(
-            ["quantile of the loss", *(f"{quantile:.0%}" for quantile in _QUANTILES)],
-            [["", *(f"{value:.4g}" for value in quantiles)]],
+            ["quantile of the loss", *(f"{quantile:.0%}" for quantile in quantiles)],
+            [["", *(f"{value:.4g}" for value in quantiles.values())]],
         ),
         text_table(
             ["epoch_size", "draws", "distinct rows", "most repeats of a row"],
@@ -160,6 +165,30 @@ def summary_text(losses: LossTable, weights: FlowWeights) -> str:
         ),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def quantiles_of(losses: LossTable) -> dict[float, float]:
+    """Quantiles of the finite losses of a table."""
+    valid = losses.losses[np.isfinite(losses.losses)]
+    return dict(zip(_QUANTILES, np.quantile(valid, _QUANTILES).tolist(), strict=True))
+
+
+def groups_of(dataset: Any, column: str) -> Groups:
+    """The rows of a data set by a column of it; rows without a value are a group of their own.
+
+    Raises:
+        ValueError: for a column that is not there, or has no names or whole numbers.
+    """
+    names = dataset.column_names
+    if column not in names:
+        raise ValueError(f"the data has no column {column!r}; it has {', '.join(names)}")
+    # As objects: numbers with gaps stay whole numbers.
+    labels = np.empty(len(dataset), dtype=object)
+    labels[:] = ["(none)" if value is None else value for value in dataset[column]]
+    try:
+        return Groups.of(labels, len(dataset))
+    except ValueError as error:
+        raise ValueError(f"column {column!r}: {error}") from error
 
 
 def lengths_text(table: LossTable) -> str:

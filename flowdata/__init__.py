@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from flowdata.map_style.sampler import FlowSampler as FlowSampler
     from flowdata.reweight import UnweightedLossError as UnweightedLossError
     from flowdata.reweight import WeightedTarget as WeightedTarget
+    from flowdata.reweight import mask_tokens as mask_tokens
     from flowdata.reweight import register_loss as register_loss
     from flowdata.reweight import weighted_mean as weighted_mean
     from flowdata.scoring import CausalLM as CausalLM
@@ -85,7 +86,13 @@ _MODULES = {
     "map_style.pack_sampler": ("FlowPackSampler",),
     "map_style.packs": ("FlowPacks",),
     "map_style.sampler": ("FlowSampler",),
-    "reweight": ("UnweightedLossError", "WeightedTarget", "register_loss", "weighted_mean"),
+    "reweight": (
+        "UnweightedLossError",
+        "WeightedTarget",
+        "mask_tokens",
+        "register_loss",
+        "weighted_mean",
+    ),
     "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe"),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),

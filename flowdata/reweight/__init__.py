@@ -4,6 +4,7 @@ from torch.serialization import add_safe_globals
 
 from flowdata.reweight.fused import unfused_linear_cross_entropy
 from flowdata.reweight.losses import weighted_mean
+from flowdata.reweight.masked_tokens import mask_tokens
 from flowdata.reweight.refusals import UnweightedLossError
 from flowdata.reweight.registering import register_loss, weighable
 from flowdata.reweight.reweighting import reweight
@@ -16,6 +17,7 @@ add_safe_globals([rebuild_target])
 __all__ = [
     "UnweightedLossError",
     "WeightedTarget",
+    "mask_tokens",
     "plain",
     "register_loss",
     "reweight",

@@ -121,9 +121,9 @@ def patch_column_remover() -> None:
         return
     _done.add(_COLUMNS)
     remover: Any = getattr(module, "RemoveColumnsCollator", None)
-    original = getattr(remover, "_remove_columns", None)
+    original = getattr(remover, _REMOVE, None)
     if callable(original) and [*inspect.signature(original).parameters] == ["self", "feature"]:
-        remover._remove_columns = _of_weighted_items(original)
+        setattr(remover, _REMOVE, _of_weighted_items(original))
 
 
 def _of_weighted_items(original: Function) -> Function:
@@ -137,6 +137,7 @@ def _of_weighted_items(original: Function) -> Function:
 
 
 _COMPILER, _COLUMNS = "torch.compile", "RemoveColumnsCollator"
+_REMOVE = "_remove_columns"
 _PATCHES = {_COMPILER: patch_compiler, "LabelSmoother": patch_label_smoother}
 
 

@@ -60,7 +60,7 @@ class WeightedRows(Dataset[WeightedItem]):
         ]
 
     def __getattr__(self, name: str) -> Any:
-        return _pass_on(self, name)
+        return pass_on(self, name)
 
     def _weight(self, row: int) -> Any:
         return float(self._values[row])
@@ -111,7 +111,7 @@ class WeightedStream(IterableDataset[WeightedItem]):
                 )
 
     def __getattr__(self, name: str) -> Any:
-        return _pass_on(self, name)
+        return pass_on(self, name)
 
 
 def loss_weights(
@@ -165,7 +165,7 @@ def _check_weight(weight: Any) -> float:
     return value
 
 
-def _pass_on(view: Any, name: str) -> Any:
+def pass_on(view: Any, name: str) -> Any:
     """What frameworks call on a data set reaches the one inside, where it has it."""
     if name in _PASSED_ON:
         return getattr(view.dataset, name)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flowdata import CausalLM, FlowPacks, PackCollator, score
 from flowdata.reweight import reweight
 
-ROWS, MAX_LENGTH = (60, 160) if LONG else (8, 96)
+ROWS, MAX_LENGTH = (24, 128) if LONG else (8, 96)
 STEPS, LAYERS = (20, 30) if LONG else (4, 4)
 """Of SGD, on the first layers of the model: a step on all of them takes seconds."""
 

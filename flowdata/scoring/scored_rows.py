@@ -7,10 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.table.token_runs import offsets_of
-
-BLOCK_ROWS = 1 << 16
-"""Rows whose token losses are put in order at a time."""
+from flowdata.table.token_runs import reorder_runs
 
 
 @dataclass(frozen=True)
@@ -69,27 +66,10 @@ def sort_by_row(scores: ScoredRows) -> ScoredRows:
         rows,
         scores.losses[order],
         None if n_tokens is None else n_tokens[order],
-        None if tokens is None else _reorder_runs(tokens, _present(n_tokens), order),
+        None if tokens is None else reorder_runs(tokens, _present(n_tokens), order),
         None if truncated is None else truncated[order],
         None if lengths is None else lengths[order],
     )
-
-
-def _reorder_runs(
-    values: NDArray[np.float32], counts: NDArray[np.int32], order: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Runs of values in another order.
-
-    Block by block: a position (int64) takes twice the memory of a value (float32).
-    """
-    begins, moved = offsets_of(counts), offsets_of(counts[order])
-    found = np.empty(moved[-1], dtype=values.dtype)
-    for start in range(0, order.size, BLOCK_ROWS):
-        runs = order[start : start + BLOCK_ROWS]
-        edges = moved[start : start + runs.size + 1]
-        shifts = np.repeat(begins[runs] - edges[:-1], counts[runs])
-        found[edges[0] : edges[-1]] = values[np.arange(edges[0], edges[-1]) + shifts]
-    return found
 
 
 def _present(array: NDArray[Any] | None) -> NDArray[Any]:

@@ -1,6 +1,6 @@
-"""Columns of a map-style data set: of one that has columns read at once, else row after row."""
+"""Columns and runs of rows of a map-style data set, whatever it is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowdata.table.row_keys import RowKeys
@@ -18,7 +18,7 @@ def keys_of(dataset: Any, column: str) -> RowKeys:
 
 
 def column_of(dataset: Any, name: str) -> Any:
-    """The values of a column, an Arrow array or a list.
+    """The values of a column, an Arrow array or a list: read at once, or row after row.
 
     Raises:
         ValueError: naming the columns that there are, for one that there is not.
@@ -30,6 +30,34 @@ def column_of(dataset: Any, name: str) -> Any:
         # Its rows as Arrow has them: 10 million texts take many times that as Python's.
         return dataset.select_columns([name]).with_format("arrow")[:].column(name)
     return [_value(dataset[row], name, row) for row in range(len(dataset))]
+
+
+def run_of(dataset: Any, start: int, stop: int) -> Any:
+    """The rows [start, stop) as a data set, which is recognised as one of these rows alone is."""
+    # torch 2.13, ConcatDataset: one of its own has the format that it had alone.
+    ends = getattr(dataset, "cumulative_sizes", None)
+    if ends is not None and stop in ends:
+        own = dataset.datasets[ends.index(stop)]
+        if len(own) == stop - start:
+            return own
+    # A datasets.Dataset, also one with indices.
+    if callable(getattr(dataset, "select", None)) and hasattr(dataset, "column_names"):
+        return dataset.select(range(start, stop))
+    return _Run(dataset, start, stop)
+
+
+class _Run(Sequence[Any]):
+    """Rows of a data set that follow each other."""
+
+    def __init__(self, dataset: Any, start: int, stop: int) -> None:
+        self._dataset = dataset
+        self._rows = range(start, stop)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._dataset[self._rows[row]]
 
 
 def _value(sample: Any, name: str, row: int) -> Any:

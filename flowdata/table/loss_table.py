@@ -1,6 +1,7 @@
 """LossTable: the pre-trained loss of every sample, with where it came from, in Parquet."""
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -10,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from flowdata.core.arrays import numbers_of
-from flowdata.core.column import Column
 from flowdata.core.groups import Groups
 from flowdata.core.made_weights import OnInvalid
 from flowdata.core.shares import By, Shares
@@ -21,18 +21,20 @@ from flowdata.core.weights import FlowWeights, Normalization
 from flowdata.errors import InvalidLossError, TableFileError
 from flowdata.files import reason_of
 from flowdata.table.checks import check_dataset, check_length, check_model
+from flowdata.table.frames import to_frame
 from flowdata.table.given_lengths import lengths_of
-from flowdata.table.provenance import LENGTHS, Provenance
+from flowdata.table.joining import join
+from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys, found_rows
+from flowdata.table.selection import select_rows
 from flowdata.table.shard_index import ShardIndex
 from flowdata.table.stored_table import METADATA_KEY, read_table, stored_columns
+from flowdata.table.table_columns import HeldColumns
 from flowdata.table.token_runs import offsets_of, valid_token_losses
 from flowdata.table.writing import write_parquet
 
-_READ = ("losses", "n_tokens", "lengths")
 
-
-class LossTable:
+class LossTable(HeldColumns):
     """One loss per row of a data set, in its order, float32, with provenance.
 
     A table of a language model also knows ``n_tokens``, the response tokens of each row,
@@ -46,64 +48,9 @@ class LossTable:
     (3, 1.0)
     """
 
-    def __init__(
-        self,
-        losses: NDArray[np.float32] | Column,
-        provenance: Provenance,
-        *,
-        n_tokens: NDArray[np.int32] | Column | None = None,
-        lengths: NDArray[np.int32] | Column | None = None,
-        token_losses: NDArray[np.float32] | None = None,
-        index: ShardIndex | None = None,
-        keys: RowKeys | None = None,
-    ) -> None:
-        if len(losses) != provenance.rows:
-            raise ValueError(f"{len(losses)} losses for provenance of {provenance.rows} rows")
-        if lengths is not None and len(lengths) != provenance.rows:
-            raise ValueError(f"{len(lengths)} lengths for provenance of {provenance.rows} rows")
-        if keys is not None and len(keys) != provenance.rows:
-            raise ValueError(f"{len(keys)} keys for provenance of {provenance.rows} rows")
-        # Weights, plans and fingerprints are made of them once: they must not change under those.
-        if isinstance(losses, np.ndarray):
-            if losses.flags.writeable and losses.base is not None:
-                losses = losses.copy()
-            losses.flags.writeable = False
-        self.provenance = provenance
-        self.token_losses = token_losses
-        self.index = index
-        self.keys = keys
-        self._losses = losses
-        self._n_tokens = n_tokens
-        self._lengths = lengths
-        self._weights: dict[tuple[Temperature, Normalization, OnInvalid], FlowWeights] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Columns that were read from a file are read by another process if it wants them.
-        return {name: value for name, value in vars(self).items() if name not in _READ}
-
     @functools.cached_property
-    def losses(self) -> NDArray[np.float32]:
-        """The loss of each row, float32, shape (n,); held from now on, if it was not."""
-        return self._losses[:]
-
-    @functools.cached_property
-    def n_tokens(self) -> NDArray[np.int32] | None:
-        """Response tokens of each row, int32, shape (n,); held from now on, if it was not."""
-        return None if self._n_tokens is None else self._n_tokens[:]
-
-    @functools.cached_property
-    def lengths(self) -> NDArray[np.int32] | None:
-        """Tokens of each row, as it is given to the model, after truncation, int32, shape (n,).
-
-        Held from now on, if it was not. None where they are not known: `flowdata.lengths` counts
-        them, without a model.
-        """
-        return None if self._lengths is None else self._lengths[:]
-
-    @property
-    def has_losses(self) -> bool:
-        """Whether rows have losses; what `flowdata.lengths` writes has lengths alone."""
-        return self.provenance.loss != LENGTHS
+    def _weights(self) -> dict[tuple[Temperature, Normalization, OnInvalid], FlowWeights]:
+        return {}
 
     @classmethod
     def from_losses(
@@ -171,15 +118,7 @@ class LossTable:
                 "this table has lengths and no losses, and says how they were counted: make a new "
                 "one by flowdata.lengths(..., output=path)"
             )
-        return LossTable(
-            self._losses,
-            self.provenance,
-            n_tokens=self._n_tokens,
-            lengths=lengths_of(lengths, len(self)),
-            token_losses=self.token_losses,
-            index=self.index,
-            keys=self.keys,
-        )
+        return self._with(lengths=lengths_of(lengths, len(self)))
 
     def with_keys(self, keys: Any) -> "LossTable":
         """This table, with keys by which its rows are known, see `from_losses`.
@@ -187,15 +126,62 @@ class LossTable:
         Raises:
             MismatchError, TypeError, ValueError: as there.
         """
-        return LossTable(
-            self._losses,
-            replace(self.provenance, key=None),
-            n_tokens=self._n_tokens,
-            lengths=self._lengths,
-            token_losses=self.token_losses,
-            index=self.index,
-            keys=RowKeys.given(keys, len(self)),
-        )
+        provenance = replace(self.provenance, key=None)
+        return self._with(provenance=provenance, keys=RowKeys.given(keys, len(self)))
+
+    def _with(self, **changes: Any) -> "LossTable":
+        return LossTable(**vars(replace(self.columns(), **changes)))
+
+    def select(self, rows: slice | ArrayLike) -> "LossTable":
+        """The table of some rows: numbers in any order, a slice, or a mask of all rows.
+
+        It knows that it is a selection, and of what. Which data it belongs to is known of tables
+        that are whole in it (see `concat`), and of rows otherwise by their number alone. Keys go
+        along; the index of shards too, where the rows are in its order.
+
+        >>> table = LossTable.from_losses([0.5, 2.0, 1.0], keys=["a", "b", "c"])
+        >>> table.select([2, 0]).keys.tolist(), table.select(table.losses < 2).losses.tolist()
+        (['c', 'a'], [0.5, 1.0])
+
+        Raises:
+            IndexError: for numbers of no row.
+            MismatchError: for a row that has a key and is selected twice.
+            TypeError, ValueError: for what selects no rows.
+        """
+        return LossTable(**vars(select_rows(self.columns(), rows)))
+
+    @classmethod
+    def concat(cls, tables: Iterable["LossTable"], *, mixed: bool = False) -> "LossTable":
+        """The table of several data sets in a row, as `torch.utils.data.ConcatDataset` has them.
+
+        It knows of which parts it is made, and each of them by its data.
+
+        Args:
+            tables: in the order of the data sets.
+            mixed: allow losses of several models or kinds, whose weights are comparable within
+                groups alone (see `weights`), and leave out columns that not all tables have.
+
+        Raises:
+            MismatchError: for what is only allowed if ``mixed``, for shards of one name, and,
+                naming them, for keys that two rows have.
+            ValueError: for no tables.
+        """
+        return cls(**vars(join([table.columns() for table in tables], mixed=mixed)))
+
+    def to_pandas(self, dataset: Any = None, columns: Sequence[str] = ()) -> Any:
+        """A pandas frame of all rows: the columns of a saved table, and some of the data set.
+
+        Args:
+            dataset: the data set the table belongs to, which is checked.
+            columns: names of its columns.
+
+        Raises:
+            ImportError: where pandas is not installed.
+            MismatchError: when the table belongs to other data.
+            ValueError: for a column that there is not, or that both have.
+        """
+        self.check(dataset=dataset)
+        return to_frame(self.columns(), dataset, columns)
 
     def rows_of(self, keys: Any) -> NDArray[np.int64]:
         """The row of each key, int64, shape (m,): of many in one call, as each takes a search.
@@ -217,9 +203,7 @@ class LossTable:
             TableFileError: when the directory is missing or cannot be written.
         """
         metadata, block = {METADATA_KEY: self.provenance.to_json().encode()}, b""
-        columns = stored_columns(
-            self._losses, self._n_tokens, self._lengths, self.token_losses, self.keys
-        )
+        columns = stored_columns(self.columns())
         if self.index is not None:
             columns |= self.index.columns()
             of_shards, block = self.index.lists().stored()
@@ -258,21 +242,9 @@ class LossTable:
             TableFileError: for a file that is missing, truncated, or no loss table.
             MismatchError: when the table belongs to other data or another model.
         """
-        stored = read_table(path, tokens=tokens)
-        table = cls(
-            stored.losses,
-            stored.provenance,
-            n_tokens=stored.n_tokens,
-            lengths=stored.lengths,
-            token_losses=stored.token_losses,
-            index=stored.index,
-            keys=stored.keys,
-        )
+        table = cls(**vars(read_table(path, tokens=tokens)))
         table.check(dataset=dataset, model=model)
         return table
-
-    def __len__(self) -> int:
-        return self.provenance.rows
 
     def __repr__(self) -> str:
         return f"LossTable(rows={len(self):,}, loss={self.provenance.loss!r})"

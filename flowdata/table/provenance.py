@@ -34,6 +34,8 @@ class Provenance:
         options: options of the loss, as JSON.
         truncated: samples that were cut to the longest length allowed.
         key: column of the data set that the keys of the rows are from.
+        parts: of a table made of others, where its rows are from, as JSON: of some rows of one, or
+            of several in a row.
         created: time of the scoring pass, UTC, ISO 8601.
         flowdata: version that wrote the table.
         schema: version of the file format.
@@ -50,6 +52,7 @@ class Provenance:
     options: str | None = None
     truncated: int | None = None
     key: str | None = None
+    parts: str | None = None
     created: str | None = None
     flowdata: str | None = None
     schema: int = SCHEMA_VERSION
@@ -84,9 +87,10 @@ class Provenance:
 
     def to_json(self) -> str:
         """All fields, as a file has them."""
-        # Files of tables without keys are those of before there were any.
-        none = () if self.key is not None else ("key",)
-        return json.dumps({k: value for k, value in asdict(self).items() if k not in none})
+        # Without fields that earlier versions did not have, where there is nothing to say.
+        left_out = [name for name in ("key", "parts") if getattr(self, name) is None]
+        known = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return json.dumps(known)
 
     def identity(self) -> dict[str, Any]:
         """What makes two scoring passes the same one."""

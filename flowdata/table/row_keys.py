@@ -193,7 +193,7 @@ class RowKeys(Sequence[int | str]):
         """Refuse rows of one number, or hash, of which two have the same key."""
         twice: list[str] = []
         first: dict[int | str, int] = {}
-        for row in rows.tolist():
+        for row in np.sort(rows).tolist():
             if (key := self[row]) in first:
                 twice.append(f"{key!r:.100} (rows {first[key]:,} and {row:,})")
             first.setdefault(key, row)
@@ -227,7 +227,7 @@ def found_rows(known: RowKeys | None, keys: Any) -> NDArray[np.int64]:
     return rows
 
 
-def joined(parts: Sequence[RowKeys]) -> RowKeys:
+def joined_keys(parts: Sequence[RowKeys]) -> RowKeys:
     """The keys of tables that follow each other.
 
     Raises:
@@ -243,7 +243,8 @@ def joined(parts: Sequence[RowKeys]) -> RowKeys:
         )
     runs = [part.run(slice(None)) for part in parts]
     if parts[0].is_text:
-        found = RowKeys(compact_texts(pa.chunked_array([run.cast(pa.string()) for run in runs])))
+        texts = [run.cast(pa.large_string()) for run in runs]
+        found = RowKeys(compact_texts(pa.chunked_array(texts)))
     else:
         found = RowKeys(np.concatenate(runs))
     found.prepare()

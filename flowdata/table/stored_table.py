@@ -2,20 +2,21 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.column import Source
 from flowdata.errors import TableFileError
 from flowdata.table.columns import StoredColumn, StoredFile, can_stay, compact_texts
+from flowdata.table.origins import are_parts
 from flowdata.table.parquet import Kind, ParquetColumns, flattened, open_parquet
 from flowdata.table.provenance import SCHEMA_VERSION, Provenance
 from flowdata.table.row_keys import ROW_KEY, RowKeys
 from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
+from flowdata.table.table_columns import TableColumns
 from flowdata.table.token_runs import offsets_of, runs_of, to_list_array
 
 METADATA_KEY = b"flowdata"
@@ -35,20 +36,7 @@ _KINDS = {
 } | INDEX_KINDS
 
 
-@dataclass(frozen=True)
-class StoredTable:
-    """What the file of a loss table holds."""
-
-    provenance: Provenance
-    losses: NDArray[np.float32] | StoredColumn
-    n_tokens: NDArray[np.int32] | StoredColumn | None
-    lengths: NDArray[np.int32] | StoredColumn | None
-    token_losses: NDArray[np.float32] | None
-    index: ShardIndex | None
-    keys: RowKeys | None
-
-
-def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
+def read_table(path: str | PathLike[str], *, tokens: bool) -> TableColumns:
     """Read a file, its token losses only if they are asked for.
 
     Raises:
@@ -72,35 +60,30 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> StoredTable:
         index = ShardIndex.from_file(file, columns) if INDEX_KINDS.keys() & wanted else None
         losses = columns[LOSS].to_numpy()
         keys = _keys_held(columns[ROW_KEY], wanted[ROW_KEY]) if ROW_KEY in wanted else None
-        return StoredTable(provenance, losses, n_tokens, lengths, token_losses, index, keys)
+        return TableColumns(provenance, losses, n_tokens, lengths, token_losses, index, keys)
 
 
 def _keys_held(column: Any, kind: Kind) -> RowKeys:
     return RowKeys(compact_texts(column) if kind is Kind.TEXT else column.to_numpy())
 
 
-def stored_columns(
-    losses: Source,
-    n_tokens: Source | None,
-    lengths: Source | None,
-    token_losses: NDArray[np.float32] | None,
-    keys: RowKeys | None,
-) -> dict[str, Callable[[slice], Any]]:
+def stored_columns(table: TableColumns) -> dict[str, Callable[[slice], Any]]:
     """For each column of a file, what gives the Arrow array of a run of rows."""
-    columns = {LOSS: runs_of(losses)}
-    for name, counts in ((N_TOKENS, n_tokens), (LENGTH, lengths)):
+    columns = {LOSS: runs_of(table.losses)}
+    for name, counts in ((N_TOKENS, table.n_tokens), (LENGTH, table.lengths)):
         if counts is not None:
             columns[name] = runs_of(counts)
-    if token_losses is not None and n_tokens is not None:
-        columns[TOKEN_LOSSES] = to_list_array(token_losses, offsets_of(n_tokens[:])).__getitem__
-    if keys is not None:
-        columns[ROW_KEY] = keys.arrow_run
+    if table.token_losses is not None and table.n_tokens is not None:
+        lists = to_list_array(table.token_losses, offsets_of(table.n_tokens[:]))
+        columns[TOKEN_LOSSES] = lists.__getitem__
+    if table.keys is not None:
+        columns[ROW_KEY] = table.keys.arrow_run
     return columns
 
 
 def _left_in_file(
     provenance: Provenance, file: ParquetColumns, wanted: Mapping[str, Kind]
-) -> StoredTable:
+) -> TableColumns:
     file.check_kinds(wanted)
     stored = StoredFile(file)
     losses = StoredColumn(stored, LOSS, Kind.FLOAT32)
@@ -112,7 +95,7 @@ def _left_in_file(
     keys = None
     if (kind := wanted.get(ROW_KEY)) is not None:
         keys = RowKeys(StoredColumn(stored, ROW_KEY, kind), text=kind is Kind.TEXT)
-    return StoredTable(provenance, losses, n_tokens, lengths, None, index, keys)
+    return TableColumns(provenance, losses, n_tokens, lengths, None, index, keys)
 
 
 def read_counts(
@@ -190,6 +173,8 @@ def _read_provenance(path: str | PathLike[str], file: ParquetColumns) -> Provena
             raise file.damaged(f"its provenance has {field.name}={value!r:.50}")
     if known.get("options") is not None and not _is_json_object(known["options"]):
         raise file.damaged(f"its provenance has options={known['options']!r:.50}")
+    if known.get("parts") is not None and not are_parts(known["parts"], rows):
+        raise file.damaged(f"its provenance has parts={known['parts']!r:.50}")
     return Provenance(**known)
 
 

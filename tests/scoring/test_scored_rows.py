@@ -44,7 +44,7 @@ def test_the_first_of_several_scores_of_a_row_is_kept():
 
 
 def test_token_losses_of_many_rows_come_into_order_block_by_block(monkeypatch):
-    monkeypatch.setattr("flowdata.scoring.scored_rows.BLOCK_ROWS", 7)
+    monkeypatch.setattr("flowdata.table.token_runs.BLOCK_ROWS", 7)
     random = np.random.default_rng(0)
     rows, counts = random.permutation(100), random.integers(0, 5, size=100).astype(np.int32)
     tokens = np.repeat(rows, counts[rows]).astype(np.float32)

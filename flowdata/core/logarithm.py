@@ -12,7 +12,8 @@ _COEFFICIENTS = [2.0 / (2 * power + 1) for power in range(12)]
 
 
 def log(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ln x of finite numbers >= 0, of shape (n,); -inf for 0. Right to a few units of 2^-52.
+    """ln x of finite numbers >= 0, of shape (n,); -inf for 0. Right to 3 units in the last
+    place.
 
     As `exponential.exp`, in steps that IEEE 754 defines to the bit: ``np.log`` takes other
     instructions on other processors.

@@ -260,7 +260,9 @@ def test_tokens_get_their_own_weights_where_their_labels_are():
     torch.testing.assert_close(other["labels"].weights, spread)
     short = copy.deepcopy(rows)
     short[0]["labels"][2] = -100
-    with pytest.raises(ValueError, match="row 0 has 1 labels that are learned in the batch, but weights of 2"):
+    with pytest.raises(
+        ValueError, match="row 0 has 1 labels that are learned in the batch, but weights of 2"
+    ):
         list(weighted_loader(short, table, level="token", batch_size=2))
 
 

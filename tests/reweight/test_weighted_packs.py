@@ -26,6 +26,7 @@ WEIGHTED = {
     "sample": {"level": "sample"},
     "sample, alpha": {"level": "sample", "alpha": 0.5},
     "token": {"level": "token"},
+    "token, temperature": {"level": "token", "temperature": 1.0},
 }
 
 
@@ -74,7 +75,8 @@ def by_hand(model, rows, table, options):
     losses = F.cross_entropy(
         logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none"
     )
-    weights = spread_weights(table, rows, batch, options["level"])
+    made = {name: options[name] for name in ("temperature",) if name in options}
+    weights = spread_weights(table, rows, batch, options["level"], **made)
     if "alpha" in options:
         # What is drawn by w ** 0.5 counts w ** 0.5 times as much.
         own = torch.tensor(table.weights().residual(0.5), dtype=torch.float32)

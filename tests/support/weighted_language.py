@@ -14,7 +14,7 @@ from flowdata import CausalLM, score
 LENGTHS = (5, 9, 7, 12, 6, 8, 11, 4)
 
 
-def small_model():
+def small_model(initializer_range=0.02):
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -24,6 +24,7 @@ def small_model():
         num_attention_heads=2,
         max_position_embeddings=32,
         attn_implementation="eager",
+        initializer_range=initializer_range,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -68,11 +69,11 @@ def tables(model, rows):
     return score(model, rows, CausalLM(token_losses=True), progress=False)
 
 
-def spread_weights(table, rows, batch, level):
+def spread_weights(table, rows, batch, level, **made):
     """The authors' weights of all label positions, shape (B, T); for "none" ones."""
     labels = batch["labels"]
     made = torch.zeros(labels.shape)
-    tokens = table.token_weights(normalize="mean").values
+    tokens = table.token_weights(normalize="mean", **made).values
     samples = table.weights(normalize="mean").values
     offsets = table.token_offsets
     for number, row in enumerate(rows):

@@ -119,7 +119,7 @@ def damaged(table):
 def test_rows_and_tokens_without_a_valid_loss_count_nothing_if_asked(table):
     bad = damaged(table)
     for level in ("sample", "token"):
-        with pytest.raises(InvalidLossError, match='row.*pass on_invalid="drop"'):
+        with pytest.raises(InvalidLossError, match=r'row.*pass on_invalid="drop"'):
             reweight(ROWS, bad, level=level)
     for options in ({}, {"function": lambda losses, tau: losses >= 0}):
         data, collate = reweight(
@@ -174,7 +174,8 @@ AMBIGUOUS = [{"labels": [4, 5, -100, 6]}, {"labels": [4, -100, 5]}]
 @pytest.mark.parametrize("own", [[[1.0, 2, 3], [4.0, 5]], [1.0, 2, 3, 4, 5]])
 def test_numbers_that_may_be_of_two_kinds_are_refused(own):
     with pytest.raises(
-        MismatchError, match="of learned labels or of labels but the first .* in row 0 not the same"
+        MismatchError,
+        match=r"of learned labels or of labels but the first .* in row 0 not the same",
     ):
         reweight(AMBIGUOUS, own, level="token")
     # Where the other rows tell, it is known.
@@ -211,5 +212,5 @@ def test_a_collate_function_that_changes_labels_is_found_out():
         return padded([{name: part[:4] for name, part in row.items()} for row in rows])
 
     data, collate = reweight(ROWS, OWN, level="token", collate_fn=cut)
-    with pytest.raises(ValueError, match="row 0 has 2 labels .* in the batch, but weights of 3"):
+    with pytest.raises(ValueError, match=r"row 0 has 2 labels .* in the batch, but weights of 3"):
         next(iter(DataLoader(data, 2, collate_fn=collate)))

@@ -69,11 +69,11 @@ def tables(model, rows):
     return score(model, rows, CausalLM(token_losses=True), progress=False)
 
 
-def spread_weights(table, rows, batch, level, **made):
+def spread_weights(table, rows, batch, level, **options):
     """The authors' weights of all label positions, shape (B, T); for "none" ones."""
     labels = batch["labels"]
     made = torch.zeros(labels.shape)
-    tokens = table.token_weights(normalize="mean", **made).values
+    tokens = table.token_weights(normalize="mean", **options).values
     samples = table.weights(normalize="mean").values
     offsets = table.token_offsets
     for number, row in enumerate(rows):

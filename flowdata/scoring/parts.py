@@ -278,9 +278,13 @@ class Parts:
         )
 
 
-def find_unscored_rows(rows: int, parts: Sequence[Part]) -> NDArray[np.int64]:
-    """Row numbers that no part holds."""
+def find_unscored_rows(
+    rows: int, parts: Sequence[Part], known: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """Row numbers that no part holds, and that are not known."""
     left = np.ones(rows, dtype=np.bool_)
+    if known is not None:
+        left[known] = False
     for part in parts:
         left[part.scores.rows] = False
     return np.flatnonzero(left)

@@ -31,6 +31,7 @@ def score_resumably(
     refuse_invalid: Callable[[ScoredRows], None],
     save_every: float,
     keys: RowKeys | None = None,
+    known: ScoredRows | None = None,
 ) -> LossTable:
     """Score the rows that no part holds, merge all parts into the table, and read it.
 
@@ -43,13 +44,17 @@ def score_resumably(
         refuse_invalid: raises where losses found earlier are not acceptable now.
         save_every: seconds after which scored rows are written.
         keys: those that the table shall have.
+        known: rows that need not be scored.
 
     Raises:
         InvalidLossError, MismatchError, TableFileError: see `flowdata.score`.
     """
+    known_rows = None if known is None else known.rows
     with ExitStack() as lock:
         left = ranks.run_on_first(
-            lambda: _begin(parts, provenance, refuse_invalid, lock, alone=ranks.size == 1)
+            lambda: _begin(
+                parts, provenance, refuse_invalid, lock, known_rows, alone=ranks.size == 1
+            )
         )
         if left.size:
             _save_regularly(
@@ -57,7 +62,7 @@ def score_resumably(
             )
         # The parts of all ranks are on disk when all have come here.
         ranks.gather(None)
-        ranks.run_on_first(lambda: _finish(parts, provenance, merge))
+        ranks.run_on_first(lambda: _finish(parts, provenance, merge, known_rows))
     table = LossTable.load(parts.table, tokens=True)
     if keys is not None and (table.keys is None or not table.keys.same_as(keys)):
         which = "without" if table.keys is None else "with other"
@@ -73,6 +78,7 @@ def _begin(
     provenance: Provenance,
     refuse_invalid: Callable[[ScoredRows], None],
     lock: ExitStack,
+    known: NDArray[np.int64] | None,
     *,
     alone: bool,
 ) -> NDArray[np.int64]:
@@ -90,7 +96,7 @@ def _begin(
     if found := parts.load(provenance.identity()):
         _warn_if_unrecognised(provenance, f"the unfinished pass {parts.folder}")
         refuse_invalid(concatenate_parts([part.scores for part in found]))
-    return find_unscored_rows(provenance.rows, found)
+    return find_unscored_rows(provenance.rows, found, known)
 
 
 def _require_same_table(
@@ -104,13 +110,16 @@ def _require_same_table(
 
 
 def _finish(
-    parts: Parts, provenance: Provenance, merge: Callable[[list[ScoredRows]], LossTable]
+    parts: Parts,
+    provenance: Provenance,
+    merge: Callable[[list[ScoredRows]], LossTable],
+    known: NDArray[np.int64] | None,
 ) -> None:
     """Make the table of all parts, unless it is there, and remove them."""
     found: list[Part] = []
     if not parts.is_finished:
         found = parts.load(provenance.identity())
-        if left := find_unscored_rows(provenance.rows, found).size:
+        if left := find_unscored_rows(provenance.rows, found, known).size:
             raise TableFileError(
                 f"{left:,} rows are missing in {parts.folder}; call score again to go on"
             )

@@ -28,6 +28,7 @@ from flowdata.scoring.inference import (
     unwrap_model,
     without_adapters,
 )
+from flowdata.scoring.known_rows import known_rows
 from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.loss_formulas import IGNORED
 from flowdata.scoring.parts import Parts
@@ -50,6 +51,7 @@ def score(
     *,
     output: str | PathLike[str] | None = None,
     key: str | None = None,
+    known: LossTable | str | PathLike[str] | None = None,
     batch_size: int = 64,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     num_workers: int = 0,
@@ -82,6 +84,9 @@ def score(
         output: where the table is saved; on several ranks a path that all of them see.
         key: column of whole numbers or texts, none of them twice, by which the table shall know
             its rows, see `LossTable.rows_of`.
+        known: a table of some of these rows, or its path, by the same model and loss: they are not
+            scored again. Rows are found by key, where both have keys, or are the first ones, of
+            data that grew; what the table knows its data by is checked as far as it goes.
         batch_size: samples per forward pass; a language model goes by tokens, see `CausalLM`.
         collate_fn: makes a batch of samples; default torch's.
         num_workers: DataLoader workers.
@@ -104,8 +109,9 @@ def score(
     Raises:
         FlowDataError: when another rank stopped, naming it and its error.
         InvalidLossError: naming the rows of invalid losses.
-        MismatchError: when ``output`` holds, finished or not, another pass, or has other keys; and,
-            naming them, for keys that are there more than once.
+        MismatchError: when ``output`` holds, finished or not, another pass, or has other keys; when
+            ``known`` is of other rows, or another model or loss, or another one on another rank;
+            and, naming them, for keys that are there more than once.
         TableFileError: when ``output`` cannot be written, or someone else is scoring into it.
         TypeError: for anything but a map-style data set, or a batch the loss does not understand.
         ValueError: for empty data, an unknown loss, losses of the wrong shape, or, naming the
@@ -151,6 +157,7 @@ def score(
             save_every=save_every,
             progress=progress,
             keys=keys,
+            known=None if known is None else known_rows(known, dataset, provenance, keys),
         )
     warn_if_unreliable(table, dataset)
     return table

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError
 from flowdata.scoring.inference import read_batches
-from flowdata.scoring.parts import Parts
+from flowdata.scoring.known_rows import KnownRows, require_same_on_ranks
+from flowdata.scoring.parts import Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.resuming import score_resumably
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
@@ -61,6 +62,7 @@ def run_pass(
     progress: bool,
     title: str = "scoring",
     keys: RowKeys | None = None,
+    known: KnownRows | None = None,
 ) -> LossTable:
     """The table of a pass, of which this rank goes through its share of the rows.
 
@@ -73,14 +75,19 @@ def run_pass(
         num_workers, on_invalid, save_every, progress: see `flowdata.score`.
         title: of the progress bar.
         keys: those of the rows, which the table shall have.
+        known: rows that need not be scored.
     """
+    require_same_on_ranks(known, ranks)
+    found = None if known is None else known.scores
+    if found is not None:
+        _refuse_invalid(found, on_invalid=on_invalid)
+        found.losses[_find_invalid(found.losses)] = np.nan
     with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
         share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
-        merge = partial(_merge, provenance=provenance, dataset=dataset, keys=keys)
+        merge = partial(_merge, provenance=provenance, dataset=dataset, keys=keys, known=known)
         if parts is None:
-            of_each_rank = ranks.gather(
-                list(ranks.watched(share.score(np.arange(provenance.rows))))
-            )
+            left = find_unscored_rows(provenance.rows, (), None if found is None else found.rows)
+            of_each_rank = ranks.gather(list(ranks.watched(share.score(left))))
             return merge(list(chain.from_iterable(of_each_rank)))
         return score_resumably(
             parts,
@@ -91,6 +98,7 @@ def run_pass(
             refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
             save_every=save_every,
             keys=keys,
+            known=found,
         )
 
 
@@ -201,14 +209,23 @@ def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
 
 
 def _merge(
-    parts: Sequence[ScoredRows], provenance: Provenance, dataset: Any, keys: RowKeys | None
+    parts: Sequence[ScoredRows],
+    provenance: Provenance,
+    dataset: Any,
+    keys: RowKeys | None,
+    known: KnownRows | None,
 ) -> LossTable:
-    """The table of all parts, whichever rank scored them."""
-    scores = sort_by_row(concatenate_parts(parts))
-    truncated = 0 if scores.truncated is None else int(scores.truncated.sum())
+    """The table of all parts, whichever rank scored them, and of rows that were known."""
+    scored = [sort_by_row(concatenate_parts(parts))] if parts else []
+    truncated = sum(int(some.truncated.sum()) for some in scored if some.truncated is not None)
+    of_all: int | None = truncated
+    if known is not None:
+        scored = [*(replace(some, truncated=None) for some in scored), known.scores]
+        of_all = None if known.truncated is None else truncated + known.truncated
+    scores = sort_by_row(concatenate_parts(scored))
     return LossTable(
         scores.losses,
-        provenance.with_truncated(truncated),
+        provenance.with_truncated(of_all),
         n_tokens=scores.n_tokens,
         lengths=scores.lengths,
         token_losses=scores.token_losses,

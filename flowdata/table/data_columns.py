@@ -1,7 +1,7 @@
 """Columns and runs of rows of a map-style data set, whatever it is made of."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from flowdata.table.row_keys import RowKeys
 
@@ -40,24 +40,44 @@ def run_of(dataset: Any, start: int, stop: int) -> Any:
         own = dataset.datasets[ends.index(stop)]
         if len(own) == stop - start:
             return own
-    # A datasets.Dataset, also one with indices.
-    if callable(getattr(dataset, "select", None)) and hasattr(dataset, "column_names"):
-        return dataset.select(range(start, stop))
-    return _Run(dataset, start, stop)
+    return RowsOf(dataset, range(start, stop))
 
 
-class _Run(Sequence[Any]):
-    """Rows of a data set that follow each other."""
+class Numbers(Protocol):
+    """Numbers of rows, by their place."""
 
-    def __init__(self, dataset: Any, start: int, stop: int) -> None:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+class RowsOf(Sequence[Any]):
+    """Some rows of a data set, which are recognised as a data set of these alone is.
+
+    Args:
+        dataset: the data set.
+        rows: their numbers.
+    """
+
+    def __init__(self, dataset: Any, rows: Numbers) -> None:
         self._dataset = dataset
-        self._rows = range(start, stop)
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: Any) -> Any:
-        return self._dataset[self._rows[row]]
+    def __getitem__(self, place: Any) -> Any:
+        return self._dataset[self._rows[place]]
+
+    def with_format(self, kind: str | None) -> "RowsOf":
+        """The same rows in another format, where the data set has such."""
+        other = getattr(self._dataset, "with_format", None)
+        return RowsOf(other(kind), self._rows) if callable(other) else self
+
+    @property
+    def format(self) -> Any:
+        """The format of a ``datasets.Dataset``, None of any other."""
+        return getattr(self._dataset, "format", None)
 
 
 def _value(sample: Any, name: str, row: int) -> Any:

@@ -112,6 +112,12 @@ def _hash_rows(dataset: Any, most: int = _ROWS_READ) -> Digest:
     digest = Digest()
     digest.mark(str(length))
     digest.has_content = length == 0
-    for row in np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist():
+    for row in rows_read(length, most):
         digest.feed(dataset[row])
     return digest
+
+
+def rows_read(length: int, most: int = _ROWS_READ) -> list[int]:
+    """The rows by which a data set of so many is recognised."""
+    rows: list[int] = np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
+    return rows

@@ -81,8 +81,8 @@ class Provenance:
             **known,
         )
 
-    def with_truncated(self, samples: int) -> "Provenance":
-        """The same, with the number of samples that were cut."""
+    def with_truncated(self, samples: int | None) -> "Provenance":
+        """The same, with the number of samples that were cut, where it is known."""
         return replace(self, truncated=samples)
 
     def to_json(self) -> str:

@@ -144,3 +144,19 @@ def test_an_invalid_loss_on_one_rank_ends_the_pass_and_what_was_scored_is_kept(t
     again = logged(config) - before
     assert not set(again) & kept
     assert set(again) | kept == set(range(ROWS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [False, True])
+def test_ranks_share_the_rows_that_are_not_known(tmp_path, alone, kept):
+    first = configured(tmp_path / "first", rows=60)
+    finish(start(1, first))
+    known = {"0": first["output"], "1": first["output"]}
+    config = configured(tmp_path, known=known, **({} if kept else {"output": None}))
+    finish(start(2, config))
+    assert logged(config) == Counter(range(60, ROWS))
+    for found in results(config, 2):
+        same(found, alone)
+    del known["1"]
+    message = finish(start(2, configured(tmp_path / "other", known=known)), code=1)
+    assert message.count("MismatchError: ranks were given different tables") == 2

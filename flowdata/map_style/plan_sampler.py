@@ -74,6 +74,14 @@ class PlanSampler(Sampler[T_co], Generic[T_co]):
         return epoch
 
     @property
+    def running(self) -> Cursor:
+        """The place at which the pass that is under way began; of none, that of the next one.
+
+        It is the same object until another pass begins.
+        """
+        return self._progress.began()
+
+    @property
     def seed(self) -> int:
         """The seed of all epochs."""
         seed: int = self.plan.seed

@@ -33,6 +33,7 @@ class SamplerProgress:
         self.items, self.chunk = items, chunk
         self._next = start
         self._running: SamplerPass | None = None
+        self._began = start
         self._owner = owner
         self._guard = SamplerGuard()
         self._count = EpochCount()
@@ -48,6 +49,10 @@ class SamplerProgress:
     def upcoming(self) -> Cursor:
         """The place at which the next pass begins."""
         return self._next
+
+    def began(self) -> Cursor:
+        """The place at which the pass that is under way began; of none, that of the next one."""
+        return self._next if self._running is None else self._began
 
     def iterate(self) -> DrawIterator:
         """The iterator of a new pass."""
@@ -71,6 +76,8 @@ class SamplerProgress:
         )
         self._count.on_first_draw(place.plan.epoch)
         self._running = sampler_pass
+        # What is computed of an epoch is let go of when its pass is over.
+        self._began = replace(place, plan=place.plan.released())
         self._next = place.at(place.plan.epoch + 1)
         return place
 

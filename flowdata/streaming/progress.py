@@ -99,8 +99,13 @@ class Progress:
         return self._epochs.upcoming()
 
     @property
+    def running_epoch(self) -> int:
+        """The epoch of the pass that began last, in whichever process; of none, the next one."""
+        return self._epochs.running()
+
+    @property
     def plan(self) -> SlotPlan:
-        """The plan of that epoch, or its packs."""
+        """The plan of the next epoch, or its packs."""
         return self._plan_of(self.epoch)
 
     @property

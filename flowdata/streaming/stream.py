@@ -157,6 +157,11 @@ class FlowShards(StagedStream):
         return self._view.ask(lambda progress: progress.epoch)
 
     @property
+    def running_epoch(self) -> int:
+        """The epoch of the pass that began last, in whichever process; of none, the next one."""
+        return self._progress.running_epoch
+
+    @property
     def plan(self) -> ShardPlan:
         """The plan of `epoch`: how often an epoch draws each row of the table."""
         slots = self._slots()

@@ -17,7 +17,7 @@ def to_frame(table: TableColumns, dataset: Any, columns: Sequence[str]) -> Any:
         import pandas as pd
     except ImportError as error:
         raise ImportError(
-            "to_pandas needs pandas: pip install pandas; without it any Parquet reader shows a "
+            "to_pandas needs pandas: pip install 'flowdata[pandas]'; any Parquet reader shows a "
             "saved table"
         ) from error
     frame: dict[str, Any] = {LOSS: table.losses[:]}

@@ -16,9 +16,11 @@ LISTS = [[0.5] * int(count) for count in COUNTS]
 
 
 def table_of(kind):
-    """A sound table: plain, with tokens, or of shards."""
+    """A sound table: plain, with keys, with tokens, or of shards."""
     if kind == "plain":
         return LossTable.from_losses(LOSSES)
+    if kind == "keys":
+        return LossTable.from_losses(LOSSES, keys=[f"key {row}" for row in range(ROWS)])
     if kind == "tokens":
         tokens = np.random.default_rng(1).random(int(COUNTS.sum()), dtype=np.float32)
         known = Provenance(rows=ROWS, loss="causal_lm", options="{}")
@@ -47,6 +49,7 @@ def same_table(found, expected):
     return (
         found.provenance == expected.provenance
         and all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
+        and (found.keys and found.keys.tolist()) == (expected.keys and expected.keys.tolist())
         and (index is None) == (other is None)
         and (index is None or (index.shards == other.shards and index.keys.equals(other.keys)))
     )
@@ -199,6 +202,17 @@ REFUSED = {
     "token losses of no lists": column("token_losses", pa.array(LOSSES)),
     "token lists that are missing": tokens(COUNTS, [None, *LISTS[1:]]),
     "token losses that are missing": tokens(COUNTS, [[None] * len(some) for some in LISTS]),
+    "keys of floats": column("row_key", pa.array(LOSSES)),
+    "keys of small integers": column("row_key", pa.array(COUNTS)),
+    "keys of truth": column("row_key", pa.array(COUNTS > 1)),
+    "keys of bytes": column("row_key", pa.array([b"a"] * ROWS)),
+    "keys in lists": column("row_key", pa.array([[1]] * ROWS)),
+    "keys of nothing": column("row_key", pa.nulls(ROWS)),
+    "a number that is missing among keys": column("row_key", pa.array([None, *range(1, ROWS)])),
+    "a text that is missing among keys": column("row_key", pa.array([None, *"bcdefghijkl"])),
+    "keys of rows that are no text": column(
+        "row_key", pa.array([b"\xff"] * ROWS, pa.binary()).view(pa.string())
+    ),
     "provenance of no JSON": provenance("{"),
     "provenance that is empty": provenance(""),
     "provenance that is no object": provenance("[1, 2]"),
@@ -216,6 +230,9 @@ REFUSED = {
     "a later version": known(schema=2),
     "a hash that is a number": known(model_hash=3),
     "options that are an object": known(options={"a": 1}),
+    "a key column that is a number": known(key=3),
+    "parts that are a list": known(parts=[{"rows": ROWS}]),
+    "parts of other rows": known(parts='[{"rows": 11}]'),
     "options of no JSON": known(options="{"),
     "options of a number": known(options="3"),
     "an index without keys": index(key=None),
@@ -270,6 +287,9 @@ SOUND = {
     "an index of plain texts": index(),
     "an index of large texts": index(key=pa.array(["a"] * ROWS, pa.large_string())),
     "an index of keys in a dictionary": index(key=pa.array(["a"] * ROWS).dictionary_encode()),
+    "keys of large texts": column("row_key", pa.array([*"abcdefghijkl"], pa.large_string())),
+    "keys in a dictionary": column("row_key", pa.array([*"abcdefghijkl"]).dictionary_encode()),
+    "keys of numbers": column("row_key", pa.array(range(ROWS))),
     "a column of someone else": column("note", pa.array(["a"] * ROWS)),
     "a column with a dot": column("loss.note", pa.array(["a"] * ROWS)),
     "a column of another name twice": lambda path: write(

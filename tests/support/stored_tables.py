@@ -11,7 +11,16 @@ from flowdata.table import shard_index, shard_lists, stored_table, writing
 
 ROWS, GROUP = 1000, 64
 COUNTS = [0, 130, 1, 300, 0, 64, 505, 0]
-KINDS = ("plain", "tokens", "shards", "many shards", "old shards", "old shards, unnamed")
+KINDS = (
+    "plain",
+    "tokens",
+    "texts",
+    "numbers",
+    "shards",
+    "many shards",
+    "old shards",
+    "old shards, unnamed",
+)
 
 
 def held(monkeypatch, most):
@@ -49,6 +58,9 @@ def write(path, kind, monkeypatch):
     lengths = None if counts is None else counts + 7
     of_tokens = {"n_tokens": counts, "lengths": lengths, "token_losses": tokens}
     table = LossTable(losses, known, **of_tokens, index=index)
+    if kind in ("texts", "numbers"):
+        order = np.random.default_rng(2).permutation(ROWS) * 7
+        table = table.with_keys([f"é{key}" for key in order] if kind == "texts" else order)
     monkeypatch.setattr(writing, "ROW_GROUP", GROUP)
     monkeypatch.setattr(shard_lists, "MOST_TEXT", 0 if kind == "many shards" else 1 << 18)
     table.save(path)
@@ -82,6 +94,9 @@ def values_of(table):
         weights = table.weights(temperature, on_invalid="drop")
         found[temperature] = (weights.summary(), weights.fingerprint, weights.relative.tolist())
         found[temperature, "part"] = weights.part(100, 900).tolist()
+    if table.keys is not None:
+        keys = table.keys[100:200]
+        found["row keys"] = (table.keys.tolist(), table.rows_of(keys).tolist(), table.keys[999])
     if index is not None:
         found |= {
             "columns": [index.shard.tolist(), index.offsets.tolist(), index.sizes.tolist()],

@@ -40,7 +40,7 @@ def test_a_table_written_otherwise_is_as_good(path, make):
     assert LossTable.load(path, tokens=True).losses.tolist() == LOSSES.tolist()
 
 
-@pytest.mark.parametrize("kind", ["plain", "tokens", "shards"])
+@pytest.mark.parametrize("kind", ["plain", "keys", "tokens", "shards"])
 def test_a_bit_flipped_in_a_footer_is_noticed_or_changes_nothing(path, kind):
     table = table_of(kind)
     table.save(path)

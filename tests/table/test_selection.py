@@ -296,7 +296,7 @@ def test_a_frame_that_cannot_be_made_says_why(monkeypatch):
     with pytest.raises(MismatchError, match="has 2 rows"):
         table.to_pandas(rows[:2], columns=["a"])
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="to_pandas needs pandas: pip install pandas"):
+    with pytest.raises(ImportError, match="to_pandas needs pandas: pip install"):
         table.to_pandas()
 
 

@@ -18,6 +18,7 @@ from flowdata.core.lengths import (
 from flowdata.core.pack_template import Integers, small
 from flowdata.core.packed_plan import PackedPlan
 from flowdata.core.plan import EpochPlan
+from flowdata.core.steps import draws_of_step
 
 TooLong: TypeAlias = Literal["raise", "truncate"]
 
@@ -157,6 +158,18 @@ class PackPlan:
                 f"{self._size:,} packs"
             )
         return self.plan.rows_of_packs(places)
+
+    def rows_of_step(
+        self,
+        step: int,
+        batch_size: int = 1,
+        ranks: int = 1,
+        rank: int | None = None,
+        *,
+        drop_last: bool = False,
+    ) -> list[NDArray[np.int64]]:
+        """The rows of each pack of a step; see `EpochPlan.rows_of_step`, of packs for draws."""
+        return self.of(draws_of_step(self, step, batch_size, ranks, rank, drop_last=drop_last))
 
     def identity(self) -> dict[str, Any]:
         """What decides which rows are in which pack, except seed and epoch; JSON-able."""

@@ -13,6 +13,7 @@ from flowdata.core.by_length import ByLength
 from flowdata.core.group_layout import GroupLayout
 from flowdata.core.masses import MOST_DRAWS, Masses, count_draws, draw_bits
 from flowdata.core.permutation import CHUNK, KeyedPermutation, Purpose, random_bits, shuffled
+from flowdata.core.steps import draws_of_step
 from flowdata.core.strata import Strata, deal_to_batches
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 
@@ -212,6 +213,38 @@ class EpochPlan(Plan):
         slots = self._filled_slots()
         places = draws if self._order is None else self._order(draws)
         return slots.take(places).astype(np.int64)
+
+    def rows_of_step(
+        self,
+        step: int,
+        batch_size: int,
+        ranks: int = 1,
+        rank: int | None = None,
+        *,
+        drop_last: bool = False,
+    ) -> NDArray[np.int64]:
+        """The rows of a step of this epoch, in the order of their draws, int64: as no log tells.
+
+        Rank r takes draws r, r + R, ..., ``batch_size`` of them a step, as `FlowSampler` does.
+        Loops that shuffle draws, as ``shuffle=True`` and the Trainer's default do, take others.
+
+        Args:
+            step: from 0, of this epoch.
+            batch_size: draws of one rank in a step; all of those between two steps of the
+                optimizer, where gradients are accumulated.
+            ranks: R.
+            rank: r; default those of all ranks together, which do not depend on who took which.
+            drop_last: as of the sampler.
+
+        Raises:
+            IndexError: for a step that the epoch has not.
+            ValueError: for a rank outside [0, R), and sizes below 1.
+
+        >>> plan = EpochPlan([1.0, 3.0], epoch_size=8, seed=1)
+        >>> plan.rows_of_step(1, batch_size=2, ranks=2).tolist() == plan[4:8].tolist()
+        True
+        """
+        return self.rows(draws_of_step(self, step, batch_size, ranks, rank, drop_last=drop_last))
 
     def counts(self) -> NDArray[np.int64]:
         """How often each row is drawn in this epoch, shape (n,), sum M."""

@@ -64,12 +64,7 @@ def read_state(
         MismatchError: if it is no saved state of this kind, or belongs to another plan, or was
             written by a newer flowdata, or has a seed or an epoch that is no int >= 0.
     """
-    if not isinstance(state, Mapping):
-        raise MismatchError(f"not a {owner} state: {shown(state)}")
-    try:
-        found = _in_current_layout(_plain(state))
-    except RecursionError:
-        raise MismatchError(f"not a {owner} state: it is nested too deeply") from None
+    found = _laid_out(state, owner)
     if missing := {VERSION, SEED, EPOCH, *identity, *needed} - found.keys():
         raise MismatchError(f"not a {owner} state: {sorted(missing)} missing")
     if type(found[VERSION]) is not int or found[VERSION] != _CURRENT:
@@ -85,6 +80,28 @@ def read_state(
         "with the same options as the run that was saved",
     )
     return found | {name: saved_count(found[name], name, owner=owner) for name in (SEED, EPOCH)}
+
+
+def saved_identity(state: Any, *, owner: str) -> dict[str, Any]:
+    """The identity of the plan that a state is of, as it was saved: nothing in it is checked.
+
+    Raises:
+        MismatchError: for what is no state.
+    """
+    plan = _laid_out(state, owner).get(PLAN)
+    if not isinstance(plan, dict):
+        raise MismatchError(f"not a {owner} state: it has no plan, but {shown(state)}")
+    return plan
+
+
+def _laid_out(state: Any, owner: str) -> dict[str, Any]:
+    """A state as plain dicts and lists in the layout of today."""
+    if not isinstance(state, Mapping):
+        raise MismatchError(f"not a {owner} state: {shown(state)}")
+    try:
+        return _in_current_layout(_plain(state))
+    except RecursionError:
+        raise MismatchError(f"not a {owner} state: it is nested too deeply") from None
 
 
 def saved_count(value: Any, name: str, *, owner: str, most: int | None = None) -> int:

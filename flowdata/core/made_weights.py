@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import count_rows, is_invalid, numbers_of, one_dimensional
@@ -52,6 +53,14 @@ class Made:
     shared: bool = False
     losses: Source | None = None
     lengths: Source | None = None
+
+    def digest(self) -> xxhash.xxh3_128:
+        """The begin of a hash of what they were made from, which ``source`` goes on."""
+        # Not of the weights: the last bit of a power of given weights depends on the processor.
+        kind = "logarithms|" if isinstance(self.relative, OfLogarithms) else ""
+        return xxhash.xxh3_128(
+            f"{kind}{self.temperature!r}|{self.exponent!r}|{self.source.dtype.str}|".encode()
+        )
 
 
 def as_losses(losses: ArrayLike) -> NDArray[Any]:

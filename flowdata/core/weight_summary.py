@@ -82,6 +82,11 @@ def summary_of(weights: Weighted, groups: Groups | None) -> WeightSummary:
     notes = notes_on(weights.ess, len(weights))
     if not (own and made.shared):
         notes += notes_on_groups(known)
+    if weights.max == 0.0:
+        notes.append(
+            "the largest weight is too small for a number, so all are 0 where they are taken as "
+            'they are: give normalize="mean"; draws are what they would be'
+        )
     return WeightSummary(
         rows=len(weights),
         dropped=dropped,

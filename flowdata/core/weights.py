@@ -2,12 +2,12 @@
 
 import functools
 import math
+import sys
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import one_dimensional
@@ -20,9 +20,11 @@ from flowdata.core.shares import Shares
 from flowdata.core.temperature import Temperature
 from flowdata.core.weight_functions import WeightFunction
 from flowdata.core.weight_summary import WeightSummary, notes_on, summary_of
-from flowdata.errors import MismatchError, warn
+from flowdata.errors import InvalidLossError, MismatchError, warn
 
 Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
+
+_LARGEST = math.log(sys.float_info.max)
 
 
 @runtime_checkable
@@ -50,6 +52,11 @@ class FlowWeights:
 
     def __init__(self, made: Made, *, normalize: Normalization = None) -> None:
         """Not for callers: use `from_losses` or `from_weights`."""
+        if normalize is None and made.log_max > _LARGEST:
+            raise InvalidLossError(
+                f"the largest weight would be e^{made.log_max:,.0f}, too large for a number: give "
+                'normalize="mean" or smaller weights'
+            )
         self.made = made
         """What the weights are made of."""
         self.normalize = _check(normalize)
@@ -249,7 +256,7 @@ class FlowWeights:
         """A hash of what the weights were made from, equal on every machine."""
         if not self._is_held:
             return self._sums[2]
-        digest = self._digest()
+        digest = self.made.digest()
         digest.update(np.ascontiguousarray(self.made.source).data)
         if self.groups is not None and self.has_groups:
             # Plans lay rows by group.
@@ -259,7 +266,7 @@ class FlowWeights:
     @functools.cached_property
     def _sums(self) -> tuple[float, float, str]:
         """Sums of the relative weights and of their squares, and the hash of the source."""
-        digest, made = self._digest(), self.made.relative
+        digest, made = self.made.digest(), self.made.relative
         assert isinstance(made, OfLosses)
 
         def sums(start: int, stop: int) -> NDArray[np.float64]:
@@ -270,15 +277,6 @@ class FlowWeights:
 
         total, squares = sum_pairwise(sums, 0, len(self)).tolist()
         return total, squares, digest.hexdigest()
-
-    def _digest(self) -> xxhash.xxh3_128:
-        # Of what they were made from, not of the weights: the last bit of a power of given weights
-        # depends on the processor.
-        made = self.made
-        kind = "logarithms|" if isinstance(made.relative, OfLogarithms) else ""
-        return xxhash.xxh3_128(
-            f"{kind}{made.temperature!r}|{made.exponent!r}|{made.source.dtype.str}|".encode()
-        )
 
     @functools.cached_property
     def _scale(self) -> float:

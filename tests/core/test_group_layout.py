@@ -1,5 +1,7 @@
 """Rows laid group by group: shares in every epoch, and with strata in every batch."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from fuzzing import examples
@@ -67,6 +69,15 @@ def test_weights_without_groups_or_with_one_are_laid_as_ever():
     weights = weights_of(1000, 1)
     plain = FlowWeights.from_losses(weights.made.losses)
     assert EpochPlan(weights, seed=5)[:].tolist() == EpochPlan(plain, seed=5)[:].tolist()
+
+
+def test_an_epoch_of_groups_has_the_draws_of_a_record():
+    losses = np.random.default_rng(0).exponential(size=5000)
+    weights = FlowWeights.from_losses(losses, groups=np.arange(5000) % 7, shares="equal")
+    strata = Strata(weights.groups, batch_size=16)
+    for arrange, record in ((None, "469fc8d87452e692"), (strata, "a86feefd658b8818")):
+        rows = EpochPlan(weights, seed=1, arrange=arrange)[:].astype("<i8")
+        assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == record
 
 
 def test_plans_of_other_epochs_and_copies_draw_the_same():

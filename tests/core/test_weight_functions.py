@@ -219,3 +219,19 @@ def test_the_summary_says_how_weights_were_made():
         (FlowWeights.from_weights(LOSSES), "given weights"),
     ):
         assert f"temperature              {how}\n" in str(weights.summary())
+
+
+def test_a_product_that_is_too_large_for_a_number_is_refused_unless_it_is_normalised():
+    huge = FlowWeights.from_weights([1e308, 1.0])
+    with pytest.raises(InvalidLossError, match=r"e\^1,418, too large"):
+        huge.times(huge)
+    normalised = FlowWeights.from_weights([1e308, 1.0], normalize="mean").times(huge)
+    assert normalised.values.tolist() == [2.0, 0.0]
+
+
+def test_weights_too_small_for_a_number_are_noted_and_drawn():
+    weights = FlowWeights.from_losses([1.0, 1.0005, 3.0], temperature=1e-3)
+    assert weights.mean == 0.0
+    (note,) = weights.summary().notes
+    assert 'normalize="mean"' in note
+    assert EpochPlan(weights).counts().sum() == 3

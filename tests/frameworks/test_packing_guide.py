@@ -1,4 +1,4 @@
-"""The examples of packing in the guide run, each on its own."""
+"""The examples of token weights and of packing in the guide run, each on its own."""
 
 import datasets
 import lightning
@@ -19,6 +19,7 @@ GUIDE = ROOT / "flowdata" / "frameworks" / "README.md"
 EXAMPLES = {
     name: next(block for block in blocks(GUIDE) if f"\n{call}" in f"\n{block.text}")
     for name, call in {
+        "TRL, masked": "trainer.train_dataset = flowdata.mask_tokens(",
         "TRL": "draw_from(",
         "transformers": "trainer = Trainer(",
         "accelerate": "accelerator = Accelerator(",

@@ -33,6 +33,11 @@ class Groups:
             MismatchError: for another number of labels than rows.
             ValueError: for another shape, rows without a group, and labels that are no names.
         """
+        if isinstance(labels, str):
+            raise ValueError(
+                f"groups must be a name for each row, got {labels!r}: give the column of the data, "
+                f"data[{labels!r}]"
+            )
         array = as_array(labels)
         if array.ndim != 1:
             raise ValueError(f"groups must be a name for each row, got shape {array.shape}")

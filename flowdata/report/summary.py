@@ -184,7 +184,7 @@ def groups_of(dataset: Any, column: str) -> Groups:
         raise ValueError(f"the data has no column {column!r}; it has {', '.join(names)}")
     # As objects: numbers with gaps stay whole numbers.
     labels = np.empty(len(dataset), dtype=object)
-    labels[:] = ["(none)" if value is None else value for value in dataset[column]]
+    labels[:] = ["(none)" if value is None else value for value in dataset[column][:]]
     try:
         return Groups.of(labels, len(dataset))
     except ValueError as error:

@@ -250,6 +250,7 @@ def test_whole_numbers_and_booleans_are_groups_too(kind):
         (np.where(SOURCE == "web", np.nan, 1.0), ValueError, r"float64: .* rows have none"),
         (np.linspace(0, 1, ROWS), ValueError, "got dtype float64"),
         ([["a"]] * ROWS, ValueError, "shape"),
+        ("source", ValueError, r"give the column of the data, data\['source'\]"),
     ],
 )
 def test_labels_that_are_no_groups_are_refused(labels, error, message):

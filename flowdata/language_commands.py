@@ -43,6 +43,16 @@ def add_score(commands: Commands) -> None:
         required=True,
         help="the table, a .parquet file",
     )
+    score.add_argument(
+        "--key", metavar="COLUMN", help="numbers or texts by which the table shall know its rows"
+    )
+    score.add_argument(
+        "--known",
+        type=path_of,
+        metavar="TABLE",
+        help="a table of some of these rows, which are not scored again: found by key, or the "
+        "first ones",
+    )
     score.add_argument("--max-length", type=positive, help="cut longer samples to these tokens")
     score.add_argument(
         "--max-tokens", type=positive, help="tokens of a batch; default what keeps the device busy"
@@ -82,6 +92,7 @@ def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring.inference import count_rows
     from flowdata.scoring.open_inputs import open_model
     from flowdata.scoring.ranks import join_torchrun
+    from flowdata.table.data_columns import keys_of
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
     require_place(options.output)
@@ -89,6 +100,8 @@ def _run_score(options: argparse.Namespace) -> None:
     data = open_data(options)
     count_rows(data)
     columns.check(data.column_names)
+    if options.key is not None:
+        keys_of(data, options.key)
     with join_torchrun() as process:
         model, tokenizer = open_model(
             options.model,
@@ -109,6 +122,8 @@ def _run_score(options: argparse.Namespace) -> None:
             data,
             loss,
             output=options.output,
+            key=options.key,
+            known=options.known,
             num_workers=options.num_workers,
             on_invalid=options.on_invalid,
             adapters=options.adapters,

@@ -327,3 +327,35 @@ def test_adapters_workers_and_patience_reach_the_scoring_pass(tiny, tmp_path, mo
     shown = capsys.readouterr().out
     assert shown.index(f"{output} is written") < shown.index("note: --temperature median is 0")
     assert "--temperature" in shown
+
+
+def test_rows_that_a_table_knows_by_key_are_not_scored_again(tiny, tmp_path, capsys, monkeypatch):
+    scored = []
+
+    def counting(language_pass, rows, read):
+        scored.extend(rows.tolist())
+        return score_rows(language_pass, rows, read)
+
+    monkeypatch.setattr(LanguagePass, "score_rows", counting)
+    rows = [row | {"id": f"row {number}"} for number, row in enumerate(ROWS)]
+    first, all_rows = tmp_path / "first.parquet", tmp_path / "all.parquet"
+    options = [*TEXT, "--key", "id"]
+    assert main(command(tiny, as_jsonl(rows[:5], tmp_path), first, *options)) == 0
+    options += ["--known", str(first)]
+    assert main(command(tiny, as_jsonl(rows[::-1], tmp_path), all_rows, *options)) == 0
+    assert scored == [*range(5), 0, 1, 2]
+    table = flowdata.LossTable.load(all_rows)
+    assert table.keys.tolist() == [row["id"] for row in rows[::-1]]
+    known = flowdata.LossTable.load(first)
+    assert table.losses[::-1][:5].tolist() == known.losses.tolist()
+    capsys.readouterr()
+    # Found out before a model is looked for.
+    other = tmp_path / "other.parquet"
+    data = as_jsonl([*rows, rows[3]], tmp_path)
+    assert main(command("no-model", data, other, *options)) == 1
+    assert "keys are there more than once: 'row 3' (rows 3 and 8)" in capsys.readouterr().err
+    data = as_jsonl(rows[1:], tmp_path)
+    assert main(command(tiny, data, other, *TEXT, "--known", str(first))) == 1
+    said = capsys.readouterr().err
+    assert "is not of the first 5 rows of this data set" in said
+    assert "or give both keys, by --key, to find rows wherever they are" in said

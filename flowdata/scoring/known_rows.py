@@ -118,7 +118,7 @@ def _require_first_rows(table: LossTable, dataset: Any) -> None:
     if len(table) > len(dataset):
         raise MismatchError(
             f"{_WHAT} has {len(table):,} rows, the data set {len(dataset):,}: rows were taken out. "
-            "Give both keys, score(..., key=), to find rows by these"
+            "Give both keys, by key=, to find rows by these"
         )
     if isinstance(dataset, ShardRows) and table.index is not None:
         _require_first_shards(table.index, dataset.index)
@@ -128,7 +128,7 @@ def _require_first_rows(table: LossTable, dataset: Any) -> None:
     except MismatchError as error:
         raise MismatchError(
             f"{_WHAT} is not of the first {len(table):,} rows of this data set: {error}, or give "
-            "both keys, score(..., key=), to find rows wherever they are"
+            "both keys, by key=, to find rows wherever they are"
         ) from error
     _require_same_transform(table, first)
     if table.provenance.data_fingerprint is None and table.provenance.parts is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flowdata import map_style as map_style
     from flowdata import report as report
     from flowdata import reweight as reweight
+    from flowdata import rows as rows
     from flowdata import scoring as scoring
     from flowdata import streaming as streaming
     from flowdata import table as table
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from flowdata.reweight import mask_tokens as mask_tokens
     from flowdata.reweight import register_loss as register_loss
     from flowdata.reweight import weighted_mean as weighted_mean
+    from flowdata.rows.attaching import attach as attach
+    from flowdata.rows.resampling import resample_rows as resample_rows
     from flowdata.scoring import CausalLM as CausalLM
     from flowdata.scoring import lengths as lengths
     from flowdata.scoring import linear_probe as linear_probe
@@ -93,6 +96,8 @@ _MODULES = {
         "register_loss",
         "weighted_mean",
     ),
+    "rows.attaching": ("attach",),
+    "rows.resampling": ("resample_rows",),
     "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe"),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),
@@ -112,6 +117,7 @@ _SUBMODULES = frozenset(
         "map_style",
         "report",
         "reweight",
+        "rows",
         "scoring",
         "streaming",
         "table",

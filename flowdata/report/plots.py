@@ -85,7 +85,7 @@ def plot_weights(weights: FlowWeights, axes: Any = None, groups: Groups | None =
         ModuleNotFoundError: without matplotlib.
     """
     if axes is None:
-        axes = _new_axes()
+        axes = new_axes()
     if weights.made.losses is None:
         plot_expected_counts(axes, weights)
         return axes
@@ -125,7 +125,12 @@ def _rows_of(groups: Groups | None, invalid: NDArray[np.bool_]) -> dict[str, NDA
     return {name: some for name, some in valid.items() if some.size}
 
 
-def _new_axes() -> Any:
+def new_axes() -> Any:
+    """The Axes of a new figure.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+    """
     try:
         from matplotlib import pyplot
     except ModuleNotFoundError as error:

@@ -1,0 +1,1 @@
+"""What happens while training: rows seen, draws by group and decile, and losses now."""

@@ -29,7 +29,7 @@ from flowdata.table.row_keys import RowKeys, found_rows
 from flowdata.table.selection import select_rows
 from flowdata.table.shard_index import ShardIndex
 from flowdata.table.stored_table import METADATA_KEY, read_table, stored_columns
-from flowdata.table.table_columns import HeldColumns
+from flowdata.table.table_columns import HeldColumns, TableColumns
 from flowdata.table.token_runs import offsets_of, valid_token_losses
 from flowdata.table.writing import write_parquet
 
@@ -164,9 +164,9 @@ class LossTable(HeldColumns):
         Raises:
             MismatchError: for what is only allowed if ``mixed``, for shards of one name, and,
                 naming them, for keys that two rows have.
-            ValueError: for no tables.
+            TypeError, ValueError: for what is no tables, and for none.
         """
-        return cls(**vars(join([table.columns() for table in tables], mixed=mixed)))
+        return cls(**vars(join(list(map(_columns_of, tables)), mixed=mixed)))
 
     def to_pandas(self, dataset: Any = None, columns: Sequence[str] = ()) -> Any:
         """A pandas frame of all rows: the columns of a saved table, and some of the data set.
@@ -334,13 +334,16 @@ class LossTable(HeldColumns):
                 "with tokens=True"
             )
         losses = valid_token_losses(self.token_losses, self.losses, self.token_offsets, on_invalid)
-        return FlowWeights.from_kept_losses(
-            losses,
-            temperature=temperature,
-            normalize=normalize,
-            on_invalid=on_invalid,
-            function=function,
-        )
+        try:
+            return FlowWeights.from_kept_losses(
+                losses,
+                temperature=temperature,
+                normalize=normalize,
+                on_invalid=on_invalid,
+                function=function,
+            )
+        except InvalidLossError as error:
+            raise type(error)(f"of response tokens, which are the rows here: {error}") from error
 
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.
@@ -357,3 +360,11 @@ class LossTable(HeldColumns):
             check_dataset(self.provenance, dataset)
         if model is not None:
             check_model(self.provenance, model)
+
+
+def _columns_of(table: Any) -> TableColumns:
+    if not isinstance(table, LossTable):
+        raise TypeError(
+            f"tables are needed, LossTable.concat([first, second]), got {type(table).__name__}"
+        )
+    return table.columns()

@@ -72,17 +72,24 @@ def _taken(column: Source | None, rows: NDArray[np.int64]) -> NDArray[Any] | Non
     """The numbers of some rows; of a run of them no others are read from a file."""
     if column is None:
         return None
-    first = int(rows[0])
-    if int(rows[-1]) - first + 1 == rows.size and (np.diff(rows) == 1).all():
-        return np.array(column[first : first + rows.size])
+    if (run := _as_run(rows)) is not None:
+        return np.array(column[run])
     taken: NDArray[Any] = column[:][rows]
     return taken
+
+
+def _as_run(rows: NDArray[np.int64]) -> slice | None:
+    """Rows that follow each other as a slice."""
+    first = int(rows[0])
+    follow = int(rows[-1]) - first + 1 == rows.size and bool((np.diff(rows) == 1).all())
+    return slice(first, first + rows.size) if follow else None
 
 
 def _of_keys(keys: RowKeys | None, rows: NDArray[np.int64], *, distinct: bool) -> RowKeys | None:
     if keys is None:
         return None
-    found = keys.take(rows)
+    run = _as_run(rows)
+    found = keys.take(rows) if run is None else RowKeys(keys.run(run))
     if not distinct:
         found.prepare()
     return found

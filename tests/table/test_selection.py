@@ -184,6 +184,8 @@ def test_losses_of_several_models_or_kinds_are_put_together_only_if_asked():
         LossTable.concat([table_of(), table_of()])
     with pytest.raises(MismatchError, match="some of the tables have texts for keys"):
         LossTable.concat([table_of(), table_of(keys=False)])
+    with pytest.raises(TypeError, match=r"tables are needed, .* got str"):
+        LossTable.concat({"maths": table_of()})
     with pytest.raises(ValueError, match="no tables"):
         LossTable.concat([])
 

@@ -66,7 +66,8 @@ from tqdm import tqdm
 
 HELP = """\
 Fine-tune SmolLM2-135M on texts of mixed length in batches that are padded, grouped by length or
-packed, in turns in one process; and time packing itself, beside what TRL and transformers do.
+packed, in turns in one process; and time packing itself, beside what TRL and transformers do. The
+padded batches need 20 GB of memory.
 """
 
 ABOUT = f"""\

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import webdataset as wds
 from frameworks_language import make_model, make_tokenizer
-from guides import GUIDES, README, ROOT, Block, blocks, name_of
+from guides import FURTHER, GUIDES, README, ROOT, Block, blocks, name_of
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 
 SHARDED = 900
 WITH_EXAMPLES = [
-    page for page in GUIDES if any(block.language == "python" for block in blocks(page))
+    page
+    for page in (*GUIDES, *FURTHER)
+    if any(block.language == "python" for block in blocks(page))
 ]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 LEFT_OUT = "..."
@@ -162,8 +164,18 @@ def check_streaming(names):
     assert 0 < sum(1 for _ in names["pipeline"]) < 2 * SHARDED
 
 
+def check_packing(names):
+    packs, table = names["packs"], names["table"]
+    [batch] = DataLoader(packs, len(packs), collate_fn=names["collate"])
+    expected = table.losses[np.concatenate(packs.plan.at_epoch(1)[:])].mean()
+    tokens = table.n_tokens.mean() * len(packs.plan.plan)
+    loss = names["language_model"](**batch, num_items_in_batch=tokens).loss
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
 CHECKS = {
     "map_style": check_map_style,
+    "PACKING": check_packing,
     "reweight": check_reweight,
     "scoring": check_scoring,
     "streaming": check_streaming,
@@ -182,7 +194,8 @@ def test_every_example_of_a_guide_runs_and_its_loaders_train(page, names, capsys
             if isinstance(loader.dataset, flowdata.FlowShards) and "load_state" not in block.text:
                 continue
             assert train(names["model"], loader) == samples_of(loader)
-    CHECKS.get(page.parent.name, lambda names: None)(names)
+    subject = page.parent.name if page.name == "README.md" else page.stem
+    CHECKS.get(subject, lambda names: None)(names)
     if page.parent.name == "core":
         assert "effective sample size" in capsys.readouterr().out
 

@@ -9,7 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 GUIDES = sorted(ROOT.glob("flowdata/*/README.md"))
-PAGES = [README, *GUIDES, ROOT / "tests" / "README.md", ROOT / "benchmarks" / "README.md"]
+FURTHER = sorted(set(ROOT.glob("flowdata/*/*.md")) - set(GUIDES))
+"""Pages beside a guide, about one of its subjects."""
+PAGES = [README, *GUIDES, *FURTHER, ROOT / "tests" / "README.md", ROOT / "benchmarks" / "README.md"]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")

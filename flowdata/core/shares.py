@@ -50,15 +50,15 @@ def resolve_shares(
         )
     if isinstance(shares, Mapping):
         return _given_shares(shares, groups)
-    if shares == "equal":
-        return np.full(len(groups), 1.0 / len(groups))
-    if shares == "flow":
-        return None
-    if shares not in _NAMED:
+    if not isinstance(shares, str) or shares not in _NAMED:
         raise ValueError(
             'shares must be "rows", "tokens", "equal", "flow" or a number for each group, '
             f"got {shares!r}"
         )
+    if shares == "equal":
+        return np.full(len(groups), 1.0 / len(groups))
+    if shares == "flow":
+        return None
     sizes = groups.sizes().astype(np.float64)
     if shares == "tokens" and lengths is not None:
         sizes = _sum_by_group(groups, None, lengths)

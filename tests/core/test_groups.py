@@ -189,6 +189,7 @@ def test_a_group_of_which_no_row_can_be_drawn_is_named_unless_it_has_no_share():
         ({"shares": {"web": "x", "code": 0, "chat": 0}}, "shares must be numbers"),
         ({"shares": "uniform"}, "'uniform'"),
         ({"shares": [0.2, 0.3, 0.5]}, r"\[0.2, 0.3, 0.5\]"),
+        ({"shares": np.array([0.5, 0.5])}, r"array\(\[0.5, 0.5\]\)"),
         ({"by": "words"}, "'words'"),
     ],
 )

@@ -194,6 +194,19 @@ def test_a_product_may_be_multiplied_and_raised_and_is_pickled():
     assert len(pickle.dumps(weights)) < 2 * weights.relative.nbytes + 2000
 
 
+def test_a_product_knows_losses_lengths_and_groups_of_what_it_is_made_of():
+    labels = np.arange(40) % 2
+    table = LossTable.from_losses(LOSSES, lengths=np.arange(1, 41))
+    factors = FlowWeights.from_weights(np.ones(40))
+    expected = table.weights().summary(groups=labels).groups
+    for product in (table.weights().times(factors), factors.times(table)):
+        for found, group in zip(product.summary(groups=labels).groups, expected, strict=True):
+            assert vars(found) == pytest.approx(vars(group))
+    grouped = table.weights(groups=labels, shares="equal").times(LOSSES > 0.1)
+    assert grouped.groups.tolist() == labels.tolist()
+    assert grouped.group_names == (0, 1)
+
+
 def test_products_of_other_rows_or_that_leave_none_are_refused():
     with pytest.raises(MismatchError, match="40 weights, but 39"):
         TABLE.weights().times(np.ones(39))

@@ -366,7 +366,7 @@ def parser() -> argparse.ArgumentParser:
         "--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="of the texts"
     )
     made.add_argument(
-        "--rounds", type=int, default=4, help="of training steps (default 4); 0 leaves them out"
+        "--rounds", type=int, default=2, help="of training steps (default 2); 0 leaves them out"
     )
     made.add_argument("--tokens", type=int, default=2048, help="of a step of packs (default 2,048)")
     made.add_argument(
@@ -385,7 +385,7 @@ def parser() -> argparse.ArgumentParser:
         help="that are packed (default a million); others pack a tenth",
     )
     made.add_argument(
-        "--repeats", type=int, default=3, help="processes of each kind that pack (default 3)"
+        "--repeats", type=int, default=1, help="processes of each kind that pack (default 1)"
     )
     made.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     return made

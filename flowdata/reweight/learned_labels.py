@@ -23,10 +23,12 @@ class LearnedLabels:
     Attributes:
         learned: whether the label is learned, shape (all labels,).
         offsets: where the labels of each row begin, shape (n + 1,).
+        counts: how many of each row are learned, shape (n,).
     """
 
     learned: NDArray[np.bool_]
     offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
     @classmethod
     def of(cls, dataset: Any, target: Any = None) -> "LearnedLabels":
@@ -39,25 +41,23 @@ class LearnedLabels:
         Raises:
             TypeError, ValueError: naming the row, for one without labels.
         """
-        parts, counts = [np.zeros(0, dtype=np.bool_)], [0]
+        parts, bounds, counts = [np.zeros(0, dtype=np.bool_)], [0], []
         for number, row in enumerate(_rows_of(dataset, target)):
-            labels = labels_of(row, number, target)
-            parts.append(labels >= 0)
-            counts.append(labels.size)
-        return cls(np.concatenate(parts), np.cumsum(counts, dtype=np.int64))
+            learned = labels_of(row, number, target) >= 0
+            parts.append(learned)
+            bounds.append(bounds[-1] + learned.size)
+            counts.append(np.count_nonzero(learned))
+        return cls(np.concatenate(parts), np.array(bounds), np.array(counts, dtype=np.int64))
 
     @property
-    def firsts(self) -> NDArray[np.bool_]:
-        """Which labels are the first of a row, which no token before them predicts."""
-        found = np.zeros(self.learned.size, dtype=np.bool_)
-        found[self.offsets[:-1][np.diff(self.offsets) > 0]] = True
-        return found
+    def lengths(self) -> NDArray[np.int64]:
+        """Labels of each row, shape (n,)."""
+        return np.diff(self.offsets)
 
-    def counts(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How many labels of each row are chosen, shape (n,)."""
-        before = np.zeros(chosen.size + 1, dtype=np.int64)
-        np.cumsum(chosen, out=before[1:])
-        return np.diff(before[self.offsets])
+    @property
+    def firsts(self) -> NDArray[np.int64]:
+        """The place of the first label of each row that has any: no token predicts it."""
+        return self.offsets[:-1][self.lengths > 0]
 
     def row_of(self, label: int) -> int:
         """The row of a label, by its place among all."""

@@ -159,7 +159,9 @@ class MaskedRows(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._mask)
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return self.__getitems__(range(len(self))[row])
         # As the rows of a list, negative ones count from its end.
         row = range(len(self))[row]
         return self._masked(self.dataset[row], row)

@@ -95,7 +95,7 @@ def reweight(
     if level == "token" and alpha != 0:
         raise ValueError("samples are drawn, not tokens: alpha needs level='sample'")
     given = {"temperature": temperature, "function": function, "on_invalid": on_invalid}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if weights is not None and not isinstance(dataset, EpochItems):
         require_rows(dataset)
     if is_stream(dataset):
@@ -116,18 +116,18 @@ def reweight(
         )
     if weights is None:
         raise TypeError("weights are needed: only an iterable data set has them in its samples")
-    if options and not isinstance(weights, LossTable):
+    table = weights if isinstance(weights, LossTable) else None
+    if options and table is None:
         raise ValueError(
             f"{', '.join(options)}: these make weights of the losses of a LossTable, and what is "
             f"given are weights already ({type(weights).__name__})"
         )
     if level == "token":
         of_tokens = (
-            of_table(weights, dataset, options)
-            if isinstance(weights, LossTable)
-            else of_numbers(weights, dataset, target)
+            of_numbers(weights, dataset, target)
+            if table is None
+            else of_table(table, dataset, options)
         )
         return WeightedTokenRows(dataset, of_tokens, normalize), collate
-    if options:
-        weights = weights.weights(**options)
-    return WeightedRows(dataset, as_weights(weights), normalize, alpha), collate
+    made = as_weights(weights) if table is None else table.weights(**options)
+    return WeightedRows(dataset, made, normalize, alpha), collate

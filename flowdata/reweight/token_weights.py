@@ -1,6 +1,6 @@
 """Weights of response tokens: of a table, or one's own, told apart by how many there are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from flowdata.reweight.learned_labels import LearnedLabels
 from flowdata.table.loss_table import LossTable
 
 _ROWS_AT_A_TIME = 1_000
-_RESPONSE = "response tokens"
+_RESPONSES = "response tokens"
 """Labels that are learned, without the first of a row, which nothing predicts."""
+_LEARNED, _LABELS, _OTHERS = "learned labels", "labels", "labels but the first of a row"
 
 
 class TokenWeights(NamedTuple):
@@ -67,11 +68,10 @@ def of_numbers(given: Any, dataset: Any, target: Any) -> TokenWeights:
         require_length(dataset, len(given))
         values, counts = _column(given)
     labels = LearnedLabels.of(dataset, target)
-    layouts = _layouts(labels)
-    name = _layout_of(labels, layouts, values.size, counts)
-    responses = layouts[_RESPONSE]
-    offsets = np.concatenate(([0], np.cumsum(labels.counts(responses))))
-    kept = responses[layouts[name]]
+    kind = _kind_of(labels, values.size, counts)
+    responses = _chosen(labels, _RESPONSES)
+    offsets = np.concatenate(([0], np.cumsum(_sizes(labels)[_RESPONSES])))
+    kept = responses[_chosen(labels, kind)]
     if isinstance(given, FlowWeights):
         if kept.all():
             return TokenWeights(given, offsets)
@@ -84,38 +84,48 @@ def of_numbers(given: Any, dataset: Any, target: Any) -> TokenWeights:
             f"row {row} has the weight {values[place]} for its response token "
             f"{place - offsets[row]}: a weight must be finite and >= 0"
         )
+    if not values.any():
+        raise InvalidLossError(
+            f"the weights of all {values.size:,} response tokens are 0: nothing could be learned"
+        )
     return TokenWeights(FlowWeights.from_weights(values), offsets)
 
 
-def _layouts(labels: LearnedLabels) -> dict[str, NDArray[np.bool_]]:
-    """By what weights may be of: the labels that have one."""
-    firsts = labels.firsts
+def _chosen(labels: LearnedLabels, kind: str) -> NDArray[np.bool_]:
+    """Which labels weights of a kind are of, shape (all labels,)."""
+    with_first = kind in (_LEARNED, _LABELS)
+    found = np.ones_like(labels.learned) if kind in (_LABELS, _OTHERS) else labels.learned.copy()
+    if not with_first:
+        found[labels.firsts] = False
+    return found
+
+
+def _sizes(labels: LearnedLabels) -> dict[str, NDArray[np.int64]]:
+    """How many weights each row has, by what they are of."""
+    has_any = labels.lengths > 0
+    learned_firsts = np.zeros_like(labels.counts)
+    learned_firsts[has_any] = labels.learned[labels.firsts]
     return {
-        _RESPONSE: labels.learned & ~firsts,
-        "learned labels": labels.learned,
-        "labels": np.ones_like(firsts),
-        "labels but the first of a row": ~firsts,
+        _RESPONSES: labels.counts - learned_firsts,
+        _LEARNED: labels.counts,
+        _LABELS: labels.lengths,
+        _OTHERS: labels.lengths - has_any,
     }
 
 
-def _layout_of(
-    labels: LearnedLabels,
-    layouts: dict[str, NDArray[np.bool_]],
-    size: int,
-    counts: NDArray[np.int64] | None,
-) -> str:
+def _kind_of(labels: LearnedLabels, size: int, counts: NDArray[np.int64] | None) -> str:
     """What the weights are of, by how many there are in all, or in each row."""
-    sizes = {name: labels.counts(chosen) for name, chosen in layouts.items()}
+    sizes = _sizes(labels)
     if counts is None:
-        fitting = [name for name, of_rows in sizes.items() if of_rows.sum() == size]
+        fitting = [kind for kind, of_rows in sizes.items() if of_rows.sum() == size]
     else:
         # All rows are alike, so that a row that fits by chance does not count.
-        fitting = [name for name, of_rows in sizes.items() if np.array_equal(of_rows, counts)]
+        fitting = [kind for kind, of_rows in sizes.items() if np.array_equal(of_rows, counts)]
     if not fitting:
         raise _unfitting(sizes, size, counts)
     first, *others = fitting
     for other in others:
-        differ = layouts[other] != layouts[first]
+        differ = _chosen(labels, other) != _chosen(labels, first)
         if differ.any():
             raise MismatchError(
                 f"the weights of tokens may be of {first} or of {other}, of which there are as "
@@ -149,14 +159,14 @@ def _listed(sizes: dict[str, int]) -> str:
     shown = [
         f"{size:,} {name}"
         for name, size in sizes.items()
-        if name == _RESPONSE or size != sizes[_RESPONSE]
+        if name == _RESPONSES or size != sizes[_RESPONSES]
     ]
     return ", ".join(shown)
 
 
 def _flat(given: Any) -> NDArray[Any] | None:
     """A flat array of numbers; None for what has numbers for each row."""
-    if isinstance(given, str) or not hasattr(given, "__len__"):
+    if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
         raise TypeError(
             f'level="token" needs a LossTable with token losses, FlowWeights or an array of a '
             f"weight for each token, or a column of lists of them, got {given!r:.80}"
@@ -170,7 +180,7 @@ def _flat(given: Any) -> NDArray[Any] | None:
 
 def _column(given: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The numbers of all rows, and how many each has."""
-    parts, counts = [np.zeros(0, dtype=np.float32)], []
+    parts, counts = [np.zeros(0, dtype=np.float32)], list[int]()
     # A datasets.Column (5.2) reads row after row, but a slice of it at once.
     for start in range(0, len(given), _ROWS_AT_A_TIME):
         for numbers in _run(given, start):
@@ -187,5 +197,7 @@ def _column(given: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def _run(given: Any, start: int) -> Sequence[Any]:
-    run: Sequence[Any] = given[start : start + _ROWS_AT_A_TIME]
-    return run
+    run: Any = given[start : start + _ROWS_AT_A_TIME]
+    # Arrow gives scalars of its own.
+    found: Sequence[Any] = run.to_pylist() if hasattr(run, "to_pylist") else run
+    return found

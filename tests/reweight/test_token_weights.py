@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -50,6 +51,7 @@ FORMS = {
     "a column of tensors": lambda column: datasets.Dataset.from_dict({"w": column}).with_format(
         "torch"
     )["w"],
+    "an array of Arrow": pa.array,
     "a flat list": lambda column: [number for part in column for number in part],
     "a flat array": np.concatenate,
     "a flat tensor": lambda column: torch.tensor(np.concatenate(column)),
@@ -132,6 +134,15 @@ def test_rows_and_tokens_without_a_valid_loss_count_nothing_if_asked(table):
     assert [bool(weight) for weight in weights_of(data)] == [row != 1 for row in range(len(ROWS))]
 
 
+def test_functions_of_token_losses_that_give_no_weights_are_told_so(table):
+    for function, message in (
+        (lambda losses, tau: losses < 0, "of response tokens, .* all 46 weights are 0"),
+        (lambda losses, tau: -losses, "of response tokens, .* function gives 46 of 46"),
+    ):
+        with pytest.raises(InvalidLossError, match=message):
+            reweight(ROWS, table, level="token", function=function)
+
+
 def column(row, numbers):
     return [numbers if place == row else own for place, own in enumerate(OWN)]
 
@@ -153,6 +164,8 @@ def column(row, numbers):
         (column(2, "abc"), ValueError, "row 2 must have a list of weights"),
         (column(2, [1.0, np.nan, 1, 1, 1]), InvalidLossError, "row 2 has the weight nan .* 1:"),
         (column(2, [1.0, 1, 1, 1, -2]), InvalidLossError, "row 2 has the weight -2.0 .* 4:"),
+        ([[0.0] * len(own) for own in OWN], InvalidLossError, "all 46 response tokens are 0"),
+        (dict(enumerate(OWN)), TypeError, "a column of lists of them, got {0"),
         (column(0, [[1.0]]), ValueError, "row 0 must have a list .* float64 of shape"),
         (np.ones(5), MismatchError, "5 weights of tokens, but the data set has 46 response tokens"),
         (FlowWeights.from_weights(np.ones(7)), MismatchError, "there are 7 weights of tokens"),

@@ -12,6 +12,7 @@ from flowdata.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from flowdata import core as core
+    from flowdata import data_files as data_files
     from flowdata import errors as errors
     from flowdata import frameworks as frameworks
     from flowdata import guards as guards
@@ -111,6 +112,7 @@ _MODULES = {
 _SUBMODULES = frozenset(
     {
         "core",
+        "data_files",
         "errors",
         "frameworks",
         "guards",

@@ -1,4 +1,4 @@
-"""The command line: ``flowdata demo``, ``score``, ``lengths``, ``inspect`` and ``index``."""
+"""The command line: ``flowdata`` and its commands."""
 
 import argparse
 import sys
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from flowdata.errors import FlowDataError
+from flowdata.file_commands import add_attach, add_export, add_replay
 from flowdata.language_commands import add_lengths, add_score
 from flowdata.shell import (
     Commands,
     Speech,
     add_data,
     describe,
+    one_line,
     open_data,
     path_of,
     positive,
@@ -25,8 +27,6 @@ from flowdata.shell import (
 )
 from flowdata.table.loss_table import LossTable
 from flowdata.version import __version__
-
-_SHOWN_TEXT = 160
 
 # What data, files, models and devices can do; anything else is a fault of this package.
 _EXPECTED = (
@@ -74,6 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_score(commands)
     add_lengths(commands)
+    add_attach(commands)
+    add_export(commands)
+    add_replay(commands)
     _add_inspect(commands)
     _add_index(commands)
     return parser
@@ -247,12 +250,6 @@ def _extremes(losses: LossTable, texts: Callable[[int], str], number: int) -> st
     for title, rows in zip(("easiest", "hardest"), extremes(losses.losses, number), strict=True):
         lines.append(f"{title} samples")
         for row in rows:
-            text = _shortened(texts(row))
+            text = one_line(texts(row))
             lines.append(f"  row {row}, loss {losses.losses[row]:.4g}: {text}")
     return "\n".join(lines)
-
-
-def _shortened(text: str) -> str:
-    """The text on one line; by characters, because not all scripts have spaces."""
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_TEXT else f"{line[: _SHOWN_TEXT - 1]}…"

@@ -21,6 +21,10 @@ class TableFileError(FlowDataError):
     """A loss table file that is missing, truncated, foreign or cannot be written."""
 
 
+class DataFileError(FlowDataError, ValueError):
+    """A file of rows that is damaged, is not what its manifest says, or has a line of no row."""
+
+
 class ShardError(FlowDataError):
     """A tar shard that is missing, cut off, changed, made to do harm, or has a key twice."""
 

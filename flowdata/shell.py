@@ -19,6 +19,8 @@ from flowdata.files import local_path
 BROKEN_PIPE = 141
 """The status that a shell gives a program whose reader has left: 128 + SIGPIPE."""
 
+_SHOWN_TEXT = 160
+
 # name="value", name='value' or name=value, and the name alone before a value that is left open.
 _ARGUMENT = re.compile(r"""\b(\w+)=(?:"([^"]*)"|'([^']*)'|([\w.:+-]*[\w+-]))?""")
 
@@ -141,6 +143,12 @@ def describe(error: BaseException) -> str:
     if isinstance(error, KeyError):
         return f"there is no {error}"
     return str(error) or type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """A text on one line, shortened; by characters, because not all scripts have spaces."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_TEXT else f"{line[: _SHOWN_TEXT - 1]}…"
 
 
 class Commands(Protocol):

@@ -1,0 +1,164 @@
+"""Weights as a further field of each row of a data file."""
+
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.data_files import parquet_rows
+from flowdata.data_files.json_rows import ADVICE, Rows, member, read_rows, with_members, with_value
+from flowdata.data_files.opening import (
+    create_lines,
+    data_path,
+    format_of,
+    open_lines,
+    output_path,
+)
+from flowdata.data_files.row_weights import TableRows, as_table
+from flowdata.errors import DataFileError, MismatchError
+from flowdata.files import replacing
+from flowdata.table.loss_table import LossTable
+
+Weigh: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+
+def attach_file(
+    data: str | PathLike[str],
+    table: LossTable | str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    field: str = "weight",
+    key: str | None = None,
+    weights: FlowWeights | HasWeights | ArrayLike | None = None,
+    overwrite: bool = False,
+    unchecked: bool = False,
+) -> int:
+    """Write a data file again, with the weight of each row as a further field; rows written.
+
+    Of JSONL all other bytes stay as they are: order and text of members, line ends, blank lines.
+    Of Parquet all other columns do. The file is read once, some rows at a time, and the output
+    takes its place when it is whole.
+
+    Args:
+        data: a JSONL file, also one that is compressed by gzip or zstd, or a Parquet file.
+        table: the loss table of its rows, or the path of that.
+        output: the file to write, compressed where its name ends in .gz or .zst.
+        field: name of the field.
+        key: a field of the rows that has the table's keys. By default rows are in its order.
+        weights: of the table's rows; default ``table.weights()``.
+        overwrite: replace a field of this name, where rows have one.
+        unchecked: where rows are in the table's order, do not compare some with those that were
+            scored: the same rows in another form are no others.
+
+    Raises:
+        DataFileError: naming the line, for what is no row, or has the field already.
+        MismatchError: for another number of rows, rows that were not scored, and, naming it, a
+            key that is missing or there twice.
+    """
+    source = data_path(data)
+    kind = format_of(source)
+    place = output_path(output, kind, source, table)
+    losses = as_table(table)
+    weighed = weights_of(losses, weights)
+    rows = TableRows(losses, key, source, unchecked=unchecked)
+    with replacing(place) as temporary:
+        if kind == "JSONL":
+            with open_lines(source) as lines, create_lines(temporary, place) as out:
+                for some in read_rows(lines, source):
+                    out.writelines(_weighted(some, rows, key, weighed, field, overwrite, source))
+        else:
+            parquet_rows.add_column(
+                source,
+                temporary,
+                field,
+                lambda batch, start: weighed[rows_of_batch(batch, start, rows, key, source)],
+                overwrite=overwrite,
+            )
+        return rows.finish()
+
+
+def weights_of(
+    table: LossTable, weights: FlowWeights | HasWeights | ArrayLike | None
+) -> FlowWeights:
+    """The weights of a table's rows: its own, or others.
+
+    Raises:
+        MismatchError: for another number of them.
+    """
+    found = table.weights() if weights is None else as_weights(weights)
+    if len(found) != len(table):
+        raise MismatchError(
+            f"there are {len(found):,} weights for a loss table of {len(table):,} rows: give "
+            "those of its rows"
+        )
+    return found
+
+
+def table_rows_of(some: Rows, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
+    """The table's row of each of some lines."""
+    for row in rows.places_to_check(range(some.first, some.first + len(some))):
+        rows.see(row, some.objects[row - some.first])
+    keys = None
+    if key is None:
+        rows.see_columns(some.objects)
+    else:
+        keys = list(_keys(some, key, name))
+    return rows.find(len(some), keys, some.numbers)
+
+
+def _keys(some: Rows, key: str, name: Path) -> Iterator[Any]:
+    for number, found in zip(some.numbers, some.objects, strict=True):
+        if key not in found:
+            raise DataFileError(
+                f"{name}, line {number:,}: it has no {key!r}, its fields are {sorted(found)[:20]}"
+            )
+        value = found[key]
+        if type(value) is not str and type(value) is not int:
+            raise DataFileError(
+                f"{name}, line {number:,}: its {key!r} is {value!r:.100}, and keys are texts or "
+                "whole numbers"
+            )
+        yield value
+
+
+def rows_of_batch(
+    batch: Any, start: int, rows: TableRows, key: str | None, name: Path
+) -> NDArray[np.int64]:
+    """The table's row of each row of a Parquet file's batch."""
+    for row in rows.places_to_check(range(start, start + len(batch))):
+        rows.see(row, batch.slice(row - start, 1).to_pylist()[0])
+    if key is not None and key not in batch.schema.names:
+        raise DataFileError(f"{name} has no column {key!r}, its columns are {batch.schema.names}")
+    return rows.find(len(batch), None if key is None else batch.column(key), None)
+
+
+def _weighted(
+    some: Rows,
+    rows: TableRows,
+    key: str | None,
+    weights: FlowWeights,
+    field: str,
+    overwrite: bool,
+    name: Path,
+) -> Iterator[bytes]:
+    found = weights[table_rows_of(some, rows, key, name)].tolist()
+    yield some.begins
+    begin = member(field, b"")
+    for blank, line, content, number, weight in zip(
+        some.blank, some.lines, some.objects, some.numbers, found, strict=True
+    ):
+        yield blank
+        text = repr(weight).encode()
+        if field not in content:
+            yield with_members(line, begin + text)
+        elif overwrite:
+            yield with_value(line, field, text)
+        else:
+            raise DataFileError(
+                f"{name}, line {number:,}: it has a field {field!r} already: {ADVICE}"
+            )
+    yield some.after

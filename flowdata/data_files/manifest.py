@@ -1,0 +1,159 @@
+"""What a file of draws was made of, in a file beside it, and whether all of that is still so."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from flowdata.errors import DataFileError, MismatchError
+from flowdata.files import local_path, replacing
+from flowdata.version import __version__
+
+SUFFIX = ".manifest.json"
+
+_VERSION = 1
+_BLOCK = 1 << 24
+_MOST_SHOWN = 3
+_REMEDY = "export the draws anew"
+
+
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of a file is."""
+    return output.with_name(output.name + SUFFIX)
+
+
+def describe_file(path: Path, beside: Path, content: Path | None = None) -> dict[str, Any]:
+    """Size and hashes of a file: of all of it, and of each block, to say where it changed.
+
+    Args:
+        path: its name.
+        beside: the file whose manifest it is for.
+        content: where its content is now, if not under its name.
+    """
+    whole, blocks, size = xxhash.xxh3_128(), [], 0
+    for block in _blocks(path if content is None else content, _BLOCK):
+        whole.update(block)
+        blocks.append(xxhash.xxh3_64_hexdigest(block))
+        size += len(block)
+    return {
+        "path": Path(os.path.relpath(path, beside.parent)).as_posix(),
+        "bytes": size,
+        "xxh3_128": whole.hexdigest(),
+        "bytes_of_block": _BLOCK,
+        "xxh3_64_of_blocks": blocks,
+    }
+
+
+def write_manifest(output: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest of a file, and return all of it."""
+    whole = {"manifest": _VERSION, "flowdata": __version__, **content}
+    whole["checksum"] = _checksum(whole)
+    with replacing(manifest_path(output)) as temporary:
+        temporary.write_text(_text(whole), encoding="utf-8")
+    return whole
+
+
+def verify_file(
+    output: str | PathLike[str],
+    *,
+    data: str | PathLike[str] | None = None,
+    table: str | PathLike[str] | None = None,
+    output_alone: bool = False,
+) -> dict[str, Any]:
+    """Compare a file of draws, and what it was made of, with its manifest, which is returned.
+
+    Args:
+        output: the file that `export_file` wrote, with its manifest beside it.
+        data, table: where these are, if not where they were, seen from the file.
+        output_alone: leave data and table out, where they are not on this machine.
+
+    Raises:
+        DataFileError: saying which file differs, and in which of its bytes; and for a manifest
+            that is missing, or was changed itself.
+    """
+    place = local_path(output, "file of draws")
+    manifest = _read(manifest_path(place))
+    files = manifest["files"]
+    paths = {"output": place}
+    if not output_alone:
+        for name, given in (("data", data), ("table", table)):
+            if given is not None:
+                paths[name] = local_path(given, name)
+            elif files.get(name) is not None:
+                paths[name] = Path(os.path.normpath(place.parent / files[name]["path"]))
+    if wrong := [text for name, path in paths.items() for text in _wrong(name, path, files[name])]:
+        raise DataFileError("; ".join(wrong))
+    return manifest
+
+
+def _wrong(name: str, path: Path, expected: Mapping[str, Any] | None) -> Iterator[str]:
+    what = {"output": "the file of draws", "data": "the data", "table": "the loss table"}[name]
+    if expected is None:
+        raise MismatchError(f"the draws were made without a file of {what}: leave {name} out")
+    if not path.is_file():
+        missing = f"there is no file {path}, {what}"
+        also = (
+            ""
+            if name == "output"
+            else ": say where it is, or check the draws alone by output_alone=True"
+        )
+        yield f"{missing}{also}"
+        return
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        yield f"{path}, {what}, has {size:,} bytes, not the {expected['bytes']:,} of its manifest"
+    length, digests = expected["bytes_of_block"], expected["xxh3_64_of_blocks"]
+    found = map(xxhash.xxh3_64_hexdigest, _blocks(path, length))
+    changed = [
+        f"{block * length:,} to {min((block + 1) * length, size) - 1:,}"
+        for block, (digest, known) in enumerate(zip(found, digests, strict=False))
+        if digest != known
+    ]
+    if changed:
+        more = ", ..." if len(changed) > _MOST_SHOWN else ""
+        shown = ", ".join(changed[:_MOST_SHOWN])
+        yield f"{path}, {what}, was changed, in bytes {shown}{more}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataFileError(
+            f"there is no manifest {path}: flowdata export writes it beside the file of draws"
+        )
+    text = path.read_bytes()
+    try:
+        found = json.loads(text)
+        version = found["manifest"]
+        if type(version) is int and version > _VERSION:
+            raise DataFileError(
+                f"{path} has version {version}, and this flowdata reads up to {_VERSION}: verify "
+                "with the flowdata that wrote it"
+            )
+        sound = found["checksum"] == _checksum(found) and text == _text(found).encode()
+    except DataFileError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataFileError(f"{path} is no manifest of draws, or damaged: {_REMEDY}") from error
+    if not sound:
+        raise DataFileError(f"{path}, the manifest itself, was changed: {_REMEDY}")
+    manifest: dict[str, Any] = found
+    return manifest
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
+def _text(manifest: Mapping[str, Any]) -> str:
+    return f"{json.dumps(manifest, indent=1)}\n"
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(size):
+            yield block

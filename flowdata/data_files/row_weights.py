@@ -1,0 +1,210 @@
+"""Which row of a loss table a row of a file is: by its number, or by a key."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowdata.errors import DataFileError, MismatchError
+from flowdata.table.fingerprint import dataset_fingerprint
+from flowdata.table.loss_table import LossTable
+
+_CHECKED = 16
+_SHOWN = 5
+
+
+def as_table(table: LossTable | str | PathLike[str]) -> LossTable:
+    """A loss table, or that of a file."""
+    return table if isinstance(table, LossTable) else LossTable.load(table)
+
+
+class TableRows:
+    """Finds the table's row of each row of a file, and makes sure that each is there once.
+
+    Args:
+        table: the loss table.
+        key: column of the file that has the table's keys; without one, rows are in its order.
+        name: of the file, for errors.
+        unchecked: leave out comparing some rows with those that were scored.
+    """
+
+    def __init__(self, table: LossTable, key: str | None, name: object, *, unchecked: bool) -> None:
+        if key is not None and table.keys is None:
+            raise MismatchError(
+                f"rows are looked up by {key!r}, but the loss table has no keys of rows: score "
+                "with key=, or leave the key out where rows are in the table's order"
+            )
+        self._table, self._key, self._name = table, key, name
+        self._read = 0
+        self._seen = None if key is None else np.zeros(len(table), dtype=np.bool_)
+        wanted = key is None and not unchecked and table.provenance.data_fingerprint is not None
+        places = np.linspace(0, len(table) - 1, min(len(table), _CHECKED)).astype(int).tolist()
+        self._places = set(places) if wanted else set()
+        self._checked: dict[int, dict[str, Any]] = {}
+        self._columns: dict[str, None] = {}
+
+    def places_to_check(self, rows: range) -> list[int]:
+        """Which rows of a run `check` wants to see."""
+        return sorted(self._places.intersection(rows)) if self._places else []
+
+    def see(self, row: int, content: dict[str, Any]) -> None:
+        """Keep a row for `check`."""
+        self._checked[row] = content
+
+    def see_columns(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep the names of all columns for `check`: a row of JSONL need not have each."""
+        for content in rows if self._places else ():
+            if content.keys() != self._columns.keys():
+                self._columns.update(dict.fromkeys(content))
+
+    def find(self, rows: int, keys: Any, where: Sequence[int] | None) -> NDArray[np.int64]:
+        """The table's rows of the next rows of the file.
+
+        Args:
+            rows: how many.
+            keys: of them, where rows have some.
+            where: number of the line of each, for errors; without, they are called rows.
+
+        Raises:
+            MismatchError: for more rows than the table has, and for keys that it has not, or that
+                are there twice.
+        """
+        start, self._read = self._read, self._read + rows
+        if self._key is None:
+            if self._read > len(self._table):
+                self._refuse_length("more rows")
+            return np.arange(start, self._read)
+        return self._find_keys(start, keys, where)
+
+    def _find_keys(self, start: int, keys: Any, where: Sequence[int] | None) -> NDArray[np.int64]:
+        assert self._table.keys is not None
+        assert self._seen is not None
+
+        def place(row: int) -> str:
+            number = f"row {start + row:,}" if where is None else f"line {where[row]:,}"
+            return f"{self._name}, {number}: its {self._key} is {_plain(keys, row)!r:.100}"
+
+        try:
+            found = self._table.keys.find(keys)
+        except (MismatchError, TypeError, ValueError):
+            # One of them is wrong: which one, a search for each tells.
+            for row in range(len(keys)):
+                self._require_key(_plain(keys, row), place(row))
+            raise
+        if (missing := np.flatnonzero(found < 0)).size:
+            raise MismatchError(
+                f"{place(int(missing[0]))}, which no row of the loss table has: score these rows "
+                "too, or leave them out"
+            )
+        first = np.unique(found, return_index=True)[1]
+        twice = self._seen[found]
+        twice[np.setdiff1d(np.arange(found.size), first)] = True
+        if twice.any():
+            raise MismatchError(
+                f"{place(int(twice.argmax()))}, as that of a row before it: a key must be that of "
+                "one row"
+            )
+        self._seen[found] = True
+        return found
+
+    def _require_key(self, key: Any, place: str) -> None:
+        assert self._table.keys is not None
+        try:
+            self._table.keys.find([key])
+        except MismatchError as error:
+            raise MismatchError(f"{place}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise MismatchError(
+                f"{place}, and keys are texts of UTF-8 or whole numbers of 64 bits"
+            ) from error
+
+    def finish(self) -> int:
+        """The number of rows, after the last one.
+
+        Raises:
+            MismatchError: for fewer rows than the table has, or others than were scored.
+        """
+        if self._read == 0:
+            raise DataFileError(f"{self._name} has no rows: there is nothing to read")
+        if self._key is None and self._read < len(self._table):
+            self._refuse_length(f"{self._read:,} rows")
+        if self._places:
+            self._check()
+            self._places = set()
+        return self._read
+
+    def require(self, rows: NDArray[np.bool_]) -> None:
+        """Make sure that the file has all of some rows of the table, after the last one.
+
+        Raises:
+            MismatchError: naming the keys of those that are missing.
+        """
+        assert self._table.keys is not None
+        assert self._seen is not None
+        missing = np.flatnonzero(rows & ~self._seen)
+        if missing.size:
+            named = ", ".join(
+                f"{self._table.keys[row]!r:.100}" for row in missing[:_SHOWN].tolist()
+            )
+            more = f", and {missing.size - _SHOWN:,} more" if missing.size > _SHOWN else ""
+            raise MismatchError(
+                f"{self._name} has no row with the {self._key} {named}{more}, which the loss table "
+                "has, and which may be drawn: give all rows that were scored"
+            )
+
+    def _refuse_length(self, found: str) -> None:
+        raise MismatchError(
+            f"{self._name} has {found}, and the loss table {len(self._table):,}: give the file "
+            "that was scored, or key=, the column of its keys, by which rows are found"
+        )
+
+    def _check(self) -> None:
+        """Compare some rows with those that were scored."""
+        expected = self._table.provenance.data_fingerprint
+        whole = {
+            row: {**dict.fromkeys(self._columns), **content}
+            for row, content in self._checked.items()
+        }
+        for rows in (self._checked, whole):
+            if dataset_fingerprint(_SomeRows(len(self._table), rows)) == expected:
+                return
+        if _fingerprint_by_datasets(self._name) == expected:
+            return
+        raise MismatchError(
+            f"{self._name} has as many rows as the loss table, but not those that were scored, or "
+            "in another order: give the file that was scored, or key=, the column of its keys; if "
+            "they are the same in another form, scored as tokens, say so by unchecked=True"
+        )
+
+
+class _SomeRows:
+    """Some rows of a data set, by number."""
+
+    def __init__(self, length: int, rows: dict[int, dict[str, Any]]) -> None:
+        self._length, self._rows = length, rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self._rows[row]
+
+
+def _fingerprint_by_datasets(path: object) -> str | None:
+    """As `flowdata score --data` reads a file: values get the types of their columns."""
+    import datasets
+
+    with open(str(path), "rb") as file:
+        kind = "parquet" if file.read(4) == b"PAR1" else "json"
+    try:
+        rows = datasets.load_dataset(kind, data_files=str(path), split="train")
+    except Exception:  # Each reader raises its own; then it was not scored so.
+        return None
+    return dataset_fingerprint(rows)
+
+
+def _plain(keys: Any, row: int) -> Any:
+    key = keys[row]
+    return key.as_py() if hasattr(key, "as_py") else key

@@ -75,10 +75,15 @@ class PackTemplate:
 
     def varied(self, capacity: int, random: np.random.Philox) -> "PackTemplate":
         """Another template of as many packs, by chance; this one where that takes more packs."""
-        half = random.random_raw(self.widths.size) >> np.uint64(63) == 1
-        packs = pack(np.sort(self.widths), capacity, first=half)
+        packs = pack_by_chance(np.sort(self.widths), capacity, random)
         count = self.starts.size - 1
         return self if packs.max() >= count else self.of(self.widths, packs, count, random)
+
+
+def pack_by_chance(widths: Integers, capacity: int, random: np.random.Philox) -> NDArray[np.int64]:
+    """The pack of each slot, a random half of them put in first: in some more packs, or in none."""
+    half = random.random_raw(widths.size) >> np.uint64(63) == 1
+    return pack(widths, capacity, first=half)
 
 
 class Slots:

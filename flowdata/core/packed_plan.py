@@ -7,7 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.masses import count_draws
-from flowdata.core.pack_template import Integers, PackTemplate, Slots, small, sum_of
+from flowdata.core.pack_template import (
+    Integers,
+    PackTemplate,
+    Slots,
+    pack_by_chance,
+    small,
+    sum_of,
+)
 from flowdata.core.packing import pack
 from flowdata.core.permutation import KeyedPermutation, Purpose, random_bits, sorted_at_random
 from flowdata.core.plan import EpochPlan
@@ -15,8 +22,9 @@ from flowdata.core.plan import EpochPlan
 # Standard deviations of the number of packs of independent draws that are allowed for, by
 # Bernstein's inequality: an epoch needs more with a probability below 2e-8.
 _SIGMAS = 6.0
-# One pack in so many is added, so that epochs that are packed by chance do with N.
-_SPARE = 2048
+# So many packs more than were needed in some trials, but one in so many at most, are added, so that
+# epochs that are packed by chance do with N.
+_TRIALS, _MOST_SPARE = 2, 2048
 
 
 class PackedPlan(EpochPlan):
@@ -75,12 +83,22 @@ class PackedPlan(EpochPlan):
         packed = [pack(np.sort(each), self._max_length) for each in widths]
         most = max(int(packs.max()) + 1 for packs in packed)
         whole_batches = len(self) // self._batch_size * self._batch_size
-        count = self._multiple(max(most, min(most + most // _SPARE, whole_batches)))
+        spare = self._spare(np.sort(widths[0]), most)
+        count = self._multiple(max(most, min(most + spare, whole_batches)))
         self._templates.made = [
             PackTemplate.of(*each, count, random_bits(0, 0, Purpose.PACK_ORDER, part))
             for part, each in enumerate(zip(widths, packed, strict=True))
         ]
         return count, slots.mean_tokens()
+
+    def _spare(self, widths: Integers, packs: int) -> int:
+        """Packs to be added for epochs that are packed by chance, as trials have it."""
+        if packs < _MOST_SPARE:
+            return 0
+        random = random_bits(0, 0, Purpose.PACKED_ROWS)
+        trials = [pack_by_chance(widths, self._max_length, random) for _ in range(_TRIALS)]
+        more = max(int(trial.max()) + 1 - packs for trial in trials)
+        return min(max(2 * more, 0), packs // _MOST_SPARE)
 
     def _expected(self, lengths: Integers, masses: NDArray[np.int64]) -> tuple[int, float]:
         """As `_lay_out`, of independent draws: an expected number of packs, and a margin."""

@@ -116,6 +116,7 @@ def test_the_trainer_trains_as_by_hand(model, rows, table, tmp_path, variant):
     assert not close(found[0], steps_by_hand(copy.deepcopy(model), rows, ones)[0], 1e-2)
 
 
+@pytest.mark.guard
 def test_the_column_of_the_authors_trains_as_their_trainer(model, rows, tmp_path):
     """Weights exp(-loss / tau) of all labels but the first, where ignored labels have loss 0.
 

@@ -1,4 +1,4 @@
-"""FlowCallback for Lightning's Trainer."""
+"""FlowCallback, and MonitorCallback, for Lightning's Trainer."""
 
 # The arguments of a hook are Lightning's.
 # ruff: noqa: ARG002
@@ -22,6 +22,7 @@ from flowdata.frameworks.lightning_loops import (
     stop_workers,
     trained,
 )
+from flowdata.frameworks.lightning_monitor import MonitorCallback as MonitorCallback
 from flowdata.frameworks.sources import Positioned, Source, is_stream, sources_of
 from flowdata.map_style.epoch_items import EpochItems
 from flowdata.map_style.plan_sampler import PlanSampler

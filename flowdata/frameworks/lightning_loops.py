@@ -45,6 +45,15 @@ def check_count(trainer: Trainer, *places: tuple[int, int]) -> None:
         )
 
 
+def logs_now(trainer: Trainer) -> bool:
+    """Whether Lightning hands its loggers what is logged in this step."""
+    # Lightning 2.6, trainer/connectors/logger_connector: nothing public says so.
+    return bool(
+        getattr(getattr(trainer, "_logger_connector", None), "should_update_logs", True)
+        or trainer.fast_dev_run  # type: ignore[attr-defined]
+    )
+
+
 def begin_epoch(trainer: Trainer) -> None:
     """Have Lightning count from the first batch where it saved before that.
 

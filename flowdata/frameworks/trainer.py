@@ -1,19 +1,28 @@
-"""FlowCallback for the transformers Trainer, and so for TRL's."""
+"""FlowCallback and MonitorCallback for the transformers Trainer, and so for TRL's."""
 
 # The arguments of a hook are those of transformers.
 # ruff: noqa: ARG002
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import ExportableState
 
+from flowdata.frameworks.monitored import MonitoredLoader
 from flowdata.frameworks.pack_checks import require_packs_apart
 from flowdata.frameworks.sources import Source, sources_of
+from flowdata.monitoring.monitor import Monitor
 
 _ATTRIBUTES = "attributes"
 _DRAWS = "draws_a_step"
 _NEEDS_DATA = "needs_data"
+_MONITOR = "monitor_state"
 
 
 class FlowCallback(TrainerCallback, ExportableState):
@@ -88,9 +97,7 @@ class FlowCallback(TrainerCallback, ExportableState):
         self._next_epoch += 1
 
     def _check_step(self, state: TrainerState) -> None:
-        callbacks: Any = state.stateful_callbacks
-        saved = callbacks.get(type(self).__name__, {})
-        before = saved.get(_ATTRIBUTES, {}).get(_DRAWS) if isinstance(saved, dict) else None
+        before = _saved_attribute(self, state, _DRAWS)
         if before not in (None, self.draws_a_step):
             raise RuntimeError(
                 f"the checkpoint was taken by a run with {before} draws a step, this one has "
@@ -98,6 +105,108 @@ class FlowCallback(TrainerCallback, ExportableState):
                 "choose per_device_train_batch_size and gradient_accumulation_steps such that "
                 "their product with the number of processes is as before"
             )
+
+
+class MonitorCallback(TrainerCallback, ExportableState):
+    """Counts for a `flowdata.Monitor` what the Trainer draws, and logs its figures as the Trainer.
+
+    Whenever the Trainer logs the training loss, ``trainer.log`` gets the figures too: W&B,
+    TensorBoard, the progress bar and ``state.log_history`` have them. They are of all processes.
+    What was counted is saved in each checkpoint, a few numbers for each epoch.
+
+    Args:
+        monitor: of the data set or sampler, or of its weights.
+        trainer: whose ``log`` is to have the figures.
+
+    Raises:
+        ValueError: on training, where it is not known what is drawn.
+        MismatchError: on training, for a Monitor of other rows, and on resuming, for one of other
+            weights or options.
+        RuntimeError: on training, where the Trainer has made the callback again.
+
+    >>> from flowdata.frameworks.trainer import MonitorCallback
+    >>> # trainer.add_callback(MonitorCallback(flowdata.Monitor(dataset), trainer))
+    """
+
+    def __init__(self, monitor: Monitor | None = None, trainer: Trainer | None = None) -> None:
+        self.monitor, self._trainer = monitor, trainer
+        self._loader: MonitoredLoader | None = None
+        self._batches = self._skipped = 0
+        self._assumes = self._is_logging = False
+
+    def state(self) -> dict[str, Any]:
+        """What transformers saves in each checkpoint."""
+        saved = None if self.monitor is None else self.monitor.state_dict()
+        return {"args": {}, _ATTRIBUTES: {_MONITOR: saved}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find what is drawn from, and go on from what the checkpoint says was counted."""
+        if self.monitor is None or self._trainer is None:
+            raise RuntimeError(
+                "MonitorCallback needs its monitor and trainer, MonitorCallback(monitor, trainer), "
+                "without which restore_callback_states_from_checkpoint=True makes it again: leave "
+                "that argument out"
+            )
+        loader = kwargs["train_dataloader"]
+        self.monitor.reset()
+        self._loader = MonitoredLoader(self.monitor, loader, ranks=args.world_size)
+        saved = _saved_attribute(self, state, _MONITOR) if state.global_step else None
+        if saved is not None:
+            self.monitor.load_state_dict(saved)
+        self._assumes = state.global_step > 0 and saved is None
+        more = state.global_step % _steps_an_epoch(args, state, loader)
+        self._skipped = 0 if args.ignore_data_skip else more * args.gradient_accumulation_steps
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count batches from here, after those that a run that resumes leaves out."""
+        assert self._loader is not None
+        self._loader.begin_epoch()
+        self._batches, self._skipped = self._skipped, 0
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count a batch whose gradients are added up."""
+        self._count()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the last batch of a step."""
+        self._count()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the Trainer log the figures beside its training loss."""
+        if self._is_logging or "loss" not in kwargs["logs"]:
+            return
+        assert self.monitor is not None
+        assert self._trainer is not None
+        if figures := self.monitor.figures():
+            self._is_logging = True
+            try:
+                self._trainer.log(figures)
+            finally:
+                self._is_logging = False
+
+    def _count(self) -> None:
+        assert self._loader is not None
+        self._loader.look(self._batches, assume=self._assumes)
+        self._assumes = False
+        self._loader.trained(self._batches)
+        self._batches += 1
+
+
+def _saved_attribute(callback: ExportableState, state: TrainerState, name: str) -> Any:
+    """What a callback has saved in the checkpoint that is resumed from; None if nothing."""
+    callbacks: Any = state.stateful_callbacks
+    saved = callbacks.get(type(callback).__name__, {})
+    return saved.get(_ATTRIBUTES, {}).get(name) if isinstance(saved, dict) else None
 
 
 def draws_a_step(args: TrainingArguments, loader: Any = None) -> int:

@@ -107,7 +107,9 @@ class Monitor:
         return None if self._drawn is None else self._drawn.source
 
     def watch(self, source: Any) -> Drawn:
-        """Count what is drawn from this source from now on, and forget what was counted.
+        """Count what is drawn from this source from now on.
+
+        What was counted is forgotten, unless it was drawn by the same plan.
 
         Raises:
             MismatchError: for one of another number of rows.
@@ -118,8 +120,9 @@ class Monitor:
                 f"the Monitor is of {self._rows:,} rows, and the {type(source).__name__} that is "
                 f"trained on of {len(drawn.weights):,}: make it of the same weights"
             )
-        self._drawn = drawn
-        self.reset()
+        before, self._drawn = self._drawn, drawn
+        if before is None or before.identity() != drawn.identity():
+            self.reset()
         return drawn
 
     def step(self, batch_size: int) -> NDArray[np.int64] | None:

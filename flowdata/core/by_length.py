@@ -20,8 +20,8 @@ class ByLength:
     The draws of an epoch are cut into windows of ``window`` batches. Each window is sorted by
     length, equal lengths at random, and cut into batches, which come in a random order, as do the
     draws within each. Which rows are drawn, and how often, does not change. An incomplete batch is
-    the last of the epoch; a random place of the sorted window is left out for it, so that it is
-    not always the longest.
+    the last of the epoch: neighbours of the sorted window (or its longest and shortest), from a
+    random place, so that each draw of the window is in it with equal probability.
 
     Args:
         lengths: tokens of each row, n whole numbers, or a table that has them.
@@ -68,10 +68,12 @@ class ByLength:
         order = self._sorted_windows(rows, random)
         whole, over = divmod(rows.size, self.batch_size)
         if over:
-            # A window that is cut short is the last.
-            first = whole // self.window * self.window
-            place = first + int(random.random_raw()) % (whole - first + 1)
-            left_out = slice(place * self.batch_size, place * self.batch_size + over)
+            # A window that is cut short is the last. Round its end, as all draws of it are to be
+            # left out alike: loaders with drop_last=True train on none of these.
+            first = whole // self.window * self.window * self.batch_size
+            size = rows.size - first
+            place = int(random.random_raw()) % size
+            left_out = first + (place + np.arange(over)) % size
             order = np.concatenate([np.delete(order, left_out), order[left_out]])
         batches = sorted_at_random(np.arange(whole) // self.window, random)
         in_batches = order[: rows.size - over].reshape(whole, self.batch_size)[batches]

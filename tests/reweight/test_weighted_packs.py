@@ -137,6 +137,20 @@ def test_rows_that_are_cut_keep_the_weights_of_their_first_tokens(model, table):
     assert seen
 
 
+def test_weights_of_tokens_of_ones_own_are_packed_as_those_of_a_table(table):
+    tokens, bounds = table.token_weights().values, table.token_offsets[1:-1]
+    # Of each label but the first, as the authors have them.
+    column = [[1.0, *own] for own in np.split(tokens, bounds)]
+    batches = []
+    for weights in (table, column):
+        data, collate = reweight(ROWS, weights, level="token", collate_fn=PackCollator())
+        packs = FlowPacks(data, np.ones(len(ROWS)), LENGTHS, MAX_LENGTH)
+        batches.append([batch["labels"] for batch in DataLoader(packs, 2, collate_fn=collate)])
+    for one, other in zip(*batches, strict=True):
+        torch.testing.assert_close(one.weights, other.weights, rtol=1e-6, atol=0)
+        assert one.weights.count_nonzero() == (plain(one) >= 0).sum()
+
+
 def test_a_table_of_other_labels_is_refused(table):
     rows = [row | {"labels": row["input_ids"]} for row in ROWS]
     data, collate = reweight(rows, table, level="token", collate_fn=PackCollator())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flowdata import frameworks as frameworks
     from flowdata import guards as guards
     from flowdata import map_style as map_style
+    from flowdata import monitoring as monitoring
     from flowdata import report as report
     from flowdata import reweight as reweight
     from flowdata import rows as rows
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from flowdata.map_style.pack_sampler import FlowPackSampler as FlowPackSampler
     from flowdata.map_style.packs import FlowPacks as FlowPacks
     from flowdata.map_style.sampler import FlowSampler as FlowSampler
+    from flowdata.monitoring.monitor import Monitor as Monitor
     from flowdata.reweight import UnweightedLossError as UnweightedLossError
     from flowdata.reweight import WeightedTarget as WeightedTarget
     from flowdata.reweight import mask_tokens as mask_tokens
@@ -90,6 +92,7 @@ _MODULES = {
     "map_style.pack_sampler": ("FlowPackSampler",),
     "map_style.packs": ("FlowPacks",),
     "map_style.sampler": ("FlowSampler",),
+    "monitoring.monitor": ("Monitor",),
     "reweight": (
         "UnweightedLossError",
         "WeightedTarget",
@@ -117,6 +120,7 @@ _SUBMODULES = frozenset(
         "frameworks",
         "guards",
         "map_style",
+        "monitoring",
         "report",
         "reweight",
         "rows",

@@ -68,6 +68,9 @@ class MonitoredLoader:
             passes = batch // self.length - self._first // self.length
             batch %= self.length
         start, stop = (min(number * self._items, self._end) for number in (batch, batch + 1))
+        if self._order == "unknown" and batch + 1 == self.length:
+            # The last batch of a loader, which may have dropped the rest.
+            stop = max(stop, self._drawn.items)
         epoch = self._pass.epoch + passes
         self._monitor.add(Stretch(self._pass.seed, epoch, self._order, start, stop))
 

@@ -21,13 +21,14 @@ class Counts:
     Attributes:
         draws: that were added.
         rows_seen: rows that were drawn at least once.
-        of_groups: draws of each group, for each grouping.
+        sizes, of_groups: rows, and draws, of each group, for each grouping.
     """
 
     def __init__(self, rows: int, groupings: Sequence[Groups]) -> None:
         self._groupings = groupings
         self._seen = np.zeros(rows, dtype=np.bool_)
         self.draws = self.rows_seen = 0
+        self.sizes = [groups.sizes() for groups in groupings]
         self.of_groups = [np.zeros(len(groups), dtype=np.int64) for groups in groupings]
 
     def add(self, rows: NDArray[np.int64]) -> None:

@@ -141,9 +141,12 @@ class Monitor:
         running = self._go_to(drawn)
         ranks, rank = drawn.ranks()
         start, stop = self._position, self._position + batch_size * ranks
-        order: Order = "plan" if drawn.has_order or self.in_order else "unknown"
-        self.add(Stretch(running.seed, running.epoch, order, start, stop))
         self._position = stop
+        order: Order = "plan" if drawn.has_order or self.in_order else "unknown"
+        if order == "unknown" and stop > drawn.items - (stop - start):
+            # Less than a step is left, which a loader may drop: the epoch is over, or nearly so.
+            stop = max(stop, drawn.items)
+        self.add(Stretch(running.seed, running.epoch, order, start, stop))
         numbers = drawn.numbers_of_rank(start, batch_size, ranks, rank)
         if order == "unknown" or numbers is None:
             return None
@@ -156,14 +159,10 @@ class Monitor:
             whole = self._stretches.pop()._replace(stop=stretch.stop)
         else:
             whole = stretch
-        if stretch.order == "unknown":
-            # Where less than a step is left, a loader that drops it has come to its end.
-            is_over = whole.stop > items - (stretch.stop - stretch.start)
-            if is_over and before < items:
-                whole = whole._replace(stop=max(whole.stop, items))
-                self._count(whole)
-        else:
+        if stretch.order != "unknown":
             self._count(stretch)
+        elif before < items <= whole.stop:
+            self._count(whole)
         self._stretches.append(whole)
 
     def log_losses(self, rows: ArrayLike, losses: ArrayLike) -> None:
@@ -306,16 +305,16 @@ class Monitor:
         return self._drawn
 
     def _by_decile(self) -> Shares:
-        if self.deciles is None:
-            return {}
-        found = shares(self.deciles, self._counts.of_groups[-1], self._counts.draws)
+        found = {} if self.deciles is None else self._shares(self.deciles, -1)
         found.pop(NO_LOSS, None)
         return found
 
     def _by_group(self) -> Shares:
-        if self.groups is None:
-            return {}
-        return shares(self.groups, self._counts.of_groups[0], self._counts.draws)
+        return {} if self.groups is None else self._shares(self.groups, 0)
+
+    def _shares(self, groups: Groups, number: int) -> Shares:
+        counts = self._counts
+        return shares(groups.names, counts.sizes[number], counts.of_groups[number], counts.draws)
 
     def _mean_losses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """As scored, and now, of each decile; NaN where none were handed over."""

@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.groups import Groups
 from flowdata.monitoring.deciles import DECILES, name_of
 
 Shares: TypeAlias = dict[str, tuple[float, float]]
@@ -15,22 +14,19 @@ MOST_GROUPS = 50
 """Groups that have figures of their own: those with the most rows."""
 
 
-def shares(groups: Groups, draws: NDArray[np.int64], total: int) -> Shares:
+def shares(names: Sequence[Any], sizes: NDArray[Any], draws: NDArray[Any], total: int) -> Shares:
     """The share of the rows, and of the draws, of each group that has rows.
 
     Args:
-        groups: of all rows.
-        draws: of each group.
+        names, sizes, draws: of each group: its name, rows and draws.
         total: draws that shares are of; of 0 draws they are NaN.
     """
-    sizes = groups.sizes()
-    of_rows = sizes / groups.codes.size
+    of_rows = sizes / sizes.sum()
     of_draws = draws / total if total else np.full(draws.size, np.nan)
     largest = sorted(np.flatnonzero(sizes).tolist(), key=lambda number: -int(sizes[number]))
     shown = sorted(largest[:MOST_GROUPS])
     found = {
-        str(groups.names[number]): (float(of_rows[number]), float(of_draws[number]))
-        for number in shown
+        str(names[number]): (float(of_rows[number]), float(of_draws[number])) for number in shown
     }
     if rest := largest[MOST_GROUPS:]:
         found["others"] = float(of_rows[rest].sum()), float(of_draws[rest].sum())

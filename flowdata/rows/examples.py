@@ -279,12 +279,31 @@ def keyed_stream(stream: datasets.IterableDataset, task: RowTask) -> datasets.It
     if names is not None and task.known.key not in names:
         raise ValueError(f"the stream has no column {task.known.key!r}, there is {names!s:.300}")
     require_new(task.column, names or ())
-    own = vars(stream)
+    source = vars(stream)["_ex_iterable"]
+    return _made_of(stream, KeyedExamples(source, task), column=task.column)
+
+
+def same_stream(stream: datasets.IterableDataset) -> datasets.IterableDataset:
+    """Another stream of the same rows, in which no state was loaded."""
+    same = _made_of(stream, vars(stream)["_ex_iterable"])
+    same.set_epoch(stream.epoch)
+    return same
+
+
+def forgets_rows(stream: datasets.IterableDataset) -> bool:
+    """Whether a stream loses rows when its state is loaded."""
+    return _loses_rows(vars(stream)["_ex_iterable"])
+
+
+def _made_of(
+    stream: datasets.IterableDataset, ex_iterable: Any, *, column: str | None = None
+) -> datasets.IterableDataset:
     # As datasets' own `skip` and `take` do.
+    own = vars(stream)
     info = own["_info"].copy()
-    info.features = with_column(info.features, task.column)
+    info.features = with_column(info.features, column)
     return datasets.IterableDataset(
-        KeyedExamples(own["_ex_iterable"], task),
+        ex_iterable,
         info=info,
         split=own["_split"],
         formatting=own["_formatting"],

@@ -144,7 +144,10 @@ def count_rows(dataset: Any) -> int:
             'datasets.Dataset.from_pandas(frame), or frame.to_dict("records")'
         )
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"a map-style data set is needed, got {type(dataset)}")
+        raise TypeError(
+            f"a map-style data set is needed, got {type(dataset)}; a stream of dicts is scored "
+            "with key=, the column that has the key of each row"
+        )
     rows = len(dataset)
     if rows == 0:
         raise ValueError("the data set is empty: there is nothing to score")

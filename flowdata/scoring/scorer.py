@@ -36,6 +36,7 @@ from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.reliability import warn_if_unreliable
 from flowdata.scoring.scoring_pass import ScoringPass, run_pass
+from flowdata.scoring.streamed import StreamPass, is_stream, score_stream
 from flowdata.table.data_columns import keys_of
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
@@ -77,7 +78,8 @@ def score(
 
     Args:
         model: the pre-trained model, on the device where it shall run.
-        dataset: map-style data set of n samples.
+        dataset: map-style data set of n samples; with ``key``, also a stream of dicts, as a
+            ``datasets.IterableDataset``: each rank then reads what its own stream has.
         loss: "classification" (the model's own, or by the type of the target), "cross_entropy",
             "bce", "mse", "causal_lm" or a `CausalLM` with options, or a function
             (model, batch) -> losses of shape (batch size,).
@@ -104,7 +106,7 @@ def score(
         progress: show a progress bar with samples per second and remaining time.
 
     Returns:
-        A LossTable of n rows in the order of the data set.
+        A LossTable of n rows in the order of the data set, or in which a stream was read.
 
     Raises:
         FlowDataError: when another rank stopped, naming it and its error.
@@ -113,7 +115,7 @@ def score(
             ``known`` is of other rows, or another model or loss, or another one on another rank;
             and, naming them, for keys that are there more than once.
         TableFileError: when ``output`` cannot be written, or someone else is scoring into it.
-        TypeError: for anything but a map-style data set, or a batch the loss does not understand.
+        TypeError: for data that is neither, or a batch the loss does not understand.
         ValueError: for empty data, an unknown loss, losses of the wrong shape, or, naming the
             row, a sample the language model cannot take.
     """
@@ -122,22 +124,29 @@ def score(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     parts = None if output is None else Parts(output)
+    streamed = key is not None and is_stream(dataset)
+    if streamed and (known is not None or num_workers):
+        raise ValueError("known= and num_workers= are for rows by number, and this is a stream")
     # First of all: an error on one rank, whatever it is, is one on all.
     with Ranks(rank_timeout) as ranks, ExitStack() as stack:
-        rows = count_rows(dataset)
+        # Of a stream, the first rows alone, as soon as they are read.
+        data: Any = [] if streamed else dataset
+        rows = 0 if streamed else count_rows(dataset)
         model = unwrap_model(model)
         warn_if_parameters_are_new(model)
-        warn_if_fitted_on(model, dataset)
-        keys = None if key is None else _keys_of_rows(dataset, key)
+        keys = None
+        if not streamed:
+            warn_if_fitted_on(model, dataset)
+            keys = None if key is None else _keys_of_rows(dataset, key)
         name, options = _describe_loss(loss, collate_fn, ignore_index)
         stack.enter_context(evaluating(model))
         stack.enter_context(nullcontext() if adapters else without_adapters(model))
         scoring_pass = _make_pass(
-            loss, model, dataset, device_of(model, device), batch_size, collate_fn, ignore_index
+            loss, model, data, device_of(model, device), batch_size, collate_fn, ignore_index
         )
         provenance = Provenance.now(
             rows,
-            dataset=dataset,
+            dataset=None if streamed else dataset,
             model=model,
             adapters=adapters,
             model_name=model_name or type(model).__name__,
@@ -146,20 +155,29 @@ def score(
             dtype=_dtype_of(model),
             key=key,
         )
-        table = run_pass(
-            scoring_pass,
-            dataset,
-            provenance,
-            ranks,
-            parts=parts,
-            num_workers=num_workers,
-            on_invalid=on_invalid,
-            save_every=save_every,
-            progress=progress,
-            keys=keys,
-            known=None if known is None else known_rows(known, dataset, provenance, keys),
-        )
-    warn_if_unreliable(table, dataset)
+        if streamed:
+            # Built-in losses give the model each column that is no label.
+            leaves_key = name == "causal_lm" or collate_fn is not None or not isinstance(loss, str)
+            how = StreamPass(
+                *(scoring_pass, model, data, leaves_key, provenance),
+                *(on_invalid, save_every, progress),
+            )
+            table = score_stream(dataset, how, ranks, parts)
+        else:
+            table = run_pass(
+                scoring_pass,
+                dataset,
+                provenance,
+                ranks,
+                parts=parts,
+                num_workers=num_workers,
+                on_invalid=on_invalid,
+                save_every=save_every,
+                progress=progress,
+                keys=keys,
+                known=None if known is None else known_rows(known, dataset, provenance, keys),
+            )
+    warn_if_unreliable(table, data)
     return table
 
 

@@ -80,7 +80,7 @@ def run_pass(
     require_same_on_ranks(known, ranks)
     found = None if known is None else known.scores
     if found is not None:
-        _refuse_invalid(found, on_invalid=on_invalid)
+        refuse_invalid(found, on_invalid=on_invalid)
         found.losses[_find_invalid(found.losses)] = np.nan
     with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
         share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
@@ -95,7 +95,7 @@ def run_pass(
             ranks,
             score_rows=share.score,
             merge=merge,
-            refuse_invalid=partial(_refuse_invalid, on_invalid=on_invalid),
+            refuse_invalid=partial(refuse_invalid, on_invalid=on_invalid),
             save_every=save_every,
             keys=keys,
             known=found,
@@ -122,7 +122,7 @@ class _ShareOfRank:
         self.bar.reset(total=done + mine.size)
         self.bar.initial = self.bar.n = done
         self.bar.refresh()
-        return _refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
+        return refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
 
     def _read_and_score(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
         tokens = size = 0
@@ -161,18 +161,18 @@ def _bytes_of(rows: NDArray[np.int64], index: ShardIndex) -> int:
     return size
 
 
-def _refuse_or_drop_invalid(
+def refuse_or_drop_invalid(
     scores: Iterator[ScoredRows], on_invalid: OnInvalid
 ) -> Iterator[ScoredRows]:
     """Pass valid losses on; stop at invalid ones, or replace them with NaN."""
     for some in scores:
-        _refuse_invalid(some, on_invalid=on_invalid)
+        refuse_invalid(some, on_invalid=on_invalid)
         if on_invalid == "drop":
             some.losses[_find_invalid(some.losses)] = np.nan
         yield some
 
 
-def _refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
+def refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
     """Refuse invalid losses, of this pass or of one before, unless they are to be dropped."""
     invalid = _find_invalid(scores.losses)
     if invalid.any() and on_invalid == "raise":

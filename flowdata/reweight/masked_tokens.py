@@ -100,9 +100,14 @@ def mask_tokens(
         )
     mask = TokenMask(kept, table.token_offsets)
     mask.warn_of_empty_rows()
-    if are_columns(dataset) and INPUT_IDS in dataset.column_names:
-        return _masked_columns(dataset, mask)
-    return MaskedRows(dataset, mask)
+    if not are_columns(dataset):
+        return MaskedRows(dataset, mask)
+    if not {INPUT_IDS, LABELS}.intersection(dataset.column_names):
+        raise TypeError(
+            f"the data set has columns {dataset.column_names}, and no labels that could be masked: "
+            "tokenize it; what SFTTrainer has tokenized is its trainer.train_dataset"
+        )
+    return _masked_columns(dataset, mask)
 
 
 class TokenMask:

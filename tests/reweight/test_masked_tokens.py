@@ -229,6 +229,11 @@ class Stream(IterableDataset):
             "row 0 is a WeightedItem: labels are masked in rows that are dicts",
         ),
         (
+            lambda: mask_tokens(datasets.Dataset.from_dict({"text": ["a"] * 8}), TABLE, keep),
+            TypeError,
+            r"has columns \['text'\], and no labels .* trainer.train_dataset",
+        ),
+        (
             lambda: mask_tokens([(row["labels"], 3) for row in ROWS], TABLE, keep)[1],
             TypeError,
             "row 1 is a tuple",
@@ -239,6 +244,19 @@ class Stream(IterableDataset):
 def test_wrong_calls_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_of_a_stored_data_set_each_mask_is_kept_in_the_cache(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
+    stored = datasets.load_from_disk(tmp_path)
+    first = mask_tokens(stored, TABLE, keep)
+    files = set(tmp_path.glob("cache-*"))
+    assert len(files) == 1
+    other = mask_tokens(stored, TABLE, lambda losses, tau: losses < 99)
+    assert [first["labels"][:], other["labels"][:]] == [MASKED, [row["labels"] for row in ROWS]]
+    again = mask_tokens(datasets.load_from_disk(tmp_path), TABLE, keep)
+    assert again["labels"][:] == MASKED
+    assert len(set(tmp_path.glob("cache-*"))) == 2
 
 
 @pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])

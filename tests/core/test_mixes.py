@@ -108,6 +108,20 @@ def test_data_sets_may_have_weights_of_their_own():
     assert start == len(weights)
 
 
+def test_shares_may_be_what_the_values_of_weights_give():
+    parts = {"a": TABLES["code"].weights(normalize="mean"), "b": TABLES["chat"].weights()}
+    weights = mix(parts, shares="flow")
+    expected = np.concatenate([parts["a"].values, parts["b"].values])
+    np.testing.assert_allclose(weights.values, expected, rtol=1e-12)
+
+
+def test_a_mix_of_one_that_has_groups_keeps_them():
+    inner = TABLES["code"].weights(groups=np.arange(300) % 2, shares="equal")
+    weights = mix({"only": inner})
+    assert weights.group_names == (0, 1)
+    assert EpochPlan(weights).identity() == EpochPlan(inner).identity()
+
+
 def test_a_mix_of_one_is_its_weights_bit_for_bit():
     for shares in (None, "equal", {"only": 2}):
         one, plain = mix({"only": TABLES["code"]}, shares=shares), TABLES["code"].weights()

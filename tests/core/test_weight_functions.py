@@ -194,6 +194,13 @@ def test_a_product_may_be_multiplied_and_raised_and_is_pickled():
     assert len(pickle.dumps(weights)) < 2 * weights.relative.nbytes + 2000
 
 
+def test_rows_without_a_valid_loss_have_weight_zero_in_a_product():
+    losses = [np.nan, 0.5, -1.0, 1.5, np.inf]
+    weights = FlowWeights.from_losses(losses, on_invalid="drop").times([1.0, 2.0, 3.0, 4.0, 5.0])
+    expected = [0.0, 2 * np.exp(-0.5), 0.0, 4 * np.exp(-1.5), 0.0]
+    np.testing.assert_allclose(weights.values, expected, rtol=1e-12)
+
+
 def test_a_product_knows_losses_lengths_and_groups_of_what_it_is_made_of():
     labels = np.arange(40) % 2
     table = LossTable.from_losses(LOSSES, lengths=np.arange(1, 41))

@@ -215,7 +215,7 @@ def test_the_plot_of_groups_shows_each_by_its_name_and_of_many_the_largest():
     tops = [patch.get_y() + patch.get_height() for patch in many.containers[-1].patches]
     assert sum(tops) == ROWS
     assert any("others" in text.get_text() for text in many.get_legend().get_texts())
-    dollars = drawn(TABLE.weights(groups=np.where(SOURCE == "web", "$a_", "b$")))
+    dollars = drawn(TABLE.weights(groups=np.where(SOURCE == "web", "$a_$", "b$")))
     dollars.figure.savefig("/dev/null", format="png")
 
 

@@ -69,7 +69,9 @@ def known_rows(
         found = table.keys.find(keys)
         rows = np.flatnonzero(found >= 0)
         found = found[rows]
-        _check_content(table, dataset, dict(zip(found.tolist(), rows.tolist(), strict=True)))
+        row_of = np.full(len(table), -1, dtype=np.int64)
+        row_of[found] = rows
+        _check_content(table, dataset, row_of)
     else:
         _require_first_rows(table, dataset)
         rows = found = np.arange(len(table))
@@ -152,10 +154,16 @@ def _require_first_shards(known: ShardIndex, index: ShardIndex) -> None:
         )
 
 
-def _check_content(table: LossTable, dataset: Any, row_of: dict[int, int]) -> None:
-    """Compare rows of equal keys, where all that the table knows its data by are there."""
-    if all(row in row_of for row in rows_read(len(table))):
-        moved = RowsOf(dataset, _Moved(row_of, len(table)))
+def _check_content(table: LossTable, dataset: Any, row_of: NDArray[np.int64]) -> None:
+    """Compare rows of equal keys, where all that the table knows its data by are there.
+
+    Args:
+        table: the table.
+        dataset: the data set.
+        row_of: the row of the data set for each row of the table, or -1.
+    """
+    if (row_of[rows_read(len(table))] >= 0).all():
+        moved = RowsOf(dataset, row_of)
         check_dataset(table.provenance, moved)
         _require_same_transform(table, moved)
     else:
@@ -164,20 +172,6 @@ def _check_content(table: LossTable, dataset: Any, row_of: dict[int, int]) -> No
             "its data are not in this data set. Were rows changed under their keys, score without "
             "known="
         )
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """The row of the data set for a row of the table; of those alone that are in it."""
-
-    row_of: dict[int, int]
-    size: int
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, row: int) -> int:
-        return self.row_of[row]
 
 
 def _require_same_transform(table: LossTable, rows: RowsOf) -> None:

@@ -1,7 +1,10 @@
 """Columns and runs of rows of a map-style data set, whatever it is made of."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flowdata.table.row_keys import RowKeys
 
@@ -43,14 +46,6 @@ def run_of(dataset: Any, start: int, stop: int) -> Any:
     return RowsOf(dataset, range(start, stop))
 
 
-class Numbers(Protocol):
-    """Numbers of rows, by their place."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, place: int, /) -> int: ...
-
-
 class RowsOf(Sequence[Any]):
     """Some rows of a data set, which are recognised as a data set of these alone is.
 
@@ -59,7 +54,7 @@ class RowsOf(Sequence[Any]):
         rows: their numbers.
     """
 
-    def __init__(self, dataset: Any, rows: Numbers) -> None:
+    def __init__(self, dataset: Any, rows: range | NDArray[np.int64]) -> None:
         self._dataset = dataset
         self._rows = rows
 
@@ -67,7 +62,7 @@ class RowsOf(Sequence[Any]):
         return len(self._rows)
 
     def __getitem__(self, place: Any) -> Any:
-        return self._dataset[self._rows[place]]
+        return self._dataset[int(self._rows[place])]
 
     def with_format(self, kind: str | None) -> "RowsOf":
         """The same rows in another format, where the data set has such."""

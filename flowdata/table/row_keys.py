@@ -145,7 +145,7 @@ class RowKeys(Sequence[int | str]):
         marks, order = self._sorted
         asked = _hashes(wanted) if self.is_text else wanted
         # More than one step only where two texts have one hash.
-        left, places = np.arange(rows.size), np.searchsorted(marks, asked)
+        left, places = np.arange(rows.size), _places_in(marks, asked)
         for _ in count():
             same = places < marks.size
             same[same] = marks[places[same]] == asked[left[same]]
@@ -249,6 +249,17 @@ def joined_keys(parts: Sequence[RowKeys]) -> RowKeys:
         found = RowKeys(np.concatenate(runs))
     found.prepare()
     return found
+
+
+def _places_in(marks: NDArray[Any], asked: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each of some numbers is, or would be, among rising ones."""
+    if asked.size <= _PIECE:
+        return np.searchsorted(marks, asked)
+    # Many in a random order would each wait for memory.
+    order = np.argsort(asked)
+    places = np.empty(asked.size, dtype=np.int64)
+    places[order] = np.searchsorted(marks, asked[order])
+    return places
 
 
 def _hashes(texts: Any) -> NDArray[np.uint64]:

@@ -151,3 +151,19 @@ def test_each_key_leads_to_its_own_row_also_where_hashes_are_equal(keys, data):
 
 def _hash(most, text):
     return int(xxhash.xxh3_64_hexdigest(text), 16) % most
+
+
+def test_many_keys_at_once_are_found_as_a_few_are(monkeypatch):
+    rng = np.random.default_rng(0)
+    for keys in (rng.permutation(3000) * 7 - 9000, [f"é{key}" for key in range(3000)]):
+        found = LossTable.from_losses(np.ones(3000), keys=keys)
+        order = rng.integers(0, 3000, size=5000)
+        asked = np.asarray(found.keys)[order]
+        alone = found.rows_of(asked)
+        with monkeypatch.context() as patch:
+            patch.setattr(row_keys, "_PIECE", 100)
+            assert found.rows_of(asked).tolist() == alone.tolist() == order.tolist()
+            assert list(found.keys) == found.keys.tolist()
+            again = RowKeys.given(keys, rows=3000)
+            assert found.keys.same_as(again)
+            assert not found.keys.same_as(again.take(np.arange(3000)[::-1]))

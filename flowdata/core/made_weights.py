@@ -175,8 +175,8 @@ class FromLosses:
         if losses.invalid and self.on_invalid == "raise":
             raise InvalidLossError(
                 losses.describe_invalid()
-                + '; fix the samples or the model, or pass on_invalid="drop" to give these rows '
-                "weight 0"
+                + "; fix the samples or the model, or give these rows weight 0: "
+                'on_invalid="drop", of a table table.weights(on_invalid="drop")'
             )
         if losses.size == 0:
             raise InvalidLossError(f"none of the {len(source):,} losses is finite and non-negative")

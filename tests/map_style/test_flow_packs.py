@@ -1,5 +1,6 @@
 """FlowPacks: the samples of each epoch's draws, whole, in packs that a model reads one by one."""
 
+import re
 from collections import Counter
 
 import datasets
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from packed_samples import as_samples, joined, samples_of, token_rows
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from flowdata import FlowDataset, FlowPacks, LossTable, MismatchError, PackCollator, Strata
+from flowdata import (
+    FlowDataset,
+    FlowPacks,
+    InvalidLossError,
+    LossTable,
+    MismatchError,
+    PackCollator,
+    Strata,
+)
 
 LENGTHS = np.random.default_rng(0).integers(1, 30, 60)
 ROWS = token_rows(LENGTHS)
@@ -174,6 +183,18 @@ def test_lengths_may_be_those_of_a_table():
     ):
         assert [pack.tolist() for pack in packs.plan] == [pack.tolist() for pack in given.plan]
         assert packs.plan.identity()["packs"] == given.plan.identity()["packs"]
+
+
+def test_a_table_with_rows_that_have_no_loss_says_how_the_others_are_drawn():
+    losses = np.where(np.arange(len(ROWS)) == 2, np.nan, 1.0)
+    table = LossTable.from_losses(losses, lengths=LENGTHS)
+    advice = 'table.weights(on_invalid="drop")'
+    with pytest.raises(InvalidLossError, match=re.escape(advice)):
+        FlowPacks(ROWS, table, max_length=MAX_LENGTH)
+    packs = FlowPacks(ROWS, table.weights(on_invalid="drop"), table, max_length=MAX_LENGTH)
+    drawn = np.concatenate(list(packs.plan))
+    assert 2 not in drawn
+    assert drawn.size == len(ROWS)
 
 
 def test_rows_that_are_too_long_are_refused_or_cut():

@@ -162,14 +162,17 @@ def _check_content(table: LossTable, dataset: Any, row_of: NDArray[np.int64]) ->
         dataset: the data set.
         row_of: the row of the data set for each row of the table, or -1.
     """
-    if (row_of[rows_read(len(table))] >= 0).all():
+    known = table.provenance
+    # The parts of a table are each known by rows of their own.
+    needed = row_of if known.parts is not None else row_of[rows_read(len(table))]
+    if (needed >= 0).all() and (known.data_fingerprint or known.parts):
         moved = RowsOf(dataset, row_of)
         check_dataset(table.provenance, moved)
         _require_same_transform(table, moved)
     else:
         warn(
-            "only the keys of known rows were compared: some of the rows by which the table knows "
-            "its data are not in this data set. Were rows changed under their keys, score without "
+            "only the keys of known rows were compared: the table does not know its data, or by "
+            "rows that are not in this data set. Were rows changed under their keys, score without "
             "known="
         )
 

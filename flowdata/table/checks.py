@@ -13,6 +13,11 @@ from flowdata.table.provenance import Provenance
 
 def check_dataset(provenance: Provenance, dataset: Any) -> None:
     """Refuse a data set of another length or other content, see `LossTable.check`."""
+    if hasattr(dataset, "iloc"):
+        raise TypeError(
+            f"a {type(dataset).__name__} has no rows by number: give "
+            "datasets.Dataset.from_pandas(frame)"
+        )
     check_length(dataset, provenance.rows)
     if provenance.parts is not None:
         _check_parts(parts_of(provenance), dataset)

@@ -93,6 +93,22 @@ def test_rows_that_are_gone_leave_their_content_unchecked():
         assert scored_rows([{"id": "a", "x": 1.0}], known=known).losses.tolist() == [1.0]
 
 
+def test_parts_of_known_rows_are_found_by_key_too():
+    parts = [scored_rows(ROWS[:3]), scored_rows(ROWS[3:])]
+    known = LossTable.concat(parts)
+    assert scored_rows(ROWS[::-1], known=known).losses.tolist() == [row["x"] for row in ROWS[::-1]]
+    assert own.rows == 0
+    changed = [row | {"x": 0.0} if row is ROWS[1] else row for row in ROWS]
+    with pytest.raises(MismatchError, match=r"rows 0 to 2 of the table \(part 0 of 2\)"):
+        scored_rows(changed, known=known)
+    for some in (known, parts[0].select([1, 0]), LossTable(known.losses, _without_data(known))):
+        table = some if some.keys is not None else some.with_keys([row["id"] for row in ROWS])
+        with pytest.warns(FlowDataWarning, match=r"only the keys of|2 of 2 rows were not checked"):
+            found = scored_rows([*ROWS[:2], {"id": "new", "x": 3.0}], known=table)
+        assert found.losses.tolist() == [7.0, 3.0, 3.0]
+        assert own.rows == 1
+
+
 def test_known_rows_without_keys_must_be_the_first_ones():
     known = scored_rows(ROWS, key=None)
     assert scored_rows([*ROWS, {"id": "new", "x": 1.0}], known=known).keys[-1] == "new"

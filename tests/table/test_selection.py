@@ -297,6 +297,8 @@ def test_a_frame_that_cannot_be_made_says_why(monkeypatch):
         table.to_pandas(columns=["a"])
     with pytest.raises(MismatchError, match="has 2 rows"):
         table.to_pandas(rows[:2], columns=["a"])
+    with pytest.raises(TypeError, match="a DataFrame has no rows by number"):
+        table.to_pandas(pd.DataFrame({"a": range(3)}), columns=["a"])
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="to_pandas needs pandas: pip install"):
         table.to_pandas()

@@ -167,9 +167,10 @@ def _listed(sizes: dict[str, int]) -> str:
 def _flat(given: Any) -> NDArray[Any] | None:
     """A flat array of numbers; None for what has numbers for each row."""
     if isinstance(given, str | Mapping) or not hasattr(given, "__len__"):
+        hint = f": give the column itself, data[{given!r}]" if isinstance(given, str) else ""
         raise TypeError(
-            f'level="token" needs a LossTable with token losses, FlowWeights or an array of a '
-            f"weight for each token, or a column of lists of them, got {given!r:.80}"
+            'level="token" needs a LossTable with token losses, FlowWeights or an array of a '
+            f"weight for each token, or a column of lists of them, got {given!r:.80}{hint}"
         )
     if hasattr(given, "ndim") or (len(given) and np.ndim(given[0]) == 0 and given[0] is not None):
         array = given if isinstance(given, np.ndarray) else as_array(given)

@@ -195,6 +195,18 @@ def test_the_temperature_is_given_to_the_function():
     assert seen == pytest.approx([np.median(TABLE.token_losses), 3.0])
 
 
+def test_what_frameworks_call_on_a_data_set_reaches_the_one_inside():
+    class Counting(list):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    inside = Counting(ROWS)
+    masked = mask_tokens(inside, TABLE, keep)
+    masked.set_epoch(3)
+    assert inside.epoch == 3
+    assert not hasattr(copy.deepcopy(masked), "column_names")
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(ROWS)

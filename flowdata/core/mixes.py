@@ -40,7 +40,7 @@ def mix(
         ValueError: for no data set, an unknown option, a name without a number, and shares of
             tokens where a table does not know them.
 
-    8 bytes a row are held, and 8 more once rows are drawn.
+    16 to 28 bytes a row are held, losses and lengths of all tables among them.
 
     >>> weights = mix({"maths": [1.0, 1.0], "chat": [3.0, 1.0]}, shares={"maths": 3, "chat": 1})
     >>> (weights.relative / weights.total).round(4).tolist()

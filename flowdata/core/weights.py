@@ -119,8 +119,8 @@ class FlowWeights:
 
         ``source`` is of float32 or float64 and shape (n,), or a float32 column on a disk. That is
         read through three times: for its statistics, for the temperature if that is a median or a
-        quantile, and for the sums. With a function or groups it is read at once, and 8 or 16 bytes
-        a row are held.
+        quantile, and for the sums. With a function or groups it is read at once, and 16 to 20
+        bytes a row are held.
         """
         weights = cls(FromLosses(**options).made(source), normalize=normalize)
         if weights.ess < 0.01 * len(weights):

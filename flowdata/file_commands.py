@@ -5,7 +5,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flowdata.core.plan import EpochPlan, EpochSize
 from flowdata.core.saved_plan import saved_plan
@@ -290,13 +290,12 @@ def _weights(table: LossTable, options: argparse.Namespace, **more: Any) -> Flow
 
 
 def _epoch_size(text: str) -> EpochSize:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            number: int | float = kind(text)
-            return number
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError):
+        return float(text)
     if text in ("full", "ess", "distinct"):
-        found: Any = text
-        return found
+        return cast(EpochSize, text)
     raise argparse.ArgumentTypeError(
         f"full, ess, distinct, a number or a fraction is needed, got {text}"
     )

@@ -1,9 +1,9 @@
 """Weights as a further field of each row of a data file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +22,6 @@ from flowdata.data_files.row_weights import TableRows, as_table
 from flowdata.errors import DataFileError, MismatchError
 from flowdata.files import replacing
 from flowdata.table.loss_table import LossTable
-
-Weigh: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
 
 def attach_file(
@@ -75,7 +73,9 @@ def attach_file(
                 source,
                 temporary,
                 field,
-                lambda batch, start: weighed[rows_of_batch(batch, start, rows, key, source)],
+                lambda batch, start: _of_rows(
+                    weighed, rows_of_batch(batch, start, rows, key, source), key
+                ),
                 overwrite=overwrite,
             )
         return rows.finish()
@@ -95,6 +95,15 @@ def weights_of(
             f"there are {len(found):,} weights for a loss table of {len(table):,} rows: give "
             "those of its rows"
         )
+    return found
+
+
+def _of_rows(weights: FlowWeights, rows: NDArray[np.int64], key: str | None) -> NDArray[np.float64]:
+    """The weights of some rows; of those of a large table that follow each other, no others."""
+    if key is None and rows.size:
+        found: NDArray[np.float64] = weights.part(int(rows[0]), int(rows[-1]) + 1) * weights.max
+    else:
+        found = weights[rows]
     return found
 
 
@@ -145,7 +154,7 @@ def _weighted(
     overwrite: bool,
     name: Path,
 ) -> Iterator[bytes]:
-    found = weights[table_rows_of(some, rows, key, name)].tolist()
+    found = _of_rows(weights, table_rows_of(some, rows, key, name), key).tolist()
     yield some.begins
     begin = member(field, b"")
     for blank, line, content, number, weight in zip(

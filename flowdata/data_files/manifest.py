@@ -17,6 +17,7 @@ SUFFIX = ".manifest.json"
 
 _VERSION = 1
 _BLOCK = 1 << 24
+_PIECE = 1 << 20
 _MOST_SHOWN = 3
 _REMEDY = "export the draws anew"
 
@@ -34,11 +35,8 @@ def describe_file(path: Path, beside: Path, content: Path | None = None) -> dict
         beside: the file whose manifest it is for.
         content: where its content is now, if not under its name.
     """
-    whole, blocks, size = xxhash.xxh3_128(), [], 0
-    for block in _blocks(path if content is None else content, _BLOCK):
-        whole.update(block)
-        blocks.append(xxhash.xxh3_64_hexdigest(block))
-        size += len(block)
+    whole = xxhash.xxh3_128()
+    blocks, size = _digests(path if content is None else content, _BLOCK, whole)
     return {
         "path": Path(os.path.relpath(path, beside.parent)).as_posix(),
         "bytes": size,
@@ -107,7 +105,7 @@ def _wrong(name: str, path: Path, expected: Mapping[str, Any] | None) -> Iterato
     if size != expected["bytes"]:
         yield f"{path}, {what}, has {size:,} bytes, not the {expected['bytes']:,} of its manifest"
     length, digests = expected["bytes_of_block"], expected["xxh3_64_of_blocks"]
-    found = map(xxhash.xxh3_64_hexdigest, _blocks(path, length))
+    found, _ = _digests(path, length)
     changed = [
         f"{block * length:,} to {min((block + 1) * length, size) - 1:,}"
         for block, (digest, known) in enumerate(zip(found, digests, strict=False))
@@ -153,7 +151,18 @@ def _text(manifest: Mapping[str, Any]) -> str:
     return f"{json.dumps(manifest, indent=1)}\n"
 
 
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
+def _digests(path: Path, length: int, whole: Any = None) -> tuple[list[str], int]:
+    """A hash of each block of a file, and its size; ``whole`` is given all of it."""
+    found: list[str] = []
+    size = 0
     with path.open("rb") as file:
-        while block := file.read(size):
-            yield block
+        while piece := file.read(min(_PIECE, length - size % length)):
+            if size % length == 0:
+                block = xxhash.xxh3_64()
+                found.append("")
+            block.update(piece)
+            size += len(piece)
+            found[-1] = block.hexdigest()
+            if whole is not None:
+                whole.update(piece)
+    return found, size

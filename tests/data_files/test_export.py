@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import flowdata
-from flowdata.data_files import export_file, verify_file
+from flowdata.data_files import attach_file, export_file, verify_file
+from flowdata.data_files import json_rows as json_module
 from flowdata.data_files import line_index as line_index_module
 from flowdata.data_files import parquet_rows as parquet_module
 from flowdata.errors import DataFileError, MismatchError
@@ -312,3 +314,33 @@ def test_a_second_export_replaces_the_first_and_its_manifest(exported, data, tab
     export_file(data, table, exported, plan=PLAN.at_epoch(1), epochs=2)
     assert verify_file(exported)["epochs"] == {"first": 1, "number": 2}
     assert len(written(exported)) == 2 * ROWS
+
+
+# Memory.
+
+
+@pytest.mark.slow
+def test_no_more_than_an_index_and_some_rows_are_held(tmp_path, monkeypatch):
+    for module in (json_module, line_index_module, parquet_module):
+        monkeypatch.setattr(module, "_MOST_BYTES", 1 << 20)
+    rows = 20_000
+    path, packed = tmp_path / "data.jsonl", tmp_path / "data.parquet"
+    text = "x" * 2000
+    path.write_bytes(b"".join(b'{"n": %d, "t": "%s"}\n' % (n, text.encode()) for n in range(rows)))
+    texts = [f"{n:08}" * 250 for n in range(1000)]
+    with pq.ParquetWriter(packed, pa.schema({"t": pa.string()}), compression="none") as writer:
+        for _ in range(rows // 1000):
+            writer.write_table(pa.table({"t": texts}))
+    table = flowdata.LossTable.from_losses(np.random.default_rng(0).gamma(2.0, size=rows))
+    attach_file(path, table, tmp_path / "first.jsonl")
+    pool = pa.default_memory_pool()
+    for function in (attach_file, export_file):
+        for data in (path, packed):
+            before = pool.bytes_allocated()
+            tracemalloc.start()
+            function(data, table, tmp_path / f"out{data.suffix}")
+            held = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert data.stat().st_size > 40e6
+            assert held < 12e6, (function, data)
+            assert pool.bytes_allocated() - before < 1e6

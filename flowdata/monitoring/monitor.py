@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from flowdata.core.arrays import numbers_of, one_dimensional
 from flowdata.core.column import PIECE
 from flowdata.core.groups import Groups
+from flowdata.core.plan import non_negative
 from flowdata.core.states import VERSION, require_same, shown
 from flowdata.core.weights import as_weights
 from flowdata.errors import MismatchError
@@ -135,11 +136,12 @@ class Monitor:
             The rows of this rank's batch, in their order, or None where they are not known.
 
         Raises:
-            ValueError: where it is not known what is drawn from.
+            ValueError: where it is not known what is drawn from, or for a negative size.
         """
         drawn = self._require_drawn()
         running = self._go_to(drawn)
         ranks, rank = drawn.ranks()
+        batch_size = non_negative(batch_size, "batch_size")
         start, stop = self._position, self._position + batch_size * ranks
         self._position = stop
         order: Order = "plan" if drawn.has_order or self.in_order else "unknown"

@@ -53,7 +53,7 @@ class GroupLayout:
         # A stable sort of numbers of 8 or 16 bits takes time in proportion to their number.
         order = codes.argsort(kind="stable")
         rows, codes = rows.take(order), codes.take(order)
-        firsts = np.flatnonzero(np.diff(codes, prepend=codes[0] + 1))
+        firsts = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)
         groups, lasts = codes[firsts], np.append(firsts[1:], rows.size) - 1
         laid = np.cumsum(self._masses.of(start, rows))
         before = np.append(0, laid[lasts[:-1]])

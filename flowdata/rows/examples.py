@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+import xxhash
 from datasets.iterable_dataset import ExamplesIterable, _BaseExamplesIterable
 from torch.utils.data import get_worker_info
 
@@ -25,8 +26,8 @@ from flowdata.rows.lookup import Found, KeyedWeights, Lookup, RowTask
 from flowdata.rows.plain import require_new
 from flowdata.table.loss_table import LossTable
 
-_STAMP, _BEFORE, _SKIPPED, _GIVEN, _LAST = "task", "previous_state", "skipped", "given", "last_row"
-_NONE = -1
+_STAMP, _ORDER = "task", "order"
+_BEFORE, _SKIPPED, _GIVEN = "previous_state", "skipped", "given"
 
 
 class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
@@ -96,10 +97,10 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
         self.ex_iterable._init_state_dict()  # noqa: SLF001
         self._state_dict = {
             _STAMP: self._task.stamp(),
+            _ORDER: _order_of(self.ex_iterable),
             _BEFORE: None,
             _SKIPPED: 0,
             _GIVEN: 0,
-            _LAST: _NONE,
             "type": type(self).__name__,
         }
         return self._state_dict
@@ -149,6 +150,11 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
         if state is None:
             return _Progress(self._task, self.epoch, {}, loses_rows=True)
         self._task.require(state[_STAMP])
+        if state[_ORDER] != _order_of(self.ex_iterable):
+            raise MismatchError(
+                "the stream does not come in the order that it had when its state was saved: "
+                "give .shuffle() the seed that it had then"
+            )
         if state[_BEFORE] is not None:
             self.ex_iterable.load_state_dict(state[_BEFORE])
         return _Progress(self._task, self.epoch, state, loses_rows=_loses_rows(self.ex_iterable))
@@ -210,7 +216,6 @@ class _Progress:
         self._keeps_start = loses_rows
         self.skipped = int(state.get(_SKIPPED, 0))
         self._to_leave_out = int(state.get(_GIVEN, 0))
-        self._last = state.get(_LAST, _NONE)
         if state:
             state[_GIVEN] = 0
 
@@ -227,11 +232,6 @@ class _Progress:
         count = min(self._to_leave_out, int(rows.size))
         if count:
             self._to_leave_out -= count
-            if not self._to_leave_out and rows[count - 1] != self._last:
-                raise MismatchError(
-                    "the stream does not come in the order that it had when its state was saved: "
-                    "give .shuffle() a seed, and the files that were there"
-                )
             self._state[_GIVEN] += count
         return count
 
@@ -239,7 +239,6 @@ class _Progress:
         """Count rows that come out."""
         if self._state:
             self._state[_GIVEN] += rows.size
-            self._state[_LAST] = int(rows[-1])
 
     def end(self) -> None:
         """Say what was dropped."""
@@ -254,10 +253,22 @@ def _joined(parts: list[pa.Table]) -> pa.Table:
 def _loses_rows(source: Any) -> bool:
     """Whether a step, or one before it, forgets rows when its state is loaded."""
     # By name: it is no public one.
-    if type(source).__name__ == "BufferShuffledExamplesIterable":
-        return True
+    return any(type(step).__name__ == "BufferShuffledExamplesIterable" for step in _steps(source))
+
+
+def _order_of(source: Any) -> str:
+    """A hash of the random numbers that a step, and those before it, put rows in order by."""
+    generators = [getattr(step, "generator", None) for step in _steps(source)]
+    states = [one.bit_generator.state for one in generators if one is not None]
+    return xxhash.xxh3_64_hexdigest(repr(states).encode())
+
+
+def _steps(source: Any) -> Iterator[Any]:
+    """A step, and all those before it."""
+    yield source
     before = [source.ex_iterable] if hasattr(source, "ex_iterable") else []
-    return any(map(_loses_rows, [*before, *getattr(source, "ex_iterables", ())]))
+    for step in (*before, *getattr(source, "ex_iterables", ())):
+        yield from _steps(step)
 
 
 def with_column(features: Any, column: str | None) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 from flowdata.guards.fetching import find_fetch
+from flowdata.guards.stack import frames
 from flowdata.guards.switch import enabled
 
 _POSITIONS = "position_ids"
@@ -18,6 +19,29 @@ _INNER = ("data_collator", "collate_fn", "_collate")
 _MOST = 8
 # torch 2.13 and transformers 5.23: these stack the items of a batch.
 _STACKING = ("default_collate", "default_data_collator", "DefaultDataCollator")
+
+# torch 2.13 and torchdata 0.11: what makes batches of what ``sampler=`` draws, one by one.
+_SAMPLERS = ("torch.utils.data.sampler", "torchdata.stateful_dataloader.sampler")
+
+
+def require_batch_sampler() -> None:
+    """Packs of rows begin to be drawn.
+
+    Raises:
+        TypeError: where a loader takes each for one row.
+    """
+    if not enabled():
+        return
+    for module, name, _ in frames():
+        if module.startswith("flowdata."):
+            continue
+        if module.startswith(_SAMPLERS) and "BatchSampler" in name:
+            raise TypeError(
+                "a FlowPackSampler draws packs, lists of rows, and the DataLoader was given it as "
+                "sampler=, which draws single rows: use DataLoader(data, batch_sampler=..., "
+                "collate_fn=flowdata.pack_rows)"
+            )
+        return
 
 
 class PacksGuard:

@@ -1,5 +1,6 @@
 """FlowPackSampler: the packs of an epoch as a torch batch sampler."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from numpy.typing import ArrayLike
@@ -10,6 +11,7 @@ from flowdata.core.pack_plan import PackPlan, TooLong
 from flowdata.core.plan import EpochSize, Scheme
 from flowdata.core.strata import Strata
 from flowdata.core.weights import FlowWeights, HasWeights
+from flowdata.guards.packs import require_batch_sampler
 from flowdata.map_style.checked_weights import check_drawn
 from flowdata.map_style.plan_sampler import PlanSampler
 from flowdata.map_style.planned_packs import plan_packs
@@ -98,6 +100,10 @@ class FlowPackSampler(PlanSampler[list[int]]):
             items=packs_of,
             chunk=_CHUNK,
         )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        require_batch_sampler()
+        return super().__iter__()
 
     @property
     def sampler(self) -> Self:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
@@ -95,6 +96,15 @@ def test_a_sampler_of_rows_over_draws_is_warned_of(kind):
     loader = DataLoader(drawn, batch_sampler=sampler, collate_fn=list)
     with pytest.warns(FlowDataWarning, match=f"the items of the {kind.__name__} .* draws already"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_a_sampler_of_packs_that_is_given_as_one_of_rows_is_refused(kind):
+    sampler = FlowPackSampler([1.0, 1.0], [3, 2], 3)
+    with pytest.raises(TypeError, match=r"lists of rows.*use DataLoader\(data, batch_sampler="):
+        next(iter(kind(ROWS, batch_size=2, sampler=sampler, collate_fn=list)))
+    batches = [*kind(ROWS, batch_sampler=sampler, collate_fn=list)]
+    assert sorted(batches, key=str) == [[row] for row in ROWS]
 
 
 def test_of_what_is_weighted_columns_are_taken_out_too():

@@ -259,14 +259,14 @@ def test_wrong_calls_are_refused(make, error, message):
 
 
 def test_of_a_stored_data_set_each_mask_is_kept_in_the_cache(tmp_path):
-    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path)
-    stored = datasets.load_from_disk(tmp_path)
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path))
+    stored = datasets.load_from_disk(str(tmp_path))
     first = mask_tokens(stored, TABLE, keep)
     files = set(tmp_path.glob("cache-*"))
     assert len(files) == 1
     other = mask_tokens(stored, TABLE, lambda losses, tau: losses < 99)
     assert [first["labels"][:], other["labels"][:]] == [MASKED, [row["labels"] for row in ROWS]]
-    again = mask_tokens(datasets.load_from_disk(tmp_path), TABLE, keep)
+    again = mask_tokens(datasets.load_from_disk(str(tmp_path)), TABLE, keep)
     assert again["labels"][:] == MASKED
     assert len(set(tmp_path.glob("cache-*"))) == 2
 

@@ -207,7 +207,8 @@ def _run_replay(options: argparse.Namespace) -> None:
     table = LossTable.load(options.table)
     # Rows that a run had dropped have no draws here either; one that had not was refused.
     weights = table.weights(options.temperature, on_invalid="drop")
-    plan, position = saved_plan(_read_state(options.state), weights, table)
+    state = _state_in(_read_state(options.state), options.state)
+    plan, position = saved_plan(state, weights, table)
     plan = plan if options.epoch is None else plan.at_epoch(options.epoch)
     try:
         found: Any = plan.rows_of_step(
@@ -243,6 +244,22 @@ def _described(rows: Any, table: LossTable, data: Any) -> Iterator[str]:
         yield f"row {row}{key}, loss {table.losses[row]:.4g}{text}"
 
 
+def _state_in(checkpoint: Any, path: Path) -> Any:
+    """The state of a sampler in what a loop has saved: all of it, or some part."""
+    found = list(_states_in(checkpoint))
+    if len(found) > 1:
+        raise MismatchError(f"{path} has {len(found)} states of samplers: write one to a file")
+    return found[0] if found else checkpoint
+
+
+def _states_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict) and {"seed", "epoch"} <= value.keys():
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _states_in(part)
+
+
 def _read_state(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
@@ -263,7 +280,9 @@ def _add_files(command: argparse.ArgumentParser, *, optional: bool) -> None:
 
 def _add_weights(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--key", metavar="COLUMN", help="find rows by the table's keys, which this field has"
+        "--key",
+        metavar="COLUMN",
+        help="find rows by the table's keys, which this field has (default that of score --key)",
     )
     command.add_argument(
         "--unchecked",

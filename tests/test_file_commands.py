@@ -173,9 +173,14 @@ def test_replay_says_what_is_wrong_with_a_state_or_step(capsys, state, folder):
     folder.joinpath("state.json").write_bytes(b"PK\x03\x04\x80")
     said = run(capsys, *command("--step", "1"), status=1)
     assert "state.json is no JSON file: write what the sampler's state_dict() gives" in said
-    folder.joinpath("state.json").write_text(json.dumps({"model": {}, "sampler": state}))
+    folder.joinpath("state.json").write_text(json.dumps({"model": [1]}))
     said = run(capsys, *command("--step", "1"), status=1)
     assert "not a sampler state: it has no plan" in said
+    folder.joinpath("state.json").write_text(json.dumps([state, {"sampler": state}]))
+    said = run(capsys, *command("--step", "1"), status=1)
+    assert "state.json has 2 states of samplers: write one to a file" in said
+    folder.joinpath("state.json").write_text(json.dumps({"step": 1, "loader": {"sampler": state}}))
+    assert "epoch 1, seed 5, step 1" in run(capsys, *command("--step", "1"))
 
 
 def test_replay_prints_the_packs_of_a_step(capsys, folder):

@@ -46,11 +46,12 @@ def attach_file(
         table: the loss table of its rows, or the path of that.
         output: the file to write, compressed where its name ends in .gz or .zst.
         field: name of the field.
-        key: a field of the rows that has the table's keys. By default rows are in its order.
+        key: a field of the rows that has the table's keys; default the one that it was scored
+            with. Without keys, rows are in the table's order.
         weights: of the table's rows; default ``table.weights()``.
         overwrite: replace a field of this name, where rows have one.
-        unchecked: where rows are in the table's order, do not compare some with those that were
-            scored: the same rows in another form are no others.
+        unchecked: take rows in the table's order without comparing some with those that were
+            scored, or looking at keys: the same rows in another form are no others.
 
     Raises:
         DataFileError: naming the line, for what is no row, or has the field already.
@@ -63,6 +64,7 @@ def attach_file(
     losses = as_table(table)
     weighed = weights_of(losses, weights)
     rows = TableRows(losses, key, source, unchecked=unchecked)
+    key = rows.key
     with replacing(place) as temporary:
         if kind == "JSONL":
             with open_lines(source) as lines, create_lines(temporary, place) as out:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import one_dimensional
+from flowdata.core.lengths import at_least_one
 from flowdata.core.permutation import CHUNK
 from flowdata.core.plan import EpochPlan
 from flowdata.data_files import parquet_rows
@@ -73,8 +74,7 @@ def export_file(
         MismatchError: where data, table and plan do not belong together, and, naming them, for
             keys that are missing or there twice.
     """
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    epochs = at_least_one(epochs, "epochs")
     source = data_path(data)
     kind = format_of(source)
     place = output_path(output, kind, source, table)
@@ -83,6 +83,7 @@ def export_file(
     fields = _fields(epoch_field, draw_field, weight_field, _of_rows(loss_weights, plan))
     before = source.stat()
     rows = TableRows(losses, key, source, unchecked=unchecked)
+    key = rows.key
     with replacing(place) as temporary:
         draws = _Draws(plan, epochs, rows, key, fields)
         write = _write_lines if kind == "JSONL" else _write_parquet

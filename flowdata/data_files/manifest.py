@@ -49,6 +49,8 @@ def describe_file(path: Path, beside: Path, content: Path | None = None) -> dict
 def write_manifest(output: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a file, and return all of it."""
     whole = {"manifest": _VERSION, "flowdata": __version__, **content}
+    # Options that were given as numbers of numpy are numbers.
+    whole = dict(json.loads(json.dumps(whole, default=lambda value: value.item())))
     whole["checksum"] = _checksum(whole)
     with replacing(manifest_path(output)) as temporary:
         temporary.write_text(_text(whole), encoding="utf-8")

@@ -35,6 +35,8 @@ def data_path(path: str | PathLike[str]) -> Path:
         raise IsADirectoryError(f"{place} is a folder: give a .jsonl or .parquet file")
     if not place.exists():
         raise FileNotFoundError(f"there is no file {place}")
+    if not place.is_file():
+        raise DataFileError(f"{place} is a pipe or a device, and rows are read twice: give a file")
     return place
 
 

@@ -17,7 +17,7 @@ from flowdata.errors import DataFileError
 _MOST_ROWS = 1 << 16
 _MOST_BYTES = 1 << 26
 # Pieces that an epoch is sorted in: each is a file that is open.
-_MOST_PIECES = 256
+_MOST_PIECES = 128
 _DRAW = "flowdata: draw"
 
 

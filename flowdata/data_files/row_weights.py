@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flowdata.errors import DataFileError, MismatchError
 from flowdata.table.fingerprint import dataset_fingerprint
+from flowdata.table.given_keys import as_plain
 from flowdata.table.loss_table import LossTable
 
 _CHECKED = 16
@@ -25,7 +26,7 @@ class TableRows:
 
     Args:
         table: the loss table.
-        key: column of the file that has the table's keys; without one, rows are in its order.
+        key: field of the rows that has the table's keys, default that of its scoring pass.
         name: of the file, for errors.
         unchecked: leave out comparing some rows with those that were scored.
     """
@@ -36,7 +37,11 @@ class TableRows:
                 f"rows are looked up by {key!r}, but the loss table has no keys of rows: score "
                 "with key=, or leave the key out where rows are in the table's order"
             )
-        self._table, self._key, self._name = table, key, name
+        if key is None and table.keys is not None and not unchecked:
+            key = table.provenance.key
+        self.key = key
+        """The field that has the table's keys, or None: rows are in its order."""
+        self._table, self._name = table, name
         self._read = 0
         self._seen = None if key is None else np.zeros(len(table), dtype=np.bool_)
         wanted = key is None and not unchecked and table.provenance.data_fingerprint is not None
@@ -72,7 +77,7 @@ class TableRows:
                 are there twice.
         """
         start, self._read = self._read, self._read + rows
-        if self._key is None:
+        if self.key is None:
             if self._read > len(self._table):
                 self._refuse_length("more rows")
             return np.arange(start, self._read)
@@ -84,10 +89,11 @@ class TableRows:
 
         def place(row: int) -> str:
             number = f"row {start + row:,}" if where is None else f"line {where[row]:,}"
-            return f"{self._name}, {number}: its {self._key} is {_plain(keys, row)!r:.100}"
+            return f"{self._name}, {number}: its {self.key} is {_plain(keys, row)!r:.100}"
 
         try:
-            found = self._table.keys.find(keys)
+            found = self._in_order(start, keys)
+            found = self._table.keys.find(keys) if found is None else found
         except (MismatchError, TypeError, ValueError):
             # One of them is wrong: which one, a search for each tells.
             for row in range(len(keys)):
@@ -109,6 +115,17 @@ class TableRows:
         self._seen[found] = True
         return found
 
+    def _in_order(self, start: int, keys: Any) -> NDArray[np.int64] | None:
+        """Rows of keys that follow each other in the table too: no others need be held."""
+        assert self._table.keys is not None
+        stop = start + len(keys)
+        if stop > len(self._table):
+            return None
+        plain = keys if isinstance(keys, list) else keys.to_pylist()
+        if as_plain(self._table.keys.run(slice(start, stop))) == plain:
+            return np.arange(start, stop)
+        return None
+
     def _require_key(self, key: Any, place: str) -> None:
         assert self._table.keys is not None
         try:
@@ -128,7 +145,7 @@ class TableRows:
         """
         if self._read == 0:
             raise DataFileError(f"{self._name} has no rows: there is nothing to read")
-        if self._key is None and self._read < len(self._table):
+        if self.key is None and self._read < len(self._table):
             self._refuse_length(f"{self._read:,} rows")
         if self._places:
             self._check()
@@ -150,7 +167,7 @@ class TableRows:
             )
             more = f", and {missing.size - _SHOWN:,} more" if missing.size > _SHOWN else ""
             raise MismatchError(
-                f"{self._name} has no row with the {self._key} {named}{more}, which the loss table "
+                f"{self._name} has no row with the {self.key} {named}{more}, which the loss table "
                 "has, and which may be drawn: give all rows that were scored"
             )
 

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import re
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -161,6 +163,9 @@ def test_a_file_of_another_kind_is_refused(write):
         attached(write(b"{}\n" * 4), output="out.parquet")
     with pytest.raises(DataFileError, match="written over what it is made of"):
         attached(write(b"{}\n" * 4), output="data.jsonl")
+    os.mkfifo("pipe")
+    with pytest.raises(DataFileError, match="pipe is a pipe or a device"):
+        attach_file("pipe", TABLE, "out.jsonl")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         attach_file("nothing.jsonl", TABLE, "out.jsonl")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
@@ -222,6 +227,21 @@ def test_a_table_without_keys_is_refused_before_anything_is_read(write):
     table = flowdata.LossTable.from_losses(LOSSES)
     with pytest.raises(MismatchError, match="but the loss table has no keys of rows"):
         attached(write(b"no JSON"), table, key="id")
+
+
+def test_rows_are_found_by_the_key_they_were_scored_with(write, monkeypatch):
+    table = flowdata.LossTable.from_losses(LOSSES, keys=list("abcd"))
+    table.provenance = replace(table.provenance, key="id")
+    content = b"\n".join(reversed(LINES))
+    assert [row["weight"] for row in rows_of(attached(write(content), table))] == WEIGHTS[::-1]
+    found = attached(write(content), table, unchecked=True)
+    assert [row["weight"] for row in rows_of(found)] == WEIGHTS
+    with pytest.raises(DataFileError, match="line 1: it has no 'id'"):
+        attached(write(b"{}\n" * 4), table)
+    # In the table's order no search is needed, nor what it holds.
+    monkeypatch.setattr(type(table.keys), "find", None)
+    found = attached(write(b"\n".join(LINES)), table)
+    assert [row["weight"] for row in rows_of(found)] == WEIGHTS
 
 
 # Whether rows are those that were scored.

@@ -214,7 +214,7 @@ def test_what_does_not_belong_together_is_refused(data, table):
             export_file(data, table, output, plan=plan)
     with pytest.raises(MismatchError, match="there are 2 loss_weights for 300 rows"):
         export_file(data, table, output, loss_weights=[1.0, 2.0])
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs must be an int >= 1, got 0"):
         export_file(data, table, output, epochs=0)
     with pytest.raises(DataFileError, match="written over what it is made of"):
         export_file(data, table, table)
@@ -322,8 +322,8 @@ def test_a_second_export_replaces_the_first_and_its_manifest(exported, data, tab
 @pytest.mark.slow
 def test_no_more_than_an_index_and_some_rows_are_held(tmp_path, monkeypatch):
     for module in (json_module, line_index_module, parquet_module):
-        monkeypatch.setattr(module, "_MOST_BYTES", 1 << 20)
-    rows = 20_000
+        monkeypatch.setattr(module, "_MOST_BYTES", 1 << 19)
+    rows = 8_000
     path, packed = tmp_path / "data.jsonl", tmp_path / "data.parquet"
     text = "x" * 2000
     path.write_bytes(b"".join(b'{"n": %d, "t": "%s"}\n' % (n, text.encode()) for n in range(rows)))
@@ -341,6 +341,6 @@ def test_no_more_than_an_index_and_some_rows_are_held(tmp_path, monkeypatch):
             function(data, table, tmp_path / f"out{data.suffix}")
             held = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
-            assert data.stat().st_size > 40e6
-            assert held < 12e6, (function, data)
+            assert data.stat().st_size > 15e6
+            assert held < 6e6, (function, data)
             assert pool.bytes_allocated() - before < 1e6

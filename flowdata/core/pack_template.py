@@ -80,7 +80,9 @@ class PackTemplate:
         return self if packs.max() >= count else self.of(self.widths, packs, count, random)
 
 
-def pack_by_chance(widths: Integers, capacity: int, random: np.random.Philox) -> NDArray[np.int64]:
+def pack_by_chance(
+    widths: NDArray[Any], capacity: int, random: np.random.Philox
+) -> NDArray[np.int64]:
     """The pack of each slot, a random half of them put in first: in some more packs, or in none."""
     half = random.random_raw(widths.size) >> np.uint64(63) == 1
     return pack(widths, capacity, first=half)

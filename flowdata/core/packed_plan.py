@@ -91,7 +91,7 @@ class PackedPlan(EpochPlan):
         ]
         return count, slots.mean_tokens()
 
-    def _spare(self, widths: Integers, packs: int) -> int:
+    def _spare(self, widths: NDArray[Any], packs: int) -> int:
         """Packs to be added for epochs that are packed by chance, as trials have it."""
         if packs < _MOST_SPARE:
             return 0

@@ -55,10 +55,16 @@ class PackStage:
         if self.are_weighted:
             made = [_with_weight(sample, name) for sample, name in zip(made, names, strict=True)]
         truncated = self._packs.max_length if self._packs.too_long == "truncate" else None
-        read = [
-            read_sample(sample, name, length=length, max_length=truncated)
-            for sample, name, length in zip(made, names, lengths, strict=True)
-        ]
+        try:
+            read = [
+                read_sample(sample, name, length=length, max_length=truncated)
+                for sample, name, length in zip(made, names, lengths, strict=True)
+            ]
+        except TypeError as error:
+            raise TypeError(
+                f"{error}; the stages before .packed() are to make them: "
+                "stream.map(tokenize).packed(max_length)"
+            ) from None
         if (tokens := sum(sample.ids.size for sample in read)) > self._packs.max_length:
             raise MismatchError(
                 f"the samples of a pack have {tokens:,} tokens, but it has room for "

@@ -316,8 +316,9 @@ def test_stages_that_make_several_samples_of_one_are_refused(urls, table):
 
 
 def test_samples_without_tokens_are_refused(urls, table):
-    with pytest.raises(TypeError, match=r"row 'k.*' of .*t-.*has no input_ids"):
+    with pytest.raises(TypeError, match=r"row 'k.*' of .*t-.*has no input_ids") as error:
         next(iter(FlowShards(urls, table).packed(MAX_LENGTH)))
+    assert "the stages before .packed() are to make them" in str(error.value)
 
 
 def with_weight(sample):

@@ -20,8 +20,16 @@ def files(folder):
     by_row = losses(20).astype(np.float32)
     provenance = flowdata.Provenance.now(20, loss="causal_lm", model_name="none", dtype="float32")
     table = LossTable(by_row, provenance, n_tokens=tokens, token_losses=by_token)
+    known = {"loss": "mse", "created": "2026-11-26T08:00:00+00:00", "key": "id"}
+    first, second = (
+        LossTable(by_row[:rows], flowdata.Provenance(rows, data_fingerprint=str(rows), **known))
+        for rows in (9, 4)
+    )
+    first = first.with_keys([f"row \0e{row}" for row in range(9)]).select([7, 0, 3])
     return {
         "tokens.parquet": table,
+        "keys.parquet": LossTable.concat([first, second.with_keys(["ä", "", "b", "7"])]),
+        "numbers.parquet": table.with_keys(np.arange(20) * 977 % 41 - (1 << 40)),
         "shards.parquet": table_of(folder),
         "index.parquet": index_of(folder),
     }

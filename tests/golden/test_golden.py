@@ -14,7 +14,7 @@ from flowdata import LossTable, ShardRows
 
 RECORDED_CASES = json.loads((RECORDS / "cases.json").read_text())
 RECORDED_STATES = json.loads((RECORDS / "states.json").read_text())
-FILES = ["tokens.parquet", "shards.parquet", "index.parquet"]
+FILES = [f"{name}.parquet" for name in ("tokens", "keys", "numbers", "shards", "index")]
 PARTS = "unfinished.parquet.parts"
 
 pytestmark = [
@@ -93,6 +93,13 @@ def test_a_table_saved_before_has_its_losses_and_weights(folder, tokens):
     if tokens:
         assert saved.token_losses.tobytes() == made.token_losses.tobytes()
         assert saved.token_weights().values.tobytes() == made.token_weights().values.tobytes()
+
+
+@pytest.mark.parametrize("name", ["keys.parquet", "numbers.parquet"])
+def test_rows_are_found_by_the_keys_of_a_table_saved_before(folder, name):
+    saved, made = LossTable.load(RECORDS / name), files(folder)[name]
+    assert saved.rows_of(made.keys.tolist()[::-1]).tolist() == list(range(len(made)))[::-1]
+    assert saved.provenance.parts == made.provenance.parts
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "shards.parquet"])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,8 @@ class PackCollator:
         flatten: make one row.
 
     Raises:
-        TypeError: in the loader, for items that are not packs, or have lost their positions.
+        TypeError: for a token that is no number, a tokenizer say; in the loader, for items that are
+            not packs, or have lost their positions.
 
     >>> from flowdata import FlowPacks
     >>> rows = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
@@ -41,6 +43,11 @@ class PackCollator:
     """
 
     def __init__(self, pad_token_id: int | None = 0, *, flatten: bool = False) -> None:
+        if isinstance(pad_token_id, bool) or not isinstance(pad_token_id, int | np.integer | None):
+            raise TypeError(
+                "pad_token_id must be the number of a token, or None, got "
+                f"{type(pad_token_id).__name__}: collate_fn=PackCollator(tokenizer.pad_token_id)"
+            )
         self._fill = {INPUT_IDS: pad_token_id or 0, LABELS: IGNORED, POSITION_IDS: 0}
         self._flatten = flatten
 

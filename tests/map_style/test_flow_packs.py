@@ -299,6 +299,14 @@ def test_padded_packs_are_filled_by_samples_of_one_token_that_is_not_learned():
     }
 
 
+@pytest.mark.parametrize("wrong", ["<pad>", [{"input_ids": [1]}], 0.0, True])
+def test_a_collator_is_made_with_the_number_of_a_token(wrong):
+    with pytest.raises(TypeError, match=r"collate_fn=PackCollator\(tokenizer.pad_token_id\)"):
+        PackCollator(wrong)
+    [pack] = make(weights=np.eye(len(ROWS))[0], epoch_size=1)[:]
+    assert PackCollator(np.int64(7))([pack])["input_ids"].tolist() == [pack["input_ids"].tolist()]
+
+
 def test_a_collator_is_given_packs_with_their_positions():
     with pytest.raises(TypeError, match="these packs have no position_ids"):
         PackCollator()(ROWS[:2])

@@ -228,9 +228,9 @@ class LossTable(HeldColumns):
         """Read a table, and `check` it if a data set or a model is given.
 
         One of more than `MOST_ROWS_HELD` rows stays in its file, if token losses are not asked
-        for: `weights` goes through the column of losses, and ``losses``, ``n_tokens``, ``lengths``
-        and what ``index`` has of each row are read when they are asked for. The file must stay as
-        it is.
+        for: `weights` goes through the column of losses, and ``losses``, ``n_tokens``, ``lengths``,
+        ``keys`` and what ``index`` has of each row are read when they are asked for. The file must
+        stay as it is.
 
         Args:
             path: the file.

@@ -11,6 +11,7 @@ from flowdata.core.groups import Groups
 from flowdata.core.made_weights import of_logarithms
 from flowdata.core.shares import By, Shares, resolve_shares, share_out, wants_tokens
 from flowdata.core.weights import FlowWeights, HasWeights, Normalization, as_weights
+from flowdata.errors import InvalidLossError
 
 
 def mix(
@@ -51,7 +52,7 @@ def mix(
             'a mix is of data sets by name, flowdata.mix({"maths": table, ...}), '
             f"got {data_sets!r}"
         )
-    parts = [as_weights(each) for each in data_sets.values()]
+    parts = [_weights_of(name, each) for name, each in data_sets.items()]
     groups = Groups.of_runs(tuple(data_sets), [len(part) for part in parts])
     lengths = _joined([part.made.lengths for part in parts])
     if lengths is None and wants_tokens(shares, by):
@@ -79,6 +80,13 @@ def mix(
         lengths=lengths,
     )
     return FlowWeights(made, normalize=normalize)
+
+
+def _weights_of(name: str, given: FlowWeights | HasWeights | ArrayLike) -> FlowWeights:
+    try:
+        return as_weights(given)
+    except InvalidLossError as error:
+        raise InvalidLossError(f"in the data set {name!r}: {error}") from error
 
 
 def _joined(columns: list[Source | None]) -> Source | None:

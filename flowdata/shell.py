@@ -42,6 +42,7 @@ _PHRASES = (
         "give one layout: --prompt and --response, or --response alone, --messages, or --text",
     ),
     (r"; for losses in a file of your own use .*", ""),
+    (r", of a table table\.weights\(.*\)", ""),
     (r": parse it into a list of turns, json\.loads", ", not as a list of turns"),
     (
         r"name it messages, or, where it answers a prompt of turns, response",

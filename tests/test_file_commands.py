@@ -67,6 +67,17 @@ def test_errors_of_files_speak_of_options(capsys, folder):
     assert said == "flowdata: there is no file no.jsonl\n"
 
 
+def test_losses_that_are_none_are_an_error_or_weight_0(capsys):
+    losses = LOSSES.copy()
+    losses[3] = np.nan
+    flowdata.LossTable.from_losses(losses).save("table.parquet")
+    command = ("attach", "data.jsonl", "table.parquet", "-o", "out.jsonl")
+    said = run(capsys, *command, status=1)
+    assert said.endswith("or give these rows weight 0: --on-invalid drop\n")
+    run(capsys, *command, "--on-invalid", "drop")
+    assert read("out.jsonl")[3]["weight"] == 0.0
+
+
 def test_export_draws_as_a_sampler_does_and_verifies_what_it_wrote(capsys, folder):
     command = ("export", "data.jsonl", "table.parquet", "-o", "drawn.jsonl")
     out = run(capsys, *command, "--epochs", "3", "--seed", "5")

@@ -70,6 +70,8 @@ def output_path(path: str | PathLike[str], kind: Format, *inputs: Any) -> Path:
     place = local_path(path, "data file")
     if place.is_dir():
         raise IsADirectoryError(f"{place} is a folder: give the name of a file")
+    if place.exists() and not place.is_file():
+        raise DataFileError(f"{place} is a pipe or a device: give the name of a file")
     if not place.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {place.parent} to write {place.name} into")
     for given in inputs:

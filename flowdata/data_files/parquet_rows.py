@@ -36,6 +36,10 @@ def open_rows(path: Path) -> Iterator[Any]:
             path, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
         ) as file:
             yield file
+    except pa.ArrowNotImplementedError as error:
+        raise DataFileError(
+            f"{path} has values that pyarrow cannot read, or put in another order: {error}"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         # pyarrow 26: errors of the system have a number, those of content none.
         if getattr(error, "errno", None) is not None or isinstance(error, DataFileError):

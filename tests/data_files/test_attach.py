@@ -166,6 +166,8 @@ def test_a_file_of_another_kind_is_refused(write):
     os.mkfifo("pipe")
     with pytest.raises(DataFileError, match="pipe is a pipe or a device"):
         attach_file("pipe", TABLE, "out.jsonl")
+    with pytest.raises(DataFileError, match="pipe is a pipe or a device"):
+        attached(write(b"{}\n" * 4), output="pipe")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         attach_file("nothing.jsonl", TABLE, "out.jsonl")
     with pytest.raises(FileNotFoundError, match="there is no folder"):

@@ -56,24 +56,26 @@ def read_rows(file: BinaryIO, name: object) -> Iterator[Rows]:
     Raises:
         DataFileError: naming the line, for one that is no JSON object.
     """
-    rows, blank, taken = Rows(0), b"", 0
+    rows, taken = Rows(0), 0
+    blank: list[bytes] = []
     for number, line in enumerate(file, 1):
         if number == 1:
             rows.begins = _BOM if line.startswith(_BOM) else b""
             line = line[len(rows.begins) :]
             _require_lines(line, name)
         if not line.strip(_BLANK):
-            blank += line
+            blank.append(line)
             continue
         rows.objects.append(_parsed(line, number, name))
         rows.lines.append(line)
         rows.numbers.append(number)
-        rows.blank.append(blank)
-        blank, taken = b"", taken + len(line)
+        rows.blank.append(b"".join(blank))
+        blank.clear()
+        taken += len(line)
         if len(rows) == _MOST_ROWS or taken >= _MOST_BYTES:
             yield rows
             rows, taken = Rows(rows.first + len(rows)), 0
-    rows.after = blank
+    rows.after = b"".join(blank)
     yield rows
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 
+import datasets
 import pytest
 from keyed_streams import (
     ROWS,
@@ -63,7 +64,7 @@ def opened(tmp_path_factory):
     cache = functools.cache(lambda *case: open_stream(files[case], str(folder / "cache")))
     with pytest.MonkeyPatch.context() as patch:
         # Seconds for which each worker waits for threads of pyarrow, when it has shuffled.
-        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1)
+        patch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.1, raising=False)
         yield cache
 
 

@@ -1,6 +1,6 @@
 """attach: rows with their weights in a column."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.rows.lookup import KeyedWeights, Lookup, OnMismatch, Table
 from flowdata.rows.plain import require_new
-from flowdata.rows.resampling import stream_of
+from flowdata.rows.resampling import require_one_data_set, stream_of
 from flowdata.rows.tasks import Weighing
 from flowdata.table.data_columns import column_of
 
@@ -51,15 +51,11 @@ def attach(
     >>> [round(row["weight"], 3) for row in weighted]
     [1.0, 0.135]
     """
+    require_one_data_set(rows)
     known = KeyedWeights(table, weights, key, on_missing, on_repeated)
-    if isinstance(rows, IterableDataset) or not (
-        hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
-    ):
-        if not isinstance(rows, Iterable):
-            raise TypeError(f"rows are a stream of dicts or map-style data, got {type(rows)}")
+    by_number = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
+    if isinstance(rows, IterableDataset) or not by_number:
         return stream_of(rows, Weighing(known, column))
-    if isinstance(rows, Mapping):
-        raise TypeError(f"pass one data set, this is a {type(rows).__name__} of {list(rows)[:5]}")
     lookup = Lookup(known)
     found = lookup.find(column_of(rows, known.key))
     lookup.close()

@@ -1,7 +1,7 @@
 """resample_rows: a stream that drops and repeats rows, found by key."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -59,6 +59,7 @@ def resample_rows(
         TypeError: for a data set with rows by number: a sampler draws those.
         ValueError: for an unknown option, or a column that there is not.
     """
+    require_one_data_set(stream)
     if not isinstance(stream, list | tuple | IterableDataset) and hasattr(stream, "__getitem__"):
         raise TypeError(
             f"a {type(stream).__name__} has rows by number: draw them with FlowSampler, or take "
@@ -67,6 +68,22 @@ def resample_rows(
     known = KeyedWeights(table, weights, key, on_missing, on_repeated)
     options = {"seed": seed, "epoch_size": epoch_size, "scheme": scheme, "alpha": alpha}
     return stream_of(stream, Draws(known, window=window, **options))  # type: ignore[arg-type]
+
+
+def require_one_data_set(rows: Any) -> None:
+    """Make sure that data is one data set of rows.
+
+    Raises:
+        TypeError: for a dict of several, or of columns, a frame, or what has no rows.
+    """
+    if isinstance(rows, Mapping):
+        raise TypeError(f"pass one data set, this is a {type(rows).__name__} of {list(rows)[:5]}")
+    if hasattr(rows, "iloc"):
+        raise TypeError(f"pass datasets.Dataset.from_pandas(frame), not a {type(rows).__name__}")
+    if isinstance(rows, str | bytes) or not isinstance(rows, Iterable | Sized):
+        raise TypeError(
+            f"rows are a stream of dicts or map-style data, got a {type(rows).__name__}"
+        )
 
 
 def stream_of(stream: Any, task: RowTask) -> Any:

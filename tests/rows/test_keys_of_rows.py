@@ -5,6 +5,7 @@ from collections import Counter
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from keyed_streams import KEYS, ROWS, SEED, ids_of, make_table, planned
@@ -182,6 +183,19 @@ def test_what_cannot_work_is_refused_with_a_reason(make):
 def test_data_with_row_numbers_is_for_samplers():
     with pytest.raises(TypeError, match="rows by number: draw them with FlowSampler"):
         resample_rows(datasets.Dataset.from_list(DATA), TABLE, key="id")
+
+
+@pytest.mark.parametrize("door", [attach, resample_rows])
+def test_what_is_no_data_set_is_refused(door):
+    with pytest.raises(
+        TypeError, match=r"one data set, this is a IterableDatasetDict of \['train'"
+    ):
+        door(datasets.IterableDatasetDict({"train": stream()}), TABLE, key="id")
+    with pytest.raises(TypeError, match=r"Dataset\.from_pandas"):
+        door(pd.DataFrame(DATA), TABLE, key="id")
+    for other in (5, "rows.jsonl"):
+        with pytest.raises(TypeError, match=f"got a {type(other).__name__}"):
+            door(other, TABLE, key="id")
 
 
 def test_a_state_of_other_draws_or_of_another_order_is_refused():

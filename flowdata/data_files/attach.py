@@ -111,13 +111,11 @@ def _of_rows(weights: FlowWeights, rows: NDArray[np.int64], key: str | None) -> 
 
 def table_rows_of(some: Rows, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
     """The table's row of each of some lines."""
-    for row in rows.places_to_check(range(some.first, some.first + len(some))):
-        rows.see(row, some.objects[row - some.first])
-    keys = None
-    if key is None:
-        rows.see_columns(some.objects)
-    else:
-        keys = list(_keys(some, key, name))
+    if rows.same is not None:
+        for row in rows.same.wanted(range(some.first, some.first + len(some))):
+            rows.same.see(row, some.objects[row - some.first])
+        rows.same.see_columns(some.objects)
+    keys = None if key is None else list(_keys(some, key, name))
     return rows.find(len(some), keys, some.numbers)
 
 
@@ -140,8 +138,9 @@ def rows_of_batch(
     batch: Any, start: int, rows: TableRows, key: str | None, name: Path
 ) -> NDArray[np.int64]:
     """The table's row of each row of a Parquet file's batch."""
-    for row in rows.places_to_check(range(start, start + len(batch))):
-        rows.see(row, batch.slice(row - start, 1).to_pylist()[0])
+    if rows.same is not None:
+        for row in rows.same.wanted(range(start, start + len(batch))):
+            rows.same.see(row, batch.slice(row - start, 1).to_pylist()[0])
     if key is not None and key not in batch.schema.names:
         raise DataFileError(f"{name} has no column {key!r}, its columns are {batch.schema.names}")
     return rows.find(len(batch), None if key is None else batch.column(key), None)

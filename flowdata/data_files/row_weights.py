@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.data_files.same_rows import SameRows
 from flowdata.errors import DataFileError, MismatchError
-from flowdata.table.fingerprint import dataset_fingerprint
 from flowdata.table.given_keys import as_plain
 from flowdata.table.loss_table import LossTable
 
-_CHECKED = 16
 _SHOWN = 5
 
 
@@ -31,7 +31,7 @@ class TableRows:
         unchecked: leave out comparing some rows with those that were scored.
     """
 
-    def __init__(self, table: LossTable, key: str | None, name: object, *, unchecked: bool) -> None:
+    def __init__(self, table: LossTable, key: str | None, name: Path, *, unchecked: bool) -> None:
         if key is not None and table.keys is None:
             raise MismatchError(
                 f"rows are looked up by {key!r}, but the loss table has no keys of rows: score "
@@ -44,25 +44,9 @@ class TableRows:
         self._table, self._name = table, name
         self._read = 0
         self._seen = None if key is None else np.zeros(len(table), dtype=np.bool_)
-        wanted = key is None and not unchecked and table.provenance.data_fingerprint is not None
-        places = np.linspace(0, len(table) - 1, min(len(table), _CHECKED)).astype(int).tolist()
-        self._places = set(places) if wanted else set()
-        self._checked: dict[int, dict[str, Any]] = {}
-        self._columns: dict[str, None] = {}
-
-    def places_to_check(self, rows: range) -> list[int]:
-        """Which rows of a run `check` wants to see."""
-        return sorted(self._places.intersection(rows)) if self._places else []
-
-    def see(self, row: int, content: dict[str, Any]) -> None:
-        """Keep a row for `check`."""
-        self._checked[row] = content
-
-    def see_columns(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Keep the names of all columns for `check`: a row of JSONL need not have each."""
-        for content in rows if self._places else ():
-            if content.keys() != self._columns.keys():
-                self._columns.update(dict.fromkeys(content))
+        by_order = key is None and not unchecked
+        self.same = SameRows(table.provenance) if by_order else None
+        """What sees rows that are to be those that were scored."""
 
     def find(self, rows: int, keys: Any, where: Sequence[int] | None) -> NDArray[np.int64]:
         """The table's rows of the next rows of the file.
@@ -147,9 +131,9 @@ class TableRows:
             raise DataFileError(f"{self._name} has no rows: there is nothing to read")
         if self.key is None and self._read < len(self._table):
             self._refuse_length(f"{self._read:,} rows")
-        if self._places:
-            self._check()
-            self._places = set()
+        if self.same is not None:
+            self.same.require(self._name)
+            self.same = None
         return self._read
 
     def require(self, rows: NDArray[np.bool_]) -> None:
@@ -176,50 +160,6 @@ class TableRows:
             f"{self._name} has {found}, and the loss table {len(self._table):,}: give the file "
             "that was scored, or key=, the column of its keys, by which rows are found"
         )
-
-    def _check(self) -> None:
-        """Compare some rows with those that were scored."""
-        expected = self._table.provenance.data_fingerprint
-        whole = {
-            row: {**dict.fromkeys(self._columns), **content}
-            for row, content in self._checked.items()
-        }
-        for rows in (self._checked, whole):
-            if dataset_fingerprint(_SomeRows(len(self._table), rows)) == expected:
-                return
-        if _fingerprint_by_datasets(self._name) == expected:
-            return
-        raise MismatchError(
-            f"{self._name} has as many rows as the loss table, but not those that were scored, or "
-            "in another order: give the file that was scored, or key=, the column of its keys; if "
-            "they are the same in another form, scored as tokens, say so by unchecked=True"
-        )
-
-
-class _SomeRows:
-    """Some rows of a data set, by number."""
-
-    def __init__(self, length: int, rows: dict[int, dict[str, Any]]) -> None:
-        self._length, self._rows = length, rows
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self._rows[row]
-
-
-def _fingerprint_by_datasets(path: object) -> str | None:
-    """As `flowdata score --data` reads a file: values get the types of their columns."""
-    import datasets
-
-    with open(str(path), "rb") as file:
-        kind = "parquet" if file.read(4) == b"PAR1" else "json"
-    try:
-        rows = datasets.load_dataset(kind, data_files=str(path), split="train")
-    except Exception:  # Each reader raises its own; then it was not scored so.
-        return None
-    return dataset_fingerprint(rows)
 
 
 def _plain(keys: Any, row: int) -> Any:

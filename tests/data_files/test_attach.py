@@ -270,11 +270,26 @@ def test_rows_in_another_order_than_they_were_scored_in_are_refused(write, lines
     table = scored(path)
     assert [row["weight"] for row in rows_of(attached(path, table))] == WEIGHTS
     other = write(b"\n".join(reversed(lines)), "other.jsonl")
-    with pytest.raises(MismatchError, match="but not those that were scored, or in another order"):
+    with pytest.raises(MismatchError, match="not those that were scored, or in another order"):
         attached(other, table)
     assert [row["id"] for row in rows_of(attached(other, table, unchecked=True))] == list("dcba")
     keyed = table.with_keys(list("abcd"))
     assert [row["weight"] for row in rows_of(attached(other, keyed, key="id"))] == WEIGHTS[::-1]
+
+
+def test_each_part_of_a_table_made_of_others_is_compared(write):
+    lines = [b'{"id": "%c"}' % c for c in b"abcd"]
+    first = scored(write(b"\n".join(lines), "first.jsonl"))
+    second = scored(write(b"\n".join(lines[::-1]), "second.jsonl"))
+    both = write(b"\n".join(lines + lines[::-1]))
+    table = flowdata.LossTable.concat([first, second])
+    assert attach_file(both, table, "out.jsonl") == 8
+    both.write_bytes(b"\n".join(lines + lines))
+    with pytest.raises(MismatchError, match="but rows 4 to 7 are not those that were scored"):
+        attach_file(both, table, "out.jsonl")
+    # Of rows that were selected, no fingerprint is known.
+    some = write(b"\n".join(lines[1:3]))
+    assert attach_file(some, first.select([1, 2]), "out.jsonl") == 2
 
 
 # Compressed files, and Parquet.

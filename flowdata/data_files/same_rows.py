@@ -1,0 +1,115 @@
+"""Whether rows of a file are those that a loss table was scored over, as some of them tell."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flowdata.errors import MismatchError
+from flowdata.table.data_columns import run_of
+from flowdata.table.fingerprint import dataset_fingerprint
+from flowdata.table.origins import TAKEN, parts_of, size_of
+from flowdata.table.provenance import Provenance
+
+_SEEN = 16
+"""Rows that the fingerprint of a data set is made of."""
+
+
+class SameRows:
+    """Keeps the rows that a data set is recognised by, as they are read.
+
+    Args:
+        provenance: of a table; of one that is made of others, each part is recognised on its own.
+    """
+
+    def __init__(self, provenance: Provenance) -> None:
+        self._parts: list[_Part] = []
+        self._wanted: set[int] = set()
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._columns: dict[str, None] = {}
+        start = 0
+        for part in parts_of(provenance):
+            stop = start + size_of(part)
+            if TAKEN not in part and part["data_fingerprint"] is not None:
+                self._parts.append(_Part(start, stop, part["data_fingerprint"]))
+                places = np.linspace(start, stop - 1, min(stop - start, _SEEN)).astype(int)
+                self._wanted.update(places.tolist())
+            start = stop
+
+    def wanted(self, rows: range) -> list[int]:
+        """Which of the next rows are to be seen."""
+        return sorted(self._wanted.intersection(rows)) if self._wanted else []
+
+    def see(self, row: int, content: dict[str, Any]) -> None:
+        """Keep a row."""
+        self._rows[row] = content
+
+    def see_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the names of all columns: a row of JSONL need not have each."""
+        for content in rows if self._wanted else ():
+            if content.keys() != self._columns.keys():
+                self._columns.update(dict.fromkeys(content))
+
+    def require(self, path: Path) -> None:
+        """Make sure that the rows of a file, which were seen, are those that were scored.
+
+        Raises:
+            MismatchError: where they are others, or in another order.
+        """
+        whole = {
+            row: {**dict.fromkeys(self._columns), **content} for row, content in self._rows.items()
+        }
+        left = [
+            part
+            for part in self._parts
+            if all(
+                dataset_fingerprint(_RowsOfPart(part, rows)) != part.fingerprint
+                for rows in (self._rows, whole)
+            )
+        ]
+        # As flowdata score reads a file: there, values get the types of their columns.
+        opened = _opened(path) if left else None
+        for part in left:
+            if opened is None or part.fingerprint != dataset_fingerprint(
+                run_of(opened, part.start, part.stop)
+            ):
+                raise MismatchError(
+                    f"{path} has as many rows as the loss table, but rows {part.start:,} to "
+                    f"{part.stop - 1:,} are not those that were scored, or in another order: give "
+                    "the file that was scored, or key=, the column of its keys; if they are the "
+                    "same in another form, scored as tokens, say so by unchecked=True"
+                )
+
+
+class _Part(NamedTuple):
+    """Rows [start, stop) of a table, and the fingerprint of their data."""
+
+    start: int
+    stop: int
+    fingerprint: str
+
+
+class _RowsOfPart:
+    """The rows of a part, of which some are known."""
+
+    def __init__(self, part: _Part, rows: Mapping[int, dict[str, Any]]) -> None:
+        self._part, self._rows = part, rows
+
+    def __len__(self) -> int:
+        return self._part.stop - self._part.start
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self._rows[self._part.start + row]
+
+
+def _opened(path: Path) -> Any:
+    """The rows as `datasets` reads them; None where it cannot."""
+    import datasets
+
+    with path.open("rb") as file:
+        kind = "parquet" if file.read(4) == b"PAR1" else "json"
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), split="train")
+    except Exception:  # Each reader raises its own: the file was not scored so.
+        return None

@@ -54,8 +54,8 @@ def export_file(
 
     The trainer that reads the file passes over it once, without shuffling. Lines of JSONL keep
     their bytes but for the further fields. Beside the file a manifest is written, which
-    `verify_file` checks. Of JSONL 8 bytes a row are held, of Parquet 24 bytes a draw, and some
-    rows at a time; each epoch of Parquet is sorted in pieces beside the output.
+    `verify_file` checks. Beside the plan 8 bytes a row of JSONL are held, or 24 a draw of Parquet,
+    and some rows at a time; each epoch of Parquet is sorted in pieces beside the output.
 
     Args:
         data, table, key, unchecked: as of `attach_file`.

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,8 @@ import flowdata
 from flowdata.data_files import attach_file
 from flowdata.data_files.json_rows import with_members, with_value
 from flowdata.errors import DataFileError, MismatchError
+
+laws = examples(100)
 
 LOSSES = [0.25, 1.0, 3.0, 0.5]
 TABLE = flowdata.LossTable.from_losses(LOSSES, keys=["a", "b", "c", "d"])
@@ -87,6 +90,7 @@ VALUES = st.recursive(
 )
 
 
+@laws
 @given(st.dictionaries(st.text(), VALUES, max_size=4), st.booleans(), SPACE, SPACE, VALUES)
 def test_a_member_is_added_to_any_object_and_replaced_in_any(row, ascii_only, before, inside, new):
     text = json.dumps(row, ensure_ascii=ascii_only)

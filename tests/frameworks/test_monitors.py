@@ -104,6 +104,22 @@ def test_the_trainer_logs_the_figures_of_what_all_processes_were_trained_on(tmp_
             assert found_by(outcomes[f"{name}.whole"][0]) == pytest.approx(expected), name
 
 
+def test_lightning_counts_the_draws_of_all_ranks(tmp_path):
+    doors = ["rank sampler", "sampler", "shuffled"]
+    runs = {door: {"framework": "lightning", "door": door} for door in doors}
+    for door, ranks in torchrun("frameworks_monitor.py", runs, tmp_path).items():
+        batches = [flat(parts) for parts in zip(*(rank["rows"] for rank in ranks), strict=True)]
+        assert len(batches) == 6
+        expected = [coverage for coverage, _ in figures_of(batches, rows=lightning_runs.ROWS)]
+        for rank in ranks:
+            found = [figures["flowdata/coverage"] for figures in rank["figures"]]
+            assert found == pytest.approx(expected), door
+            eighth = [sum(batch.count(row) for row in (16, 17)) for batch in batches]
+            shares = np.cumsum(eighth) / np.cumsum([len(batch) for batch in batches])
+            found = [figures["flowdata/draws/decile_8"] for figures in rank["figures"]]
+            assert found == pytest.approx(shares), door
+
+
 def run(folder, name, **options):
     return frameworks_monitor.run(str(folder / "run"), str(folder / name), **options)
 

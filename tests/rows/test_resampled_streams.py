@@ -43,7 +43,6 @@ CASES = {
 ORDINARY = [
     "parquet-4 shards-0 workers-2 ranks-as they are",
     "parquet-4 shards-4 workers-1 ranks-shuffled after",
-    "parquet-1 shards-1 workers-2 ranks-shuffled before",
     "json-1 shards-0 workers-2 ranks-shuffled before",
     "json-4 shards-0 workers-1 ranks-shuffled after",
     "json-4 shards-4 workers-2 ranks-as they are",
@@ -87,7 +86,7 @@ def test_the_counts_are_the_plans_over_workers_and_ranks_in_each_epoch(opened, t
         assert found == planned(table, epoch)
 
 
-@pytest.mark.parametrize("case", some(CASES, *ORDINARY))
+@pytest.mark.parametrize("case", some(CASES, *ORDINARY[1::2]))
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_each_row_has_its_own_weight(opened, table, case):
     kind, shards, workers, ranks, shuffle = CASES[case]
@@ -115,9 +114,10 @@ RESUMED = [case for case in CASES if "shuffled after" not in case]
         "parquet-4 shards-0 workers-2 ranks-as they are",
         "json-4 shards-0 workers-1 ranks-shuffled before",
         "json-1 shards-0 workers-2 ranks-as they are",
+        "parquet-4 shards-1 workers-1 ranks-shuffled before",
     ),
 )
-@pytest.mark.parametrize("window", [1, 40, 1000])
+@pytest.mark.parametrize("window", some([1, 40, 1000], 40))
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_resume_at_every_tenth_row_goes_on_with_the_next(opened, table, case, window):
     kind, shards, workers, ranks, shuffle = CASES[case]
@@ -132,7 +132,7 @@ def test_a_resume_at_every_tenth_row_goes_on_with_the_next(opened, table, case, 
         stream.set_epoch(epoch)
         return loader_of(stream, workers)
 
-    for epoch in range(3 if LONG else 2):
+    for epoch in range(3) if LONG else [1]:
         found = Counter()
         for rank in range(ranks):
             whole, states = [], []
@@ -141,7 +141,8 @@ def test_a_resume_at_every_tenth_row_goes_on_with_the_next(opened, table, case, 
                 if len(whole) % 10 == 0:
                     states.append(first.state_dict())
                 whole.append(row["id"])
-            for number, state in enumerate(states):
+            # Starting workers takes time.
+            for number, state in list(enumerate(states))[:: 1 if LONG or not workers else 6]:
                 resumed = new_stream(rank, epoch)
                 resumed.load_state_dict(state)
                 assert ids_of(resumed) == whole[10 * number + 1 :]

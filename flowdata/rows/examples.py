@@ -5,12 +5,10 @@ epoch: that of `set_epoch` is known to the data set that is iterated over alone,
 it was made of. The one thing that datasets (4.8.5 to 5.2, `_prepare_ex_iterable_for_iteration` and
 `_iter_pytorch`) tells all steps of a pipeline is a number by which those that have random numbers
 shall change them: the epoch, if it is not 0, and then the number of the worker, in a worker. That
-is `shift_rngs`, and `require_epochs` makes sure that it still is so.
+is `shift_rngs`, and `flowdata.rows.streams.require_epochs` makes sure that it still is so.
 """
 
-import functools
 from collections.abc import Callable, Iterator
-from copy import copy
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,13 +16,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import xxhash
-from datasets.iterable_dataset import ExamplesIterable, _BaseExamplesIterable
+from datasets.iterable_dataset import _BaseExamplesIterable
 from torch.utils.data import get_worker_info
 
 from flowdata.errors import MismatchError
-from flowdata.rows.lookup import Found, KeyedWeights, Lookup, RowTask
+from flowdata.rows.lookup import Lookup, RowTask
 from flowdata.rows.plain import require_new
-from flowdata.table.loss_table import LossTable
 
 _STAMP, _ORDER = "task", "order"
 _BEFORE, _SKIPPED, _GIVEN = "previous_state", "skipped", "given"
@@ -162,7 +159,7 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
             )
         if state[_BEFORE] is not None:
             self.ex_iterable.load_state_dict(state[_BEFORE])
-        return _Progress(self._task, self.epoch, state, loses_rows=_loses_rows(self.ex_iterable))
+        return _Progress(self._task, self.epoch, state, loses_rows=loses_rows(self.ex_iterable))
 
     def _source_state(self) -> Any:
         return None if self._state_dict is None else self.ex_iterable.state_dict()
@@ -255,7 +252,7 @@ def _joined(parts: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _loses_rows(source: Any) -> bool:
+def loses_rows(source: Any) -> bool:
     """Whether a step, or one before it, forgets rows when its state is loaded."""
     return any(type(step).__name__ in _LOSING for step in _steps(source))
 
@@ -280,86 +277,3 @@ def with_column(features: Any, column: str | None) -> Any:
     if features is None or column is None:
         return features
     return datasets.Features({**features, column: datasets.Value("float64")})
-
-
-def keyed_stream(stream: datasets.IterableDataset, task: RowTask) -> datasets.IterableDataset:
-    """A stream of what a task makes of the rows of a stream.
-
-    Raises:
-        ValueError: for a stream that has the task's column already, or not its key.
-    """
-    if get_worker_info() is None:
-        require_epochs()
-    names = stream.column_names
-    if names is not None and task.known.key not in names:
-        raise ValueError(f"the stream has no column {task.known.key!r}, there is {names!s:.300}")
-    require_new(task.column, names or ())
-    source = vars(stream)["_ex_iterable"]
-    return _made_of(stream, KeyedExamples(source, task), column=task.column)
-
-
-def same_stream(stream: datasets.IterableDataset) -> datasets.IterableDataset:
-    """Another stream of the same rows, in which no state was loaded."""
-    same = _made_of(stream, vars(stream)["_ex_iterable"])
-    same.set_epoch(stream.epoch)
-    return same
-
-
-def forgets_rows(stream: datasets.IterableDataset) -> bool:
-    """Whether a stream loses rows when its state is loaded."""
-    return _loses_rows(vars(stream)["_ex_iterable"])
-
-
-def _made_of(
-    stream: datasets.IterableDataset, ex_iterable: Any, *, column: str | None = None
-) -> datasets.IterableDataset:
-    # As datasets' own `skip` and `take` do.
-    own = vars(stream)
-    info = own["_info"].copy()
-    info.features = with_column(info.features, column)
-    return datasets.IterableDataset(
-        ex_iterable,
-        info=info,
-        split=own["_split"],
-        formatting=own["_formatting"],
-        distributed=copy(own["_distributed"]),
-        token_per_repo_id=own["_token_per_repo_id"],
-    )
-
-
-@functools.cache
-def require_epochs() -> None:
-    """Make sure that this release of datasets tells the steps of a stream the epoch.
-
-    Raises:
-        RuntimeError: if it does not.
-    """
-    seen: list[int] = []
-
-    class Seen(RowTask):
-        def identity(self) -> dict[str, Any]:
-            return {}
-
-        def outcome(self, found: Found, epoch: int) -> Found:
-            seen.append(epoch)
-            return found
-
-    table = LossTable.from_losses([1.0], keys=[0])
-    task = Seen(KeyedWeights(table, None, "id", "raise", "raise"), size=1)
-    source = ExamplesIterable(lambda: iter([(0, {"id": 0})]), {})
-    try:
-        stream = datasets.IterableDataset(KeyedExamples(source, task)).map(dict)
-        for epoch in (0, 3):
-            stream.set_epoch(epoch)
-            list(stream)
-    except Exception as error:
-        raise RuntimeError(_unknown_release()) from error
-    if seen != [0, 3]:
-        raise RuntimeError(_unknown_release())
-
-
-def _unknown_release() -> str:
-    return (
-        f"datasets {datasets.__version__} does not tell the steps of a stream their epoch as 4.8.5 "
-        "to 5.2 do, so rows would be drawn alike in all epochs: install one of these"
-    )

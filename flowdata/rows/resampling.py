@@ -91,7 +91,7 @@ def stream_of(stream: Any, task: RowTask) -> Any:
     # Who has such a stream has imported it; it takes a second.
     datasets = sys.modules.get("datasets")
     if datasets is not None and isinstance(stream, datasets.IterableDataset):
-        from flowdata.rows.examples import keyed_stream
+        from flowdata.rows.streams import keyed_stream
 
         return keyed_stream(stream, task)
     return KeyedRows(stream, task)

@@ -20,7 +20,7 @@ class Source:
         self._keeps_rows = hasattr(stream, "state_dict") and hasattr(stream, "load_state_dict")
         datasets = sys.modules.get("datasets")
         if datasets is not None and isinstance(stream, datasets.IterableDataset):
-            from flowdata.rows.examples import forgets_rows, same_stream
+            from flowdata.rows.streams import forgets_rows, same_stream
 
             self._keeps_rows = not forgets_rows(stream)
             # A state that was loaded would stay in it, for the training after this pass.

@@ -352,6 +352,10 @@ def test_a_column_is_added_to_parquet_and_the_others_stay(parquet):
     attach_file(output, TABLE, again, weights=[4, 3, 2, 1], overwrite=True, key="id")
     assert pq.read_table(again).column("weight").to_pylist() == [4.0, 3.0, 2.0, 1.0]
     assert pq.read_table(again).column_names == after.column_names
+    table = parquet.with_name("losses.parquet")
+    TABLE.save(table)
+    with pytest.raises(DataFileError, match=r"losses\.parquet would be written over what it is "):
+        attach_file(parquet, table, table)
 
 
 def test_rows_of_parquet_are_found_by_key_and_compared_with_those_scored(parquet):

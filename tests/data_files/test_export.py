@@ -53,6 +53,7 @@ def table(tmp_path):
 def few_bytes(request, monkeypatch):
     """So many bytes are held at a time."""
     monkeypatch.setattr(line_index_module, "_MOST_BYTES", request.param)
+    monkeypatch.setattr("flowdata.data_files.export._AT_ONCE", 70)
 
 
 def written(path):
@@ -145,6 +146,7 @@ def parquet(tmp_path):
 def test_rows_of_parquet_are_drawn_in_the_order_of_the_plan(parquet, monkeypatch, most_rows, key):
     monkeypatch.setattr(parquet_module, "_MOST_ROWS", most_rows)
     monkeypatch.setattr(parquet_module, "_MOST_PIECES", 9)
+    monkeypatch.setattr("flowdata.data_files.export._AT_ONCE", 70)
     output = parquet.with_name("drawn.parquet")
     rest = TABLE.weights().residual(0.0)
     export_file(parquet, TABLE, output, plan=PLAN, epochs=3, key=key, loss_weights=rest)

@@ -40,11 +40,19 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
     rows when its state is loaded, as a shuffle buffer does, it is read from its start.
     """
 
-    def __init__(self, ex_iterable: Any, task: RowTask, shifts: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        ex_iterable: Any,
+        task: RowTask,
+        shifts: tuple[int, ...] = (),
+        order: str | None = None,
+    ) -> None:
         super().__init__()
         self.ex_iterable = ex_iterable
         self._task = task
         self._shifts = shifts
+        # As it was made: a loader saves states of workers that have not begun their pass too.
+        self._order = _order_of(ex_iterable) if order is None else order
 
     @property
     def iter_arrow(self) -> Callable[[], Iterator[tuple[Any, pa.Table]]] | None:
@@ -68,7 +76,7 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
 
     def shift_rngs(self, value: int) -> "KeyedExamples":
         """Take note of an epoch, or of the number of a worker."""
-        return KeyedExamples(self.ex_iterable, self._task, (*self._shifts, value))
+        return KeyedExamples(self.ex_iterable, self._task, (*self._shifts, value), self._order)
 
     def shuffle_data_sources(self, generator: np.random.Generator) -> "KeyedExamples":
         """See datasets."""
@@ -86,7 +94,7 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
         return self._of(self.ex_iterable.reshard_data_sources())
 
     def _of(self, source: Any) -> "KeyedExamples":
-        return KeyedExamples(source, self._task, self._shifts)
+        return KeyedExamples(source, self._task, self._shifts, self._order)
 
     @property
     def epoch(self) -> int:
@@ -99,7 +107,7 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
         self.ex_iterable._init_state_dict()  # noqa: SLF001
         self._state_dict = {
             _STAMP: self._task.stamp(),
-            _ORDER: _order_of(self.ex_iterable),
+            _ORDER: self._order,
             _BEFORE: None,
             _SKIPPED: 0,
             _GIVEN: 0,
@@ -152,7 +160,7 @@ class KeyedExamples(_BaseExamplesIterable):  # type: ignore[misc]
         if state is None:
             return _Progress(self._task, self.epoch, {}, loses_rows=True)
         self._task.require(state[_STAMP])
-        if state[_ORDER] != _order_of(self.ex_iterable):
+        if state[_ORDER] != self._order:
             raise MismatchError(
                 "the stream does not come in the order that it had when its state was saved: "
                 "give .shuffle() the seed that it had then"

@@ -114,7 +114,7 @@ RESUMED = [case for case in CASES if "shuffled after" not in case]
         "parquet-4 shards-0 workers-2 ranks-as they are",
         "json-4 shards-0 workers-1 ranks-shuffled before",
         "json-1 shards-0 workers-2 ranks-as they are",
-        "parquet-4 shards-1 workers-1 ranks-shuffled before",
+        "parquet-4 shards-4 workers-1 ranks-shuffled before",
     ),
 )
 @pytest.mark.parametrize("window", some([1, 40, 1000], 40))

@@ -1,12 +1,13 @@
 """Groups of rows: a name for each row, as a small number."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import as_array, count_rows
+from flowdata.core.arrays import as_array, count_rows, taken_at_once
 from flowdata.errors import MismatchError
 
 Name: TypeAlias = str | int | bool
@@ -38,7 +39,10 @@ class Groups:
                 f"groups must be a name for each row, got {labels!r}: give the column of the data, "
                 f"data[{labels!r}]"
             )
-        array = as_array(labels)
+        given: Any = labels
+        if isinstance(given, Sequence) and not isinstance(given, list | tuple | range):
+            given = taken_at_once(given)
+        array = as_array(given)
         if array.ndim != 1:
             raise ValueError(f"groups must be a name for each row, got shape {array.shape}")
         if array.size != rows:
@@ -47,8 +51,10 @@ class Groups:
                 "that was scored, in their order"
             )
         if array.dtype.kind in "OU":
+            # Of what stands beside a text in a list numpy makes one: "1" of 1, "nan" of no name.
+            values = given if isinstance(given, list | tuple) else array
             # A dictionary numbers texts in less time than sorting them takes.
-            return cls._of_objects(array.astype(object))
+            return cls._of_objects(np.array(values, dtype=object))
         if array.dtype.kind not in "iub":
             raise ValueError(
                 "groups must be names, whole numbers or booleans, one for each row, got dtype "

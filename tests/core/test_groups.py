@@ -241,6 +241,15 @@ def test_groups_are_in_the_order_of_numbers_and_then_of_names():
     assert weights.groups.tolist() == [1, 3, 0, 2, 0]
 
 
+@pytest.mark.parametrize("kind", [list, tuple, lambda labels: np.array(labels, dtype=object)])
+def test_a_number_is_another_group_than_the_text_that_shows_it(kind):
+    weights = FlowWeights.from_losses(
+        [0.1, 0.5, 0.2, 3.0], groups=kind([1, "1", 1, "1"]), shares={1: 3, "1": 1}
+    )
+    assert weights.group_names == (1, "1")
+    assert (weights.relative[[0, 2]].sum() / weights.total) == pytest.approx(0.75)
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.int8, np.uint16, bool, torch.tensor, list])
 def test_whole_numbers_and_booleans_are_groups_too(kind):
     numbers = np.arange(ROWS) % 2
@@ -256,6 +265,11 @@ def test_whole_numbers_and_booleans_are_groups_too(kind):
         (SOURCE.reshape(2, -1), ValueError, r"got shape \(2, 1500\)"),
         (np.where(SOURCE == "web", None, SOURCE), ValueError, r"rows have none \(row \d+: None"),
         (np.where(SOURCE == "web", np.nan, 1.0), ValueError, r"float64: .* rows have none"),
+        (
+            np.where(SOURCE == "web", np.nan, SOURCE.astype(object)).tolist(),
+            ValueError,
+            "have none",
+        ),
         (np.linspace(0, 1, ROWS), ValueError, "got dtype float64"),
         ([["a"]] * ROWS, ValueError, "shape"),
         ("source", ValueError, r"give the column of the data, data\['source'\]"),

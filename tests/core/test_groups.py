@@ -19,6 +19,7 @@ from flowdata import (
     InvalidLossError,
     LossTable,
     MismatchError,
+    Strata,
 )
 from flowdata.core.groups import Groups
 
@@ -278,6 +279,18 @@ def test_whole_numbers_and_booleans_are_groups_too(kind):
 def test_labels_that_are_no_groups_are_refused(labels, error, message):
     with pytest.raises(error, match=message):
         TABLE.weights(groups=labels)
+
+
+def test_strata_of_other_labels_give_groups_their_shares_over_epochs():
+    weights = TABLE.weights(groups=SOURCE, shares="equal")
+    plan = EpochPlan(weights, seed=0, arrange=Strata(np.arange(ROWS) % 7, batch_size=50))
+    expected, drawn = weights.expected_counts(), np.zeros((40, 3))
+    for epoch in range(40):
+        counts = plan.at_epoch(epoch).counts()
+        assert (counts >= np.floor(expected - 1e-6)).all()
+        assert (counts <= np.ceil(expected + 1e-6)).all()
+        drawn[epoch] = np.bincount(weights.groups, weights=counts)
+    assert np.abs(drawn.mean(axis=0) / ROWS - 1 / 3).max() < 0.002
 
 
 def test_labels_may_change_after_weights_were_made_of_them():

@@ -251,7 +251,6 @@ class Stream(IterableDataset):
             "row 1 is a tuple",
         ),
     ],
-    ids=str,
 )
 def test_wrong_calls_are_refused(make, error, message):
     with pytest.raises(error, match=message):

@@ -26,8 +26,14 @@ TESTED = {
     "TRL SFTTrainer": "frameworks/test_trl_and_peft.py",
     "Lightning": "frameworks/test_lightning.py",
     "anyone, over tar shards": "streaming/test_stream_resume.py",
+    "anyone, over a stream of rows": "rows/test_resampled_streams.py",
+    "anyone, packing texts": "map_style/test_pack_states.py",
 }
-WITHOUT_STATE = ["anyone, in a WebDataset pipeline", "anyone, weighting the loss instead"]
+WITHOUT_STATE = [
+    "anyone, in a WebDataset pipeline",
+    "anyone, weighting the loss instead",
+    "a trainer that reads files",
+]
 FRAMEWORKS = ["torchdata", "accelerate", "transformers", "TRL", "Lightning"]
 # The guide has one more than the README's table.
 EXAMPLES = [*FRAMEWORKS, "Lightning Fabric"]

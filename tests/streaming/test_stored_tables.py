@@ -24,7 +24,7 @@ def named_with_weight(sample):
 
 def is_held(table):
     """Whether a column of all rows was read."""
-    return bool({"losses", "keys", "_places"} & (vars(table).keys() | vars(table.index).keys()))
+    return "losses" in vars(table) or bool({"keys", "_places"} & vars(table.index).keys())
 
 
 @pytest.mark.parametrize("workers", [0, 2])

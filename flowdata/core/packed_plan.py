@@ -80,6 +80,8 @@ class PackedPlan(EpochPlan):
         del order, lengths, runs
         parts = slots.parts()
         widths = [slots.widths(part, parts) for part in range(parts)]
+        tokens = slots.mean_tokens()
+        del slots
         packed = [pack(np.sort(each), self._max_length) for each in widths]
         most = max(int(packs.max()) + 1 for packs in packed)
         whole_batches = len(self) // self._batch_size * self._batch_size
@@ -89,15 +91,15 @@ class PackedPlan(EpochPlan):
             PackTemplate.of(*each, count, random_bits(0, 0, Purpose.PACK_ORDER, part))
             for part, each in enumerate(zip(widths, packed, strict=True))
         ]
-        return count, slots.mean_tokens()
+        return count, tokens
 
     def _spare(self, widths: NDArray[Any], packs: int) -> int:
         """Packs to be added for epochs that are packed by chance, as trials have it."""
         if packs < _MOST_SPARE:
             return 0
         random = random_bits(0, 0, Purpose.PACKED_ROWS)
-        trials = [pack_by_chance(widths, self._max_length, random) for _ in range(_TRIALS)]
-        more = max(int(trial.max()) + 1 - packs for trial in trials)
+        trials = (pack_by_chance(widths, self._max_length, random) for _ in range(_TRIALS))
+        more = max(int(trial.max()) for trial in trials) + 1 - packs
         return min(max(2 * more, 0), packs // _MOST_SPARE)
 
     def _expected(self, lengths: Integers, masses: NDArray[np.int64]) -> tuple[int, float]:

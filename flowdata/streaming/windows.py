@@ -195,18 +195,11 @@ class WindowReader:
 
     def _begin_others(self, ahead: deque[_Begun], todo: Iterator[_Part]) -> None:
         """Begin to read windows that come after the first one."""
-        if (pool := self._pool) is None:
-            return
-        # One at least is read while that one is used, and each time one more than before.
-        first = ahead[0]
-        for _ in range(2):
+        if self._pool is not None:
+            # One at least is read while that one is used, and each time one more than before.
             self._begin_more(ahead, todo)
-        # To begin a window is work, which the threads wait for that have enough to do.
-        while not first.is_there():
-            if pool.has_enough:
-                pool.wait(lambda: first.is_there() or not pool.has_enough)
-            elif not self._begin_more(ahead, todo):
-                return
+            while self._begin_more(ahead, todo) and not ahead[0].is_there():
+                pass
 
     def _samples(self, wanted: _Wanted) -> dict[int, Drawn]:
         """The samples of one shard, by their rows, when they are there."""

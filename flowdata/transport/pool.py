@@ -85,11 +85,6 @@ class ReadingPool:
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
 
-    @property
-    def has_enough(self) -> bool:
-        """Whether there is something to do next for each of its connections."""
-        return len(self._jobs) >= self._side_by_side
-
     def submit(self, order: Order, job: Callable[[], None]) -> None:
         """Have a job done, which deals with its errors itself."""
         with self._lock:
@@ -215,10 +210,7 @@ class ReadingPool:
         if self._hedges:
             return partial(self._run, self._hedges.pop())
         if self._jobs and self._busy < self._side_by_side:
-            job = heapq.heappop(self._jobs)[2]
-            if not self.has_enough:
-                self._news.notify_all()
-            return job
+            return heapq.heappop(self._jobs)[2]
         return None
 
     def _run(self, request: _Request) -> None:

@@ -5,6 +5,7 @@ import functools
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 from flowdata.errors import ShardError
@@ -104,9 +105,19 @@ class HttpTransport:
         return self._is_whole
 
     def read(self, spans: Sequence[Span]) -> Iterator[Buffer]:
-        """Exactly these bytes, one after the other; a `ReadingPool` reads side by side."""
-        for span in spans:
-            yield retry(functools.partial(self.attempt, *span), self._url, self._access)
+        """Exactly these bytes, span by span: the first alone, the others side by side."""
+
+        def ask(span: Span) -> Buffer:
+            return retry(functools.partial(self.attempt, *span), self._url, self._access)
+
+        # A server without ranges sends its whole shard to each that asks.
+        yield from map(ask, spans[:1])
+        if len(spans) > 1:
+            pool = ThreadPoolExecutor(min(self._access.connections, len(spans) - 1))
+            try:
+                yield from pool.map(ask, spans[1:])
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def fetch(self, offset: int, size: int) -> Fetch:
         """One of these spans, to be read by any thread."""

@@ -3,11 +3,13 @@
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -33,6 +35,7 @@ REWEIGHTED = "FLOW, reweighted"
 NORMALIZED = "FLOW, reweighted, mean 1"
 HALF = "FLOW, alpha 0.5"
 TOKENS = "FLOW, token weights"
+CLIPPED = "FLOW, losses clipped"
 FLOW_WISE = "FLOW + WiSE-FT 0.5"
 METHODS = (
     STANDARD,
@@ -46,6 +49,7 @@ METHODS = (
     REWEIGHTED,
     NORMALIZED,
     HALF,
+    CLIPPED,
     FLOW_WISE,
 )
 # They have the rate of standard fine-tuning, so that less of it is all they are.
@@ -65,9 +69,17 @@ def momentum(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.
     return torch.optim.SGD(parameters, lr=learning_rate, momentum=MOMENTUM)
 
 
+def clipped(losses: NDArray[np.float64], tau: float) -> NDArray[np.float64]:
+    """Weights by losses that are clipped at their 10 % and 90 % quantiles."""
+    return np.exp(-np.clip(losses, *np.quantile(losses, [0.1, 0.9])) / tau)
+
+
 @dataclass(frozen=True)
 class Tuning:
-    """What is fine-tuned on, how, and for how long."""
+    """What is fine-tuned on, how, and for how long.
+
+    ``variants`` are methods that draw as FLOW does, by other weights than its own.
+    """
 
     data: Any
     weights: FlowWeights
@@ -78,6 +90,7 @@ class Tuning:
     tokens: LossTable | None = None
     loss: Callable[[nn.Module, Any], Tensor] = classification
     optimizer: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer] = momentum
+    variants: Mapping[str, FlowWeights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,8 @@ def fine_tuned(
             loss.backward()
             optimizer.step()
             samples += len(batch[tuning.target])
+    if trained[0].is_cuda:
+        torch.cuda.synchronize()
     return Tuned(model, samples, time.perf_counter() - began)
 
 
@@ -145,6 +160,8 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
     }
     if method == STRATIFIED:
         samplers[method] = {"strata": Strata(data.tensors[tuning.target], tuning.batch_size)}
+    if method in tuning.variants:
+        return DataLoader(data, sampler=FlowSampler(tuning.variants[method], seed=seed), **options)
     if method in samplers:
         return DataLoader(
             data, sampler=FlowSampler(weights, seed=seed, **samplers[method]), **options
@@ -169,6 +186,8 @@ def loader_of(method: str, tuning: Tuning, seed: int) -> DataLoader[Any]:
     if method == FEWER_STEPS:
         fewer = RandomSampler(data, num_samples=max(round(weights.mean * len(data)), 1))
         return DataLoader(data, sampler=fewer, **options)
+    if method.startswith(FLOW):
+        raise ValueError(f"{method} has no loader: give its weights in Tuning.variants")
     return DataLoader(data, shuffle=True, **options)
 
 
@@ -179,11 +198,15 @@ def distance(parameters: Iterable[Tensor], anchor: Iterable[Tensor]) -> Tensor:
 
 
 def averaged(start: nn.Module, tuned: Tuned) -> Tuned:
-    """The mean of the parameters before and after (WiSE-FT at alpha 0.5)."""
+    """The mean of parameters and running statistics before and after (WiSE-FT at alpha 0.5)."""
     model = copy.deepcopy(tuned.model)
     with torch.no_grad():
-        for mean, old in zip(model.parameters(), start.parameters(), strict=True):
-            mean.lerp_(old, 0.5)
+        for mean, old in [
+            *zip(model.parameters(), start.parameters(), strict=True),
+            *zip(model.buffers(), start.buffers(), strict=True),
+        ]:
+            if mean.is_floating_point():
+                mean.lerp_(old, 0.5)
     return Tuned(model, tuned.samples, tuned.seconds)
 
 
@@ -196,8 +219,9 @@ def accuracy(model: nn.Module, data: TensorDataset) -> Tensor:
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Logits, in evaluation mode, some samples at a time."""
     model.eval()
+    device = next(model.parameters()).device
     with torch.inference_mode():
-        return torch.cat([model(part) for part in inputs.split(500)])
+        return torch.cat([model(part.to(device)).cpu() for part in inputs.split(500)])
 
 
 def by_task(tasks: Iterable[str], jobs: Iterable[Any], found: Iterable[T]) -> dict[str, list[T]]:

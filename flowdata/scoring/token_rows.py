@@ -1,6 +1,6 @@
 """Rows that have input_ids: their labels, and all else that the model takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,21 @@ class Tokens(NamedTuple):
             name not in _BATCHED or value.shape != self.ids.shape
             for name, value in self.inputs.items()
         )
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model is given."""
+        return self.ids.size
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """What it takes in a batch: tokens of each of what is padded apart."""
+        return (self.ids.size,)
+
+    @property
+    def kind(self) -> Hashable:
+        """Alike for samples that can be one batch; None where it can only be alone."""
+        return None if self.alone else frozenset(self.inputs)
 
     @property
     def has_media(self) -> bool:

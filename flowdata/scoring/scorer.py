@@ -138,10 +138,10 @@ def score(
         if not streamed:
             warn_if_fitted_on(model, dataset)
             keys = None if key is None else _keys_of_rows(dataset, key)
-        name, options = _describe_loss(loss, collate_fn, ignore_index)
+        name, options = describe_loss(loss, collate_fn, ignore_index)
         stack.enter_context(evaluating(model))
         stack.enter_context(nullcontext() if adapters else without_adapters(model))
-        scoring_pass = _make_pass(
+        scoring_pass = make_pass(
             loss, model, data, device_of(model, device), batch_size, collate_fn, ignore_index
         )
         provenance = Provenance.now(
@@ -152,7 +152,7 @@ def score(
             model_name=model_name or type(model).__name__,
             loss=name,
             options=options,
-            dtype=_dtype_of(model),
+            dtype=dtype_of(model),
             key=key,
         )
         if streamed:
@@ -190,7 +190,7 @@ def _keys_of_rows(dataset: Any, key: str) -> RowKeys:
     return keys_of(dataset, key)
 
 
-def _describe_loss(
+def describe_loss(
     loss: str | LossFunction | CausalLM,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     ignore_index: int = IGNORED,
@@ -205,7 +205,7 @@ def _describe_loss(
     if isinstance(loss, CausalLM):
         return "causal_lm", json.dumps(loss.identity(), sort_keys=True)
     if isinstance(loss, str) and loss == "causal_lm":
-        return _describe_loss(CausalLM())
+        return describe_loss(CausalLM())
     code: dict[str, Any] = {}
     if isinstance(loss, str):
         if loss not in LOSS_FUNCTIONS:
@@ -229,7 +229,7 @@ def _describe_loss(
     return name, json.dumps(options, sort_keys=True) if options else None
 
 
-def _make_pass(
+def make_pass(
     loss: str | LossFunction | CausalLM,
     model: nn.Module,
     dataset: Any,
@@ -238,6 +238,7 @@ def _make_pass(
     collate_fn: Callable[[list[Any]], Any] | None,
     ignore_index: int,
 ) -> ScoringPass:
+    """What scores the rows of a data set by a loss; a model that is in evaluation mode."""
     if isinstance(loss, str) and loss == "causal_lm":
         loss = CausalLM()
     if isinstance(loss, CausalLM):
@@ -252,6 +253,7 @@ def _make_pass(
     return FunctionPass(function, model, device, batch_size, collate, read_first)
 
 
-def _dtype_of(model: nn.Module) -> str | None:
+def dtype_of(model: nn.Module) -> str | None:
+    """The type of a model's parameters, for the provenance."""
     first = next(model.parameters(), None)
     return None if first is None else str(first.dtype).removeprefix("torch.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowdata.scoring.causality import require_causal, require_decoder_only
+from flowdata.scoring.inference import move
 from flowdata.scoring.model_inputs import accepted_names
 
 LOGITS_BYTES = 1 << 27
@@ -17,79 +18,68 @@ LOGITS_BYTES = 1 << 27
 _PROBE_TOKENS = 8
 
 
-class TokenLosses:
-    """Losses of labelled tokens: (input_ids, lengths, labels) -> float32 of shape (labelled,).
+class LossesAtPositions:
+    """Cross-entropy at some positions of a model that gives logits at all of them.
 
     A language model ends in an output head that makes V logits of each hidden state. Where the
     model's logits are just what its head gives, then scaled and capped as the configuration says
     (found out once, on a few tokens), the head is kept from seeing any but one position, and is
     then applied to the hidden states of labelled positions, some at a time: logits of shape
-    (batch, length, V) never exist. Where something else is done to the logits after the head, it
-    is given the labelled positions of the whole batch. A module without such a head gives all
-    logits.
+    (batch, length, V) never exist. Where the labelled positions of the whole batch are few, or
+    something else is done to the logits after the head, it is given these at once. A module
+    without such a head gives all logits.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        require_decoder_only(model)
         self._model = model
         self._arguments = accepted_names(model)
         self._head = _output_head(model)
         self._hidden: list[Tensor] = []
         self._scaling: _LogitScaling | None = None
+        self._width = 0
         self._probed = False
         self.vocabulary = _vocabulary(model)
 
-    def __call__(
+    def at(
         self,
         ids: Tensor,
-        lengths: Tensor | None,
-        labels: Tensor,
-        inputs: Mapping[str, Tensor] | None = None,
+        keywords: dict[str, Any],
+        chosen: tuple[Tensor, ...],
+        targets: Tensor,
+        *,
+        whole: bool = False,
     ) -> Tensor:
-        """Losses of all positions t >= 1 with a label >= 0, row by row.
+        """Losses of the targets at the chosen positions, in their order.
 
         Args:
-            ids: shape (B, T), padded on the right.
-            lengths: shape (B,); None for a row that the model shall have no attention mask of.
-            labels: shape (B, T); label t is predicted from position t - 1.
-            inputs: what else the model takes.
+            ids: shape (B, T); a position is a pair of indices.
+            keywords: what else forward takes.
+            chosen: indices along either axis of ids.
+            targets: a class for each position.
+            whole: whether the model takes no part of the batch alone.
 
         Raises:
             TypeError: when the model gives no logits, or not one for each of the ids.
         """
-        keywords: dict[str, Any] = dict(inputs or {})
-        if lengths is not None and "attention_mask" in self._arguments:
-            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            keywords["attention_mask"] = mask.long()
-        # Keys and values of the whole batch would be kept for a next token that never comes.
-        if "use_cache" in self._arguments:
-            keywords["use_cache"] = False
-        targets = labels[:, 1:]
-        chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
-            require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
-            self._probe(ids, keywords, whole=bool(inputs))
+            self._probe(ids, keywords, whole=whole)
         if self._head is None:
             logits = _take(self._forward(ids, keywords), chosen, ids)
-            return _in_chunks(logits, targets[chosen], lambda part: part)
-        if self._scaling is None:
+            return _in_chunks(logits, targets, lambda part: part)
+        if self._scaling is None or 0 < len(chosen[0]) <= self._most_rows:
             logits = self._forward_with_head_on(
                 lambda hidden: _take(hidden, chosen, ids)[None], ids, keywords
             )[0]
-            return _in_chunks(logits, targets[chosen], lambda part: part)
+            return _in_chunks(logits, targets, lambda part: part)
         self._forward_with_head_on(lambda hidden: hidden[:, :1], ids, keywords)
         hidden = _take(self._hidden.pop(), chosen, ids)
         head, scaling = self._head, self._scaling
-        return _in_chunks(hidden, targets[chosen], lambda part: scaling(head(part)))
+        return _in_chunks(hidden, targets, lambda part: scaling(head(part)))
 
-    def _logits_of_text(self, ids: Tensor) -> Tensor:
-        """All logits of text that is not padded, and has nothing else with it."""
-        keywords: dict[str, Any] = {}
-        if "attention_mask" in self._arguments:
-            keywords["attention_mask"] = torch.ones_like(ids)
-        if "use_cache" in self._arguments:
-            keywords["use_cache"] = False
-        return _one_for_each(self._forward(ids, keywords), ids)
+    @property
+    def _most_rows(self) -> int:
+        """Positions whose logits may exist at a time."""
+        return max(LOGITS_BYTES // (4 * self._width), 1)
 
     def _probe(self, ids: Tensor, keywords: dict[str, Any], *, whole: bool) -> None:
         """Find out whether the head is there, is called once, and what comes after it."""
@@ -110,7 +100,7 @@ class TokenLosses:
                 again = scaling(self._head(self._hidden[0][:, few])).to(logits.device)
                 # Exactly, because a soft cap changes small logits next to nothing.
                 if torch.equal(again.float(), logits[:, few].float()):
-                    self._scaling = scaling
+                    self._scaling, self._width = scaling, again.shape[-1]
             self._hidden.clear()
         self._probed = True
 
@@ -144,6 +134,55 @@ class TokenLosses:
                 f"{tuple(getattr(logits, 'shape', ()))}"
             )
         return logits
+
+
+class TokenLosses(LossesAtPositions):
+    """Losses of labelled tokens: (input_ids, lengths, labels) -> float32 of shape (labelled,)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        require_decoder_only(model)
+        super().__init__(model)
+
+    def __call__(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None,
+        labels: Tensor,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Losses of all positions t >= 1 with a label >= 0, row by row.
+
+        Args:
+            ids: shape (B, T), padded on the right.
+            lengths: shape (B,); None for a row that the model shall have no attention mask of.
+            labels: shape (B, T); label t is predicted from position t - 1. Labels on the CPU let
+                a GPU go on: which of them count decides shapes, for which it would be waited.
+            inputs: what else the model takes.
+
+        Raises:
+            TypeError: when the model gives no logits, or not one for each of the ids.
+        """
+        keywords: dict[str, Any] = dict(inputs or {})
+        if lengths is not None and "attention_mask" in self._arguments:
+            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            keywords["attention_mask"] = mask.long()
+        # Keys and values of the whole batch would be kept for a next token that never comes.
+        if "use_cache" in self._arguments:
+            keywords["use_cache"] = False
+        targets = labels[:, 1:]
+        chosen = (targets >= 0).nonzero(as_tuple=True)
+        if not self._probed:
+            require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
+        return self.at(ids, keywords, chosen, targets[chosen], whole=bool(inputs))
+
+    def _logits_of_text(self, ids: Tensor) -> Tensor:
+        """All logits of text that is not padded, and has nothing else with it."""
+        keywords: dict[str, Any] = {}
+        if "attention_mask" in self._arguments:
+            keywords["attention_mask"] = torch.ones_like(ids)
+        if "use_cache" in self._arguments:
+            keywords["use_cache"] = False
+        return _one_for_each(self._forward(ids, keywords), ids)
 
 
 @dataclass(frozen=True)
@@ -185,7 +224,7 @@ def text_config(model: Any) -> Any:
 
 def _take(values: Tensor, positions: tuple[Tensor, ...], ids: Tensor) -> Tensor:
     """Values at these positions of ids, which may lie on another device."""
-    return _one_for_each(values, ids)[tuple(position.to(values.device) for position in positions)]
+    return _one_for_each(values, ids)[tuple(move(place, values.device) for place in positions)]
 
 
 def _one_for_each(values: Tensor, ids: Tensor) -> Tensor:
@@ -212,7 +251,8 @@ def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Te
     losses = []
     for part, target in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
         logits = logits_of(part)
-        losses.append(F.cross_entropy(logits.float(), target.to(logits.device), reduction="none"))
+        target = move(target, logits.device)
+        losses.append(F.cross_entropy(logits.float(), target, reduction="none"))
     return torch.cat(losses)
 
 

@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+
+_Item = TypeVar("_Item")
 
 
 @contextlib.contextmanager
@@ -115,7 +117,7 @@ def device_of(model: nn.Module, device: torch.device | str | None) -> torch.devi
 def to_device(batch: Any, device: torch.device) -> Any:
     """The batch with every tensor in it on ``device``."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return move(batch, device)
     if isinstance(batch, Mapping):
         return {name: to_device(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -124,6 +126,51 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device; to a GPU without waiting for what it is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # A copy from memory that can be swapped out waits for the kernels before it.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Arriving:
+    """A tensor on its way from a device to host memory, while the device goes on."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def numpy(self) -> NDArray[Any]:
+        """The values, once they are there."""
+        if self._arrived is None:
+            return self._tensor.cpu().numpy()
+        self._arrived.synchronize()
+        # Pinned memory is scarce, and is wanted for the next batch.
+        return self._tensor.numpy().copy()
+
+
+def one_behind(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, each when the one after it is made: a GPU always has a batch to go on with.
+
+    Where making one fails, the one before comes first.
+    """
+    held: list[_Item] = []
+    try:
+        for item in items:
+            yield from held
+            held = [item]
+    except Exception:
+        yield from held
+        raise
+    yield from held
 
 
 def count_rows(dataset: Any) -> int:

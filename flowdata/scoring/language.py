@@ -1,6 +1,5 @@
 """CausalLM: how the samples of a causal language model are read, batched and scored."""
 
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -9,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.head import TokenLosses, text_config
-from flowdata.scoring.inference import out_of_memory
+from flowdata.scoring.inference import Arriving, move, one_behind, out_of_memory
 from flowdata.scoring.model_inputs import ModelInputs, accepted_names, pad_tokens
 from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.scoring.token_batches import make_batches
 from flowdata.scoring.token_rows import Tokens
+from flowdata.scoring.tokenizer_identity import tokenizer_hash, value_hash
 from flowdata.scoring.tokens import OneLayout, TokenReader, UnreadableRow
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
@@ -82,40 +82,24 @@ class CausalLM:
             if field.name not in ("tokenizer", "max_tokens")
         }
         if self.tokenizer is not None:
-            options["tokenizer"] = _hash(_tokenizer_state(self.tokenizer))
+            options["tokenizer"] = tokenizer_hash(self.tokenizer)
             # Turns may stand in a column of responses too.
             if self.messages is not None or (self.response and self.tokenizer.chat_template):
-                options["chat_template"] = _hash(self.tokenizer.chat_template)
+                options["chat_template"] = value_hash(self.tokenizer.chat_template)
         return options
-
-
-def _tokenizer_state(tokenizer: Any) -> list[Any]:
-    """All that decides which tokens a text becomes, JSON-able."""
-    try:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-    # tokenizers 0.22, Tokenizer.to_str: a plain Exception for parts written in Python.
-    except Exception:
-        state = tokenizer.get_vocab()
-    # Texts are tokenized whole and alone, whatever the tokenizer was last used for.
-    state |= {"truncation": None, "padding": None}
-    return [state, tokenizer.special_tokens_map, tokenizer.eos_token_id]
-
-
-def _hash(value: Any) -> str:
-    written = json.dumps(value, sort_keys=True, default=str)
-    return xxhash.xxh3_128(written.encode()).hexdigest()
 
 
 class LanguagePass:
     """Scores rows in batches of similar length under a budget of tokens."""
 
     rows_per_read = ROWS_PER_READ
+    losses_of: type[TokenLosses] = TokenLosses
 
     def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
         self.collate = options.reader(accepted_names(model)).read_each
         self._options = options
         self._device = device
-        self._losses = TokenLosses(model)
+        self._losses = self.losses_of(model)
         self._inputs = ModelInputs(_dtype_of(model), device)
         self._placeholders = _placeholders(model)
         self._layout = OneLayout()
@@ -134,13 +118,25 @@ class LanguagePass:
             MemoryError: when a single sample does not fit.
         """
         samples = self._layout.check(rows, read)
-        lengths = np.array([sample.ids.size for sample in samples])
-        self._check(rows, samples, lengths)
-        batches = deque(_make_batches(np.arange(rows.size), samples, self._budget))
+        lengths = np.array([sample.length for sample in samples])
+        self._check_lengths(rows, samples)
+        self._check_tokens(rows, samples)
+        begun = self._begin_batches(rows, samples, lengths)
+        if self._device.type == "cuda":
+            begun = one_behind(begun)
+        for batch, losses, counts in begun:
+            of_batch = [samples[place] for place in batch]
+            yield self._to_scored_rows(rows[batch], losses.numpy(), counts, of_batch)
+
+    def _begin_batches(
+        self, rows: NDArray[np.int64], samples: Sequence[Tokens], lengths: NDArray[Any]
+    ) -> Iterator[tuple[NDArray[np.int64], Arriving, NDArray[Any]]]:
+        """Places of the samples of each batch, its losses, and how many each row has."""
+        batches = deque(make_batches(np.arange(rows.size), samples, self._budget))
         while batches:
             batch = batches.popleft()
             try:
-                losses, counts = self._batch_losses([samples[place] for place in batch])
+                losses, counts = self._begin_batch([samples[place] for place in batch])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -151,7 +147,7 @@ class LanguagePass:
                     ) from error
                 self._budget = int(lengths[batch[0]] * len(batch)) // 2
                 left = np.concatenate([batch, *batches])
-                batches = deque(_make_batches(left, samples, self._budget))
+                batches = deque(make_batches(left, samples, self._budget))
                 continue
             except ValueError as error:
                 if len(batch) == 1:
@@ -159,27 +155,26 @@ class LanguagePass:
                 # One by one, to find out which.
                 batches.extendleft(batch[:, None])
                 continue
-            yield self._to_scored_rows(rows[batch], losses, counts, [samples[p] for p in batch])
+            yield batch, losses, counts
 
-    def _batch_losses(self, samples: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    def _begin_batch(self, samples: Sequence[Tokens]) -> tuple[Arriving, NDArray[Any]]:
         """Losses of all response tokens, row by row, and how many each row has."""
         ids, labels = pad_tokens(samples)
         counts = (labels[:, 1:] >= 0).sum(axis=1)
         if not counts.any():
-            return np.zeros(0, dtype=np.float32), counts
+            return Arriving(torch.zeros(0)), counts
         sizes = np.array([sample.ids.size for sample in samples])
         try:
             lengths = self._to_device(sizes) if samples[0].masked else None
-            batch = (self._to_device(ids), lengths, self._to_device(labels))
-            losses = self._inputs.call(samples, partial(self._losses, *batch))
+            batch = (self._to_device(ids), lengths, torch.from_numpy(labels))
+            return Arriving(self._inputs.call(samples, partial(self._losses, *batch))), counts
         except (RuntimeError, MemoryError):
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             raise
-        return losses.cpu().numpy(), counts
 
     def _to_device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        return move(torch.from_numpy(array), self._device)
 
     def _to_scored_rows(
         self,
@@ -199,56 +194,45 @@ class LanguagePass:
             counts.astype(np.int32),
             losses if self._options.token_losses else None,
             np.array([sample.truncated for sample in samples]),
-            np.array([sample.ids.size for sample in samples], dtype=np.int32),
+            np.array([sample.length for sample in samples], dtype=np.int32),
         )
 
-    def _check(
-        self, rows: NDArray[np.int64], samples: Sequence[Tokens], lengths: NDArray[Any]
-    ) -> None:
+    def _check_lengths(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
+        lengths = np.array([sample.ids.size for sample in samples])
         if self._context is not None and lengths.max() > self._context:
             longest = int(lengths.argmax())
             raise ValueError(
                 f"row {rows[longest]} has {lengths[longest]:,} tokens, the model's context is "
                 f"{self._context:,}; pass max_length={self._context} to cut longer samples"
             )
+
+    def _check_tokens(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
+        if self._placeholders:
+            self._require_media(rows, samples)
         limit = self._losses.vocabulary
+        ids, labels = (
+            np.concatenate([getattr(sample, name) for sample in samples])
+            for name in ("ids", "labels")
+        )
+        unknown = ids < 0 if limit is None else (ids < 0) | (np.maximum(ids, labels) >= limit)
+        if unknown.any():
+            place = int(unknown.argmax())
+            row = np.repeat(rows, [sample.ids.size for sample in samples])[place]
+            raise ValueError(
+                f"row {row} has token {min(ids[place], 0) or max(ids[place], labels[place])}, the "
+                f"model knows tokens 0 to {(limit or 0) - 1}: the tokenizer is not that of the "
+                "model, or tokens were added to it and not to the model "
+                "(resize_token_embeddings)"
+            )
+
+    def _require_media(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
+        """Refuse a token that stands for an image where the row has none."""
         for row, sample in zip(rows, samples, strict=True):
             if not sample.has_media and (found := self._placeholders & set(sample.ids.tolist())):
                 raise ValueError(
                     f"row {row} has token {min(found)}, which stands for an image, a video or a "
                     "sound, and has none: give it as pixel_values or what else forward takes"
                 )
-            largest = max(sample.ids.max(initial=0), sample.labels.max(initial=0))
-            smallest = sample.ids.min(initial=0)
-            if smallest < 0 or (limit is not None and largest >= limit):
-                raise ValueError(
-                    f"row {row} has token {largest if smallest >= 0 else smallest}, the model "
-                    f"knows tokens 0 to {(limit or 0) - 1}: the tokenizer is not that of the "
-                    "model, or tokens were added to it and not to the model "
-                    "(resize_token_embeddings)"
-                )
-
-
-def _make_batches(
-    places: NDArray[np.int64], samples: Sequence[Tokens], budget: int
-) -> Iterator[NDArray[np.int64]]:
-    """Cut samples into batches of similar length, at most ``budget`` tokens with padding.
-
-    In a batch are samples of the same inputs, or one that can only be alone.
-    """
-    lengths = np.array([sample.ids.size for sample in samples])
-    # Longest first: what runs out of memory does so at once, and what fits goes on fitting.
-    order = places[np.argsort(-lengths[places], kind="stable")]
-    alike: dict[Any, list[int]] = {}
-    for place in order.tolist():
-        sample = samples[place]
-        alike.setdefault(place if sample.alone else frozenset(sample.inputs), []).append(place)
-    for members in alike.values():
-        start = 0
-        while start < len(members):
-            rows = max(budget // max(int(lengths[members[start]]), 1), 1)
-            yield np.array(members[start : start + rows])
-            start += rows
 
 
 def _check_tokenizer(tokenizer: Any, vocabulary: int | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,12 @@ class ScoringPass(Protocol):
         ...
 
 
+ScoreNumbers: TypeAlias = Callable[[NDArray[np.int64]], Iterator[ScoredRows]]
+"""Has rows scored by their numbers elsewhere, where they are read too."""
+
+
 def run_pass(
-    scoring_pass: ScoringPass,
+    scoring_pass: ScoringPass | ScoreNumbers,
     dataset: Any,
     provenance: Provenance,
     ranks: Ranks,
@@ -67,7 +71,7 @@ def run_pass(
     """The table of a pass, of which this rank goes through its share of the rows.
 
     Args:
-        scoring_pass: scores rows.
+        scoring_pass: scores rows, or has them scored.
         dataset: map-style data set.
         provenance: of the pass; its identity says which parts on disk are of it.
         ranks: the processes that go through the rows together.
@@ -106,7 +110,7 @@ def run_pass(
 class _ShareOfRank:
     """Scores the share of this rank, with a progress bar."""
 
-    scoring_pass: ScoringPass
+    scoring_pass: ScoringPass | ScoreNumbers
     dataset: Any
     ranks: Ranks
     num_workers: int
@@ -128,6 +132,19 @@ class _ShareOfRank:
         tokens = size = 0
         started = time.monotonic()
         index = self.dataset.index if isinstance(self.dataset, ShardRows) else None
+        for scores in self._scored(rows):
+            size += 0 if index is None else _bytes_of(scores.rows, index)
+            counted = scores.lengths if scores.n_tokens is None else scores.n_tokens
+            tokens += 0 if counted is None else int(counted.sum())
+            what = "tokens" if scores.n_tokens is None else "response tokens"
+            self._show_rates(tokens, what, size, time.monotonic() - started)
+            self.bar.update(len(scores))
+            yield scores
+
+    def _scored(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
+        if callable(self.scoring_pass):
+            yield from self.scoring_pass(rows)
+            return
         for some, read in read_batches(
             self.dataset,
             rows,
@@ -135,14 +152,7 @@ class _ShareOfRank:
             collate_fn=self.scoring_pass.collate,
             num_workers=self.num_workers,
         ):
-            size += 0 if index is None else _bytes_of(some, index)
-            for scores in self.scoring_pass.score_rows(some, read):
-                counted = scores.lengths if scores.n_tokens is None else scores.n_tokens
-                tokens += 0 if counted is None else int(counted.sum())
-                what = "tokens" if scores.n_tokens is None else "response tokens"
-                self._show_rates(tokens, what, size, time.monotonic() - started)
-                self.bar.update(len(scores))
-                yield scores
+            yield from self.scoring_pass.score_rows(some, read)
 
     def _show_rates(self, tokens: int, what: str, size: int, seconds: float) -> None:
         """Show tokens, and bytes of samples of shards, a second."""

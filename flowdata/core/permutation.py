@@ -34,6 +34,7 @@ class Purpose(enum.IntEnum):
     BY_LENGTH = 9
     PACKED_ROWS = 10
     PACK_ORDER = 11
+    SAMPLE = 12
 
 
 def random_bits(seed: int, epoch: int, purpose: Purpose, *part: int) -> np.random.Philox:

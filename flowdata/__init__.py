@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from flowdata.scoring import linear_probe as linear_probe
     from flowdata.scoring import score as score
     from flowdata.scoring import score_probe as score_probe
+    from flowdata.scoring import score_proxy as score_proxy
     from flowdata.streaming.resample import resample as resample
     from flowdata.streaming.stream import FlowShards as FlowShards
     from flowdata.table.loss_table import LossTable as LossTable
@@ -102,7 +103,7 @@ _MODULES = {
     ),
     "rows.attaching": ("attach",),
     "rows.resampling": ("resample_rows",),
-    "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe"),
+    "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe", "score_proxy"),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),
     "table.loss_table": ("LossTable",),

@@ -72,7 +72,9 @@ def test_intervals_cover_the_truth_as_often_as_they_say(noise, sample, monkeypat
     for seed in range(trials):
         rows = stratified_rows(small, sample, seed=seed)
         found = figures(agreement(small, rows, large[rows], seed=seed))
-        covered += [low <= true <= high for (_, low, high), true in zip(found, expected)]
+        covered += [
+            low <= true <= high for (_, low, high), true in zip(found, expected, strict=True)
+        ]
         values.append([each.value for each in found])
     # Of 60 intervals that cover in 90 % of all cases, fewer than 41 do once in a million times.
     assert (covered >= 41).all()

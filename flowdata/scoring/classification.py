@@ -1,6 +1,6 @@
 """Per-sample losses of models that map an input to logits or values."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -9,18 +9,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from flowdata.scoring import loss_formulas as formulas
 from flowdata.scoring.inference import to_device
 from flowdata.scoring.loss_formulas import IGNORED, Formula, UnscorableSample
-from flowdata.scoring.own_loss import losses_side_by_side, parameters_of_forward
+from flowdata.scoring.own_loss import (
+    SAMPLES_TRIED,
+    ignored_by,
+    losses_side_by_side,
+    parameters_of_forward,
+    samples_of,
+    target_of,
+)
+from flowdata.scoring.row_batches import split_batch
 from flowdata.scoring.scored_rows import ScoredRows
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
 
 _OWN = "loss=function(model, batch) -> losses"
+_ONE_BY_ONE = 'loss="model" for the loss that the model itself computes, one sample at a time'
 
 _NAMES = {
     "cross-entropy": "cross_entropy",
@@ -29,16 +37,21 @@ _NAMES = {
     "binary cross-entropy": "bce",
     "squared error": "mse",
 }
+_PIXELS = "cross-entropy of pixels"
 
 
-def _known_formulas(ignored: int) -> dict[str, Formula]:
+def _known_formulas(model: nn.Module, batch: Any, ignored: int) -> dict[str, Formula]:
     """What a model's own loss is compared with."""
-    found = (
+    found: tuple[Formula, ...] = (
         partial(formulas.of_classes, ignored=ignored),
         partial(formulas.of_last_axis, ignored=ignored),
         *(formulas.of_probabilities, formulas.of_flags, formulas.of_single_values),
     )
-    return dict(zip(_NAMES, found, strict=True))
+    named: dict[str, Formula] = dict(zip(_NAMES, found, strict=True))
+    own = ignored_by(model, target_of(batch))
+    pixels = partial(formulas.of_upsampled, ignored=own, also_ignored=ignored)
+    # First: of logits of full size both hold, but for pixels that the model leaves out.
+    return {_PIXELS: pixels, **named}
 
 
 class Classification:
@@ -61,15 +74,17 @@ class Classification:
         """Whether it is decided which loss it is."""
         return self._formula is not None
 
-    def choose(self, model: nn.Module, batch: Any) -> None:
-        """Decide by a batch which loss it is."""
-        own = _own_formula(model, batch, self._ignored)
+    def choose(self, model: nn.Module, batches: Sequence[Any]) -> None:
+        """Decide by a batch, or by several of one shape each, which loss it is."""
+        own = _own_formula(model, batches, self._ignored)
+        # The first of the largest: one sample may mean what many do not.
+        batch = max(batches, key=samples_of)
         self._formula = own or _formula_by_type(*predict(model, batch), self._ignored)
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Losses of a batch, of shape (batch size,)."""
         if self._formula is None:
-            self.choose(model, batch)
+            self.choose(model, [batch])
             assert self._formula is not None
         return self._formula(*predict(model, batch))
 
@@ -130,23 +145,38 @@ def loss_function(name: str, ignored: int = IGNORED) -> LossFunction:
     return CrossEntropy(ignored) if name == "cross_entropy" else LOSS_FUNCTIONS[name]
 
 
-def _own_formula(model: nn.Module, batch: Any, ignored: int) -> Formula | None:
+def _own_formula(model: nn.Module, batches: Sequence[Any], ignored: int) -> Formula | None:
     """The formula of the loss that the model computes itself; None where it computes none."""
-    agreeing: list[str] | None = None
-    known = _known_formulas(ignored)
-    for place, own, rounding, ours in losses_side_by_side(model, batch, ignored, known, predict):
-        found = [name for name, loss in ours.items() if abs(loss - own) <= rounding]
-        agreeing = [name for name in (found if agreeing is None else agreeing) if name in found]
-        if not agreeing:
-            tried = "; ".join(
-                f'{name} gives {loss:.6g} (loss="{_NAMES[name]}")' for name, loss in ours.items()
-            )
-            raise ValueError(
-                f"{type(model).__name__} computes a loss of its own that is none of those known "
-                f"here: {own:.6g} for sample {place} of the first batch{tried and ', where '}"
-                f"{tried}; name one of them, or pass {_OWN}"
-            )
-    return None if not agreeing else known[agreeing[0]]
+    agreeing: dict[str, Formula] | None = None
+    tried = 0
+    for batch in batches:
+        known = _known_formulas(model, batch, ignored)
+        for _, own, rounding, ours in losses_side_by_side(model, batch, ignored, known, predict):
+            tried += 1
+            found = {name for name, loss in ours.items() if abs(loss - own) <= rounding}
+            agreeing = {
+                name: formula
+                for name, formula in (known if agreeing is None else agreeing).items()
+                if name in found
+            }
+            if not agreeing:
+                raise ValueError(_no_formula(model, own, ours))
+        if tried >= SAMPLES_TRIED:
+            break
+    return next(iter(agreeing.values())) if agreeing else None
+
+
+def _no_formula(model: nn.Module, own: float, ours: Mapping[str, float]) -> str:
+    near = "; ".join(
+        f'{name} gives {loss:.6g} (loss="{_NAMES[name]}")'
+        for name, loss in ours.items()
+        if name in _NAMES
+    )
+    return (
+        f"{type(model).__name__} computes a loss of its own that is none of those known here: "
+        f"{own:.6g} for a sample of the first batch{near and ', where '}{near}; pass "
+        f"{_ONE_BY_ONE}, or name one of them, or pass {_OWN}"
+    )
 
 
 def _formula_by_type(output: Tensor, target: Tensor, ignored: int) -> Formula:
@@ -227,16 +257,20 @@ class FunctionPass:
             ValueError: when the function does not return one loss a row, or, naming the row, for
                 a target that the loss does not take.
         """
-        batch = to_device(batch, self.device)
         try:
             self._choose(rows, batch)
-            losses = torch.as_tensor(self.function(self.model, batch))
-        except UnscorableSample as error:
-            raise ValueError(f"row {rows[error.place]}: {error}") from error
+            for places, part in split_batch(rows.size, batch):
+                yield self._score_batch(rows[places], to_device(part, self.device))
         except torch.OutOfMemoryError as error:
             raise MemoryError(
                 f"a batch of {rows.size} rows does not fit into memory; pass a smaller batch_size"
             ) from error
+
+    def _score_batch(self, rows: NDArray[np.int64], batch: Any) -> ScoredRows:
+        try:
+            losses = torch.as_tensor(self.function(self.model, batch))
+        except UnscorableSample as error:
+            raise ValueError(f"row {rows[error.place]}: {error}") from error
         if losses.shape != (rows.size,):
             raise ValueError(
                 f"the loss function returned shape {tuple(losses.shape)} for a batch of "
@@ -244,7 +278,7 @@ class FunctionPass:
                 "average per sample"
             )
         # A copy: a loss function may give its own buffer, to be filled anew by the next batch.
-        yield ScoredRows(rows, losses.float().cpu().numpy().copy())
+        return ScoredRows(rows, losses.float().cpu().numpy().copy())
 
     def _choose(self, rows: NDArray[np.int64], batch: Any) -> None:
         """Choose the loss by the first rows of the data set, whichever are scored here.
@@ -255,23 +289,9 @@ class FunctionPass:
         if not isinstance(function, Classification) or function.is_chosen:
             return
         if self.read_first is not None and not np.array_equal(rows, np.arange(rows.size)):
-            batch = to_device(self.read_first(self.rows_per_read), self.device)
-        function.choose(self.model, batch)
-
-
-def collate_rows(rows: list[Any]) -> Any:
-    """torch's default_collate, whose errors do not say what to do.
-
-    Raises:
-        TypeError: for rows of which no batch can be made.
-    """
-    try:
-        return default_collate(rows)
-    except (RuntimeError, TypeError, KeyError) as error:
-        raise TypeError(
-            f"torch's default_collate makes no batch of these rows ({error}): pass collate_fn= "
-            "that does, or rows of tensors of one shape"
-        ) from error
+            batch = self.read_first(self.rows_per_read)
+        parts = [to_device(part, self.device) for _, part in split_batch(rows.size, batch)]
+        function.choose(self.model, parts)
 
 
 def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -283,24 +303,21 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """
     match batch:
         case (inputs, target):
-            output = _run(model, inputs)
+            output = run_forward(model, inputs)
         case Mapping() if "labels" in batch:
             inputs = {name: value for name, value in batch.items() if name != "labels"}
-            output, target = _run(model, **inputs), batch["labels"]
+            output, target = run_forward(model, **inputs), batch["labels"]
         case _:
             raise TypeError(
                 f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}"
                 f"{f' with {[*map(str, batch)]}' if isinstance(batch, Mapping) else ''}; "
-                "pass loss=function(model, batch) for any other kind"
+                f"pass {_ONE_BY_ONE}, or {_OWN} for any other kind"
             )
-    # Models of transformers give an output object (ModelOutput), others the tensor itself.
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Mapping) and "logits" in logits:
-        logits = logits["logits"]
+    logits = _logits_in(output)
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
         raise TypeError(
             f"model output and target must be tensors, got {type(logits)} and {type(target)}; "
-            "pass loss=function(model, batch) for any other kind"
+            f"pass {_ONE_BY_ONE}, or {_OWN} for any other kind"
         )
     if not (logits.ndim and target.ndim) or len(logits) != len(target):
         raise ValueError(
@@ -310,11 +327,32 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return logits.float(), target.to(logits.device)
 
 
+def _logits_in(output: Any) -> Any:
+    """The logits in what a model gave, whatever it calls them."""
+    # Models of transformers give an output object (ModelOutput), others the tensor itself.
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping):
+        # torchvision 0.28, segmentation models: out, and aux of a second head.
+        if "out" in logits and logits.get("aux") is not None:
+            raise ValueError(
+                "the model gives an output and an auxiliary one (out, aux), whose losses are added "
+                "in training: switch the second off (model.aux_classifier = None) for the loss of "
+                f"the first, or pass {_OWN}"
+            )
+        logits = next((logits[name] for name in ("logits", "out") if name in logits), logits)
+    return logits
+
+
 class _BatchError(ValueError, RuntimeError):
     """A batch that a model does not take. What torch raises of it is a RuntimeError."""
 
 
-def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
+    """What a model gives for a batch.
+
+    Raises:
+        ValueError: saying what was given, for a batch that it does not take.
+    """
     try:
         return model(*inputs, **named)
     except torch.OutOfMemoryError:
@@ -322,7 +360,10 @@ def _run(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
         # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
-        lists = any(isinstance(value, list) for value in (*inputs, *named.values()))
+        lists = any(
+            isinstance(value, list) and value and isinstance(value[0], Tensor)
+            for value in (*inputs, *named.values())
+        )
         advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
         raise _BatchError(
             f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowdata.errors import warn
-from flowdata.scoring.classification import collate_rows
+from flowdata.scoring.row_batches import collate_rows
 from flowdata.table.digest import Digest
 
 _ROWS_READ = 16

@@ -61,6 +61,38 @@ def of_last_axis(output: Tensor, target: Tensor, ignored: int = IGNORED) -> Tens
     return of_classes(output.movedim(-1, 1), target, ignored)
 
 
+def of_upsampled(
+    output: Tensor, target: Tensor, ignored: int = IGNORED, also_ignored: int = IGNORED
+) -> Tensor:
+    """Cross-entropy of logits (B, C, h, w), brought to the size of class indices (B, H, W).
+
+    As the segmentation models of transformers do it. Image by image: all logits of a batch at full
+    size would be hundreds of times the images.
+
+    Raises:
+        UnscorableSample, ValueError: see `of_classes`.
+    """
+    if output.ndim != 4 or target.ndim != 3 or len(output) != len(target):
+        raise ValueError(
+            f"the cross-entropy of pixels needs logits (batch, classes, height, width) and class "
+            f"indices (batch, height, width), got {tuple(output.shape)} and {tuple(target.shape)}"
+        )
+    target = target.long()
+    target = target.masked_fill(target == also_ignored, ignored)
+    losses = []
+    for place in range(len(output)):
+        one = slice(place, place + 1)
+        # transformers 5.23, SegformerForSemanticSegmentation.forward.
+        logits = F.interpolate(
+            output[one], size=target.shape[1:], mode="bilinear", align_corners=False
+        )
+        try:
+            losses.append(of_classes(logits, target[one], ignored))
+        except UnscorableSample as error:
+            raise UnscorableSample(place, str(error)) from error
+    return torch.cat(losses)
+
+
 def of_probabilities(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits (B, C, ...) with probabilities of the same shape.
 

@@ -1,5 +1,6 @@
 """The loss that a model computes itself when it is given labels, sample by sample."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowdata.scoring.loss_formulas import Formula
+from flowdata.scoring.loss_formulas import IGNORED, Formula
 
-_SAMPLES = 3
+SAMPLES_TRIED = 3
 """Samples of a batch that are tried: two losses may be alike by chance on one."""
+
+_FLAGS = "multi_label_classification"
+_AXES_OF_PIXELS = 3
+_ROUNDING = 1e-5
 
 
 def losses_side_by_side(
@@ -24,24 +29,84 @@ def losses_side_by_side(
 
     Nothing for a model whose ``forward`` takes no ``labels``, or gives no loss for these. Each
     sample is alone in its batch: a mean over several could not be told apart.
+
+    Raises:
+        ValueError: for labels that do not suit what the configuration calls the problem.
     """
     if "labels" not in parameters_of_forward(model):
         return
-    size = _batch_size(batch)
+    size = samples_of(batch)
     tried = 0
     for place in range(size):
         alone = _sample(batch, place, size)
-        own = _own_loss(model, alone, ignored)
+        try:
+            own = _own_loss(model, alone, ignored)
+        # Whatever a model raises for labels that it does not take.
+        except Exception as error:
+            kind = getattr(getattr(model, "config", None), "problem_type", None)
+            if kind is None:
+                return
+            # What is wrong with the inputs is said here.
+            predict(model, alone)
+            raise ValueError(
+                f"{type(model).__name__} is configured for the problem_type {kind!r}, and takes no "
+                f"such labels for it: {error}"
+            ) from error
         if own is None:
             return
         if not own.isfinite():
             continue
         # Without labels, as the pass runs it: a decoder may be fed with them.
         output, target = predict(model, alone)
-        yield place, own.item(), _rounding(own), _by_each(formulas, output, target)
+        yield place, own.item(), rounding(own), _by_each(formulas, output, target)
         tried += 1
-        if tried == _SAMPLES:
+        if tried == SAMPLES_TRIED:
             return
+
+
+def ignored_by(model: Any, target: Any) -> int:
+    """The index of a class that the model's own loss leaves out of such targets."""
+    config = getattr(model, "config", None)
+    if getattr(target, "ndim", 0) == _AXES_OF_PIXELS:
+        # transformers 5.23: SegformerForSemanticSegmentation and UperNetForSemanticSegmentation.
+        for name in ("semantic_loss_ignore_index", "loss_ignore_index"):
+            if isinstance(found := getattr(config, name, None), int):
+                return found
+    return IGNORED
+
+
+def loss_in(output: Any) -> Tensor | None:
+    """The loss in what forward gave: under its name, or first of a tuple; None without one."""
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        first = output[0] if output else None
+        # Logits of one sample may be one number too, and have an axis.
+        return first.detach() if isinstance(first, Tensor) and not first.ndim else None
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        return None
+    return loss.detach().reshape(())
+
+
+@contextlib.contextmanager
+def keeping_problem_type(model: Any) -> Iterator[None]:
+    """Leave the configuration of a model as it was.
+
+    transformers 5.23, ForSequenceClassificationLoss: the first labels decide on the problem_type,
+    which stays in the configuration and would be saved with the model.
+    """
+    config = getattr(model, "config", None)
+    known = getattr(config, "problem_type", None)
+    try:
+        yield
+    finally:
+        if config is not None and hasattr(config, "problem_type"):
+            config.problem_type = known
+
+
+def rounding(loss: Tensor) -> float:
+    """By how much a loss of this type may differ from ours, which is of float32."""
+    share = max(4 * torch.finfo(loss.dtype).eps, _ROUNDING)
+    return share * (abs(loss.item()) + 0.01)
 
 
 def parameters_of_forward(model: Any) -> frozenset[str]:
@@ -63,32 +128,21 @@ def parameters_of_forward(model: Any) -> frozenset[str]:
 
 def _own_loss(model: nn.Module, batch: Any, ignored: int) -> Tensor | None:
     """The loss that the model gives for one sample; None where it gives none for such labels."""
-    # transformers 5.23, ForSequenceClassificationLoss: the first labels decide on the
-    # problem_type, which stays in the configuration and would be saved with the model.
-    config = getattr(model, "config", None)
-    known = getattr(config, "problem_type", None)
-    try:
+    with keeping_problem_type(model):
         if isinstance(batch, Mapping):
-            output = model(**{**batch, "labels": _as_labels(batch["labels"], ignored)})
-        else:
-            inputs, target = batch
-            output = model(inputs, labels=_as_labels(target, ignored))
-    # Whatever a model raises for labels that it does not take.
-    except Exception:
-        return None
-    finally:
-        if config is not None and hasattr(config, "problem_type"):
-            config.problem_type = known
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        return None
-    return loss.detach().reshape(())
+            labels = _as_labels(model, batch["labels"], ignored)
+            return loss_in(model(**{**batch, "labels": labels}))
+        inputs, target = batch
+        return loss_in(model(inputs, labels=_as_labels(model, target, ignored)))
 
 
-def _as_labels(target: Any, ignored: int) -> Any:
+def _as_labels(model: Any, target: Any, ignored: int) -> Any:
     if not isinstance(target, Tensor) or target.is_floating_point() or target.dtype == torch.bool:
         return target
-    return target.long().masked_fill(target == ignored, -100)
+    # transformers 5.23, ForSequenceClassificationLoss: it takes flags that are floats alone.
+    if getattr(getattr(model, "config", None), "problem_type", None) == _FLAGS:
+        return target.float()
+    return target.long().masked_fill(target == ignored, ignored_by(model, target))
 
 
 def _by_each(formulas: Mapping[str, Formula], output: Tensor, target: Tensor) -> dict[str, float]:
@@ -101,18 +155,16 @@ def _by_each(formulas: Mapping[str, Formula], output: Tensor, target: Tensor) ->
     return found
 
 
-def _rounding(loss: Tensor) -> float:
-    """By how much a loss of this type may differ from ours, which is of float32."""
-    share = max(4 * torch.finfo(loss.dtype).eps, 1e-4)
-    return share * (abs(loss.item()) + 0.01)
-
-
-def _batch_size(batch: Any) -> int:
-    """Samples of a batch; 0 for one of a kind that is not known here."""
+def target_of(batch: Any) -> Any:
+    """The target of a batch; None of one of a kind that is not known here."""
     if isinstance(batch, Mapping):
-        target = batch.get("labels")
-    else:
-        target = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
+        return batch.get("labels")
+    return batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
+
+
+def samples_of(batch: Any) -> int:
+    """Samples of a batch; 0 of one of a kind that is not known here."""
+    target = target_of(batch)
     return len(target) if isinstance(target, Tensor) and target.ndim else 0
 
 

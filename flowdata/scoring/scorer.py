@@ -16,7 +16,6 @@ from flowdata.scoring.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
     LossFunction,
-    collate_rows,
     loss_function,
 )
 from flowdata.scoring.fitted_rows import warn_if_fitted_on
@@ -31,10 +30,12 @@ from flowdata.scoring.inference import (
 from flowdata.scoring.known_rows import known_rows
 from flowdata.scoring.language import CausalLM, LanguagePass
 from flowdata.scoring.loss_formulas import IGNORED
+from flowdata.scoring.model_loss import ModelLossPass
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.reliability import warn_if_unreliable
+from flowdata.scoring.row_batches import collate_by_shape, collate_rows
 from flowdata.scoring.scoring_pass import ScoringPass, run_pass
 from flowdata.scoring.streamed import StreamPass, is_stream, score_stream
 from flowdata.table.data_columns import keys_of
@@ -81,8 +82,9 @@ def score(
         dataset: map-style data set of n samples; with ``key``, also a stream of dicts, as a
             ``datasets.IterableDataset``: each rank then reads what its own stream has.
         loss: "classification" (the model's own, or by the type of the target), "cross_entropy",
-            "bce", "mse", "causal_lm" or a `CausalLM` with options, or a function
-            (model, batch) -> losses of shape (batch size,).
+            "bce", "mse", "causal_lm" or a `CausalLM` with options, "model" (whatever loss the
+            model itself computes, one row at a time), or a function (model, batch) -> losses of
+            shape (batch size,).
         output: where the table is saved; on several ranks a path that all of them see.
         key: column of whole numbers or texts, none of them twice, by which the table shall know
             its rows, see `LossTable.rows_of`.
@@ -208,10 +210,10 @@ def describe_loss(
         return describe_loss(CausalLM())
     code: dict[str, Any] = {}
     if isinstance(loss, str):
-        if loss not in LOSS_FUNCTIONS:
+        if loss not in (*LOSS_FUNCTIONS, "model"):
             raise ValueError(
-                f"loss must be one of {[*sorted(LOSS_FUNCTIONS), 'causal_lm']}, a CausalLM, or a "
-                f"function (model, batch) -> losses, got {loss!r}"
+                f"loss must be one of {[*sorted(LOSS_FUNCTIONS), 'causal_lm', 'model']}, a "
+                f"CausalLM, or a function (model, batch) -> losses, got {loss!r}"
             )
         name = loss
     else:
@@ -243,14 +245,18 @@ def make_pass(
         loss = CausalLM()
     if isinstance(loss, CausalLM):
         return LanguagePass(loss, model, device)
-    function = loss_function(loss, ignore_index) if isinstance(loss, str) else loss
-    collate = collate_fn or collate_rows
 
-    def read_first(rows: int) -> Any:
+    def read_first(collate: Callable[[list[Any]], Any], rows: int) -> Any:
         first = np.arange(min(rows, len(dataset)))
         return next(read_batches(dataset, first, size=rows, collate_fn=collate, num_workers=0))[1]
 
-    return FunctionPass(function, model, device, batch_size, collate, read_first)
+    if isinstance(loss, str) and loss == "model":
+        one = collate_fn or collate_rows
+        return ModelLossPass(model, device, batch_size, one, partial(read_first, list))
+    function = loss_function(loss, ignore_index) if isinstance(loss, str) else loss
+    collate = collate_fn or collate_by_shape
+    first_batch = partial(read_first, collate)
+    return FunctionPass(function, model, device, batch_size, collate, first_batch)
 
 
 def dtype_of(model: nn.Module) -> str | None:

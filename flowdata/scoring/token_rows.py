@@ -139,21 +139,23 @@ def read_token_row(row: Mapping[str, Any], accepted: frozenset[str]) -> Tokens:
     """The tokens of a row, without the padding its attention mask shows.
 
     Args:
-        row: with input_ids and labels, or with a mask of what is scored in place of labels.
+        row: with input_ids and labels, or with a mask of what is scored in place of labels; also
+            as a processor makes it, a batch of one.
         accepted: names of what the forward of the model takes.
 
     Raises:
         TypeError, ValueError: for shapes that do not fit, or what the model cannot be given.
     """
-    ids = _integers(row, "input_ids")
+    row = _without_axis_of_one(row)
+    ids = read_integers(row, "input_ids")
     if ids.ndim != 1:
         raise ValueError(f"input_ids of a row must have the shape (length,), got {ids.shape}")
     labels = _read_labels(row, ids, accepted)
-    inputs = _read_inputs(row, ids.size, accepted)
+    inputs = read_inputs(row, ids.size, accepted)
     mask = row.get("attention_mask")
     masked = mask is not None or "position_ids" not in inputs or _is_one_sample(inputs)
     if mask is not None:
-        kept = _read_padding(mask, ids)
+        kept = read_padding(mask, ids)
         inputs = {
             name: value[..., torch.from_numpy(kept)]
             if _is_per_token(name, value, ids.size)
@@ -162,6 +164,27 @@ def read_token_row(row: Mapping[str, Any], accepted: frozenset[str]) -> Tokens:
         }
         ids, labels = ids[kept], labels[kept]
     return Tokens(ids, labels, inputs=inputs, masked=masked)
+
+
+def _without_axis_of_one(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row of a batch of one: what processors of transformers make of one sample.
+
+    What belongs to images has an axis of images, which stays.
+    """
+    shape = np.shape(row["input_ids"])
+    if len(shape) != 2 or shape[0] != 1:
+        return row
+    return {
+        name: value if str(name).startswith(MEDIA) or not _is_one_of_many(value) else value[0]
+        for name, value in row.items()
+    }
+
+
+def _is_one_of_many(value: Any) -> bool:
+    """Whether there is an axis of one before others."""
+    if getattr(value, "ndim", None) == 0 or isinstance(value, str) or not hasattr(value, "__len__"):
+        return False
+    return len(value) == 1 and np.ndim(value[0]) > 0
 
 
 def _read_labels(
@@ -181,7 +204,7 @@ def _read_labels(
         scored &= mask.astype(np.bool_)
     if row.get("labels") is None:
         return np.where(scored, ids, IGNORED)
-    labels = _integers(row, "labels")
+    labels = read_integers(row, "labels")
     if ids.shape != labels.shape:
         raise ValueError(
             f"input_ids and labels of a row must have one shape (length,), got {ids.shape} and "
@@ -195,9 +218,7 @@ def _read_labels(
     return labels
 
 
-def _read_inputs(
-    row: Mapping[str, Any], length: int, accepted: frozenset[str]
-) -> dict[str, Tensor]:
+def read_inputs(row: Mapping[str, Any], length: int, accepted: frozenset[str]) -> dict[str, Tensor]:
     """What the model takes beside ids, labels and mask."""
     refuse_weights({name: row[name] for name in _WEIGHTS if name in row and name not in accepted})
     done = {"input_ids", "labels", "attention_mask"}
@@ -216,14 +237,14 @@ def _read_inputs(
                 "take the column out"
             )
         if name in accepted:
-            inputs[name] = _as_tensor(name, value)
+            inputs[name] = as_tensor(name, value)
         # A text or a number says something about an image, as a path or an id does.
         elif isinstance(name, str) and name.startswith(MEDIA) and not _is_scalar(value):
             raise ValueError(
                 f"the row has {name}, which the forward of the model does not take: it would be "
                 "scored without; score with the whole model, or take the column out"
             )
-        elif name == "position_ids" and not _is_one_sample({name: _as_tensor(name, value)}):
+        elif name == "position_ids" and not _is_one_sample({name: as_tensor(name, value)}):
             raise ValueError(
                 "the row has position_ids, which the forward of the model does not take, and "
                 "which are not those of one sample: score the samples before they are packed"
@@ -243,7 +264,7 @@ def _are_flags(values: NDArray[Any], ids: NDArray[np.int64], *, kinds: str) -> b
     return fits and bool(np.isin(values, (0, 1)).all())
 
 
-def _read_padding(mask: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+def read_padding(mask: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Where a row is not padding."""
     found = np.asarray(mask)
     if not _are_flags(found, ids, kinds="bui"):
@@ -288,7 +309,8 @@ def _is_there(value: Any) -> bool:
     return not empty
 
 
-def _integers(row: Mapping[str, Any], name: str) -> NDArray[np.int64]:
+def read_integers(row: Mapping[str, Any], name: str) -> NDArray[np.int64]:
+    """Whole numbers in a column of a row."""
     found = np.asarray(row[name])
     if found.size == 0:
         return np.zeros(found.shape, dtype=np.int64)
@@ -300,7 +322,8 @@ def _integers(row: Mapping[str, Any], name: str) -> NDArray[np.int64]:
     return found.astype(np.int64)
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
+    """What the model takes, as a tensor; floats in single precision."""
     try:
         if isinstance(value, Tensor):
             return value.detach()

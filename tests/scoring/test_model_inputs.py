@@ -214,7 +214,7 @@ def test_two_masks_score_what_both_do():
         ({"labels": [1, None, 2]}, "labels must be whole numbers"),
         ({"input_ids": [1, 2, 1.5]}, "input_ids must be whole numbers"),
         ({"input_ids": ["1", "2", "3"]}, "input_ids must be whole numbers"),
-        ({"input_ids": [[1, 2, 3]]}, r"input_ids .* shape \(length,\), got \(1, 3\)"),
+        ({"input_ids": [[1, 2, 3]] * 2}, r"input_ids .* shape \(length,\), got \(2, 3\)"),
     ],
 )
 def test_what_cannot_be_given_to_the_model_is_named(extra, message):

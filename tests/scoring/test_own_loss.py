@@ -311,7 +311,12 @@ def test_the_arguments_of_a_model_are_found_inside_what_is_around_it():
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([(torch.ones(3), 0), (torch.ones(4), 0)], "pass collate_fn="),
+        (
+            [(torch.ones(3), 0), (torch.ones(4), 0)],
+            "Linear does not take the batch (float32 (1, 4)",
+        ),
+        ([(torch.ones(3), 0), (torch.ones(3), None)], "pass collate_fn="),
+        ([{"input": torch.ones(3), "labels": 0}, {"input": torch.ones(3)}], "with ['input']"),
         ([(torch.ones(3), None)] * 2, "pass collate_fn="),
         ([(torch.ones(7), 0)] * 2, "Linear does not take the batch (float32 (2, 7) on cpu)"),
         ([(torch.ones(3).double(), 0)] * 2, "Linear does not take the batch (float64"),

@@ -162,6 +162,35 @@ def model_and_rows(name):
     return model.eval(), rows
 
 
+def many_llava(count=40):
+    """Rows of 0 to 3 images between words."""
+    model, _ = llava()
+    rows = []
+    for number in range(count):
+        images = number % 4
+        before = [token for _ in range(images) for token in (7 + number % 5, *[IMAGE] * 4)]
+        row = row_of(number, before)
+        rows.append(row | ({"pixel_values": pixels(number, images, 3, 8, 8)} if images else {}))
+    return model.eval(), rows
+
+
+def many_qwen2_vl(count=40):
+    """Rows of 0 to 3 images, each of a size of its own."""
+    model, _ = qwen2_vl()
+    rows = []
+    for number in range(count):
+        sizes = [(4 + 4 * ((number + k) % 2), 4 + 4 * (number % 3)) for k in range(number % 4)]
+        before = [token for h, w in sizes for token in (9, BEGIN, *[IMAGE] * (h * w // 4), END)]
+        row = row_of(number, before)
+        row["mm_token_type_ids"] = [int(token == IMAGE) for token in row["input_ids"]]
+        if sizes:
+            patches = sum(h * w for h, w in sizes)
+            row["pixel_values"] = pixels(number, patches, 3 * 2 * 4 * 4)
+            row["image_grid_thw"] = torch.tensor([[1, h, w] for h, w in sizes])
+        rows.append(row)
+    return model.eval(), rows
+
+
 def own_loss(model, row, **options):
     """The loss that the model computes of a row, given as it is."""
     batch = {

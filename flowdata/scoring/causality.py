@@ -76,8 +76,7 @@ def require_causal(
     raise NotCausalError(
         f"{type(model).__name__} is no causal language model: the prediction of a token changes "
         "with that token, which it reads. Score with a causal one, or, if it predicts masked "
-        "tokens, by its own loss: rows with masked input_ids and their labels, and "
-        'loss="classification"'
+        "tokens, with flowdata.TokenLabels: rows with masked input_ids and their labels"
     )
 
 
@@ -90,9 +89,8 @@ def require_decoder_only(model: nn.Module) -> None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
         raise NotCausalError(
             f"{type(model).__name__} is an encoder-decoder model, no causal one: its encoder would "
-            "read the response that it shall predict. Score it by its own loss, "
-            "loss=function(model, batch) -> losses, with the prompt as input_ids and the response "
-            "as labels"
+            "read the response that it shall predict. Score it with flowdata.Seq2Seq, with the "
+            "prompt as source or input_ids, and the response as target or labels"
         )
 
 

@@ -11,11 +11,14 @@ from torch.nn import functional as F
 from flowdata.scoring.causality import require_causal, require_decoder_only
 from flowdata.scoring.inference import move
 from flowdata.scoring.model_inputs import accepted_names
+from flowdata.scoring.own_token_loss import require_own_loss
+from flowdata.scoring.token_rows import IGNORED
 
 LOGITS_BYTES = 1 << 27
 """Logits of this many bytes (in float32) exist at a time."""
 
 _PROBE_TOKENS = 8
+_OWN_TOKENS = 16
 
 
 class LossesAtPositions:
@@ -81,6 +84,32 @@ class LossesAtPositions:
         """Positions whose logits may exist at a time."""
         return max(LOGITS_BYTES // (4 * self._width), 1)
 
+    def keywords(
+        self,
+        ids: Tensor,
+        lengths: Tensor | None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """What forward is given beside ids that are padded on the right."""
+        keywords: dict[str, Any] = dict(inputs or {})
+        if lengths is not None and self.takes("attention_mask"):
+            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            keywords["attention_mask"] = mask.long()
+        # Keys and values of the whole batch would be kept for a next token that never comes.
+        if self.takes("use_cache"):
+            keywords["use_cache"] = False
+        return keywords
+
+    def takes(self, name: str) -> bool:
+        """Whether forward takes an argument of this name."""
+        return name in self._arguments
+
+    def _run(self, ids: Tensor, keywords: Mapping[str, Any]) -> Any:
+        """What forward gives."""
+        if self.takes("input_ids"):
+            return self._model(input_ids=ids, **keywords)
+        return self._model(ids, **keywords)
+
     def _probe(self, ids: Tensor, keywords: dict[str, Any], *, whole: bool) -> None:
         """Find out whether the head is there, is called once, and what comes after it."""
         if not whole:
@@ -122,14 +151,11 @@ class LossesAtPositions:
             hook.remove()
 
     def _forward(self, ids: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-        if "input_ids" in self._arguments:
-            output = self._model(input_ids=ids, **keywords)
-        else:
-            output = self._model(ids, **keywords)
+        output = self._run(ids, keywords)
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim != 3:
             raise TypeError(
-                f"a causal language model must give logits of shape (batch, length, vocabulary), "
+                f"a model of language must give logits of shape (batch, length, vocabulary), "
                 f"{type(self._model).__name__} gave {type(logits).__name__} "
                 f"{tuple(getattr(logits, 'shape', ()))}"
             )
@@ -162,18 +188,27 @@ class TokenLosses(LossesAtPositions):
         Raises:
             TypeError: when the model gives no logits, or not one for each of the ids.
         """
-        keywords: dict[str, Any] = dict(inputs or {})
-        if lengths is not None and "attention_mask" in self._arguments:
-            mask = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            keywords["attention_mask"] = mask.long()
-        # Keys and values of the whole batch would be kept for a next token that never comes.
-        if "use_cache" in self._arguments:
-            keywords["use_cache"] = False
+        keywords = self.keywords(ids, lengths, inputs)
         targets = labels[:, 1:]
         chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
             require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
-        return self.at(ids, keywords, chosen, targets[chosen], whole=bool(inputs))
+        first = not self._probed
+        losses = self.at(ids, keywords, chosen, targets[chosen], whole=bool(inputs))
+        if first and not inputs and len(targets[chosen]):
+            self._compare_with_own(ids, labels, chosen)
+        return losses
+
+    def _compare_with_own(self, ids: Tensor, labels: Tensor, chosen: tuple[Tensor, ...]) -> None:
+        """Compare a few tokens with the loss that the model computes itself."""
+        row, place = (int(places[0]) for places in chosen)
+        few = slice(max(place - _OWN_TOKENS, 0), place + 2 + _OWN_TOKENS)
+        ids, labels = ids[row : row + 1, few], labels[row : row + 1, few].to(ids.device)
+        keywords = self.keywords(ids, torch.full((1,), ids.shape[1], device=ids.device))
+        labels = labels.where(labels >= 0, IGNORED)
+        scored = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
+        losses = self.at(ids, keywords, scored, labels[:, 1:][scored])
+        require_own_loss(self._model, {"input_ids": ids, "labels": labels, **keywords}, losses)
 
     def _logits_of_text(self, ids: Tensor) -> Tensor:
         """All logits of text that is not padded, and has nothing else with it."""
@@ -219,7 +254,10 @@ def text_config(model: Any) -> Any:
     # transformers 5.23, PreTrainedConfig.get_text_config: a model of text and images has the
     # sizes of its language part in a configuration inside its own.
     find = getattr(config, "get_text_config", None)
-    return find() if callable(find) else config
+    if not callable(find):
+        return config
+    # That of the decoder, where there are two.
+    return find(decoder=True) if getattr(config, "is_encoder_decoder", False) is True else find()
 
 
 def _take(values: Tensor, positions: tuple[Tensor, ...], ids: Tensor) -> Tensor:

@@ -28,7 +28,10 @@ def accepted_names(model: Any) -> frozenset[str]:
 
 def _parameters(module: nn.Module) -> tuple[set[str], bool]:
     """Names of the arguments of forward, and whether it takes any other."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):  # Not written in Python.
+        return set(), False
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return (
         {parameter.name for parameter in parameters if parameter.kind not in variable},
@@ -36,15 +39,54 @@ def _parameters(module: nn.Module) -> tuple[set[str], bool]:
     )
 
 
-def pad_tokens(samples: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pad_tokens(
+    samples: Sequence[Tokens], pad: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ids and labels of shape (samples, longest), padded on the right."""
     width = max(max(sample.ids.size for sample in samples), 1)
-    ids = np.zeros((len(samples), width), dtype=np.int64)
+    ids = np.full((len(samples), width), pad, dtype=np.int64)
     labels = np.full((len(samples), width), IGNORED, dtype=np.int64)
     for number, sample in enumerate(samples):
         ids[number, : sample.ids.size] = sample.ids
         labels[number, : sample.labels.size] = sample.labels
     return ids, labels
+
+
+def require_known(
+    rows: NDArray[np.int64],
+    values: Sequence[NDArray[np.int64]],
+    limit: int | None,
+    *,
+    what: str = "token",
+    least: int = 0,
+) -> None:
+    """Make sure that a model knows all tokens, or labels, of some rows.
+
+    Args:
+        rows: numbers of the rows.
+        values: those of each row.
+        limit: how many there are; None where that is not known.
+        what: is counted.
+        least: of the values; labels may be below 0.
+
+    Raises:
+        ValueError: naming the row.
+    """
+    joined = np.concatenate(values)
+    unknown = joined < least if limit is None else (joined < least) | (joined >= limit)
+    if unknown.any():
+        place = int(unknown.argmax())
+        row = np.repeat(rows, [part.size for part in values])[place]
+        of_whom = (
+            "the tokenizer is not that of the model, or tokens were added to it and not to the "
+            "model (resize_token_embeddings)"
+            if what == "token"
+            else "-100 is the label of what is not scored"
+        )
+        raise ValueError(
+            f"row {row} has {what} {joined[place]}, the model knows {what}s 0 to "
+            f"{(limit or 0) - 1}: {of_whom}"
+        )
 
 
 class ModelInputs:

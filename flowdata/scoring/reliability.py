@@ -14,7 +14,7 @@ _STEP = 2.0**-23
 # Below ten steps the rounding of one loss changes its weight, exp(-loss / median), by 5 percent.
 _LEAST_STEPS = 10
 _PRECISE = ("mse", "bce")
-_ROUNDED = ("causal_lm", "cross_entropy")
+_ROUNDED = ("causal_lm", "cross_entropy", "seq2seq", "token_labels")
 
 
 def warn_if_unreliable(table: LossTable, dataset: Any) -> None:

@@ -1,0 +1,33 @@
+"""The losses of models of language, by name."""
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from flowdata.scoring.language import CausalLM, LanguagePass
+from flowdata.scoring.seq2seq import Seq2Seq, Seq2SeqPass
+from flowdata.scoring.token_labels import TokenLabelPass, TokenLabels
+
+LanguageLoss: TypeAlias = CausalLM | Seq2Seq | TokenLabels
+"""What says how rows of language are read and scored."""
+
+LANGUAGE_LOSSES: dict[str, type[LanguageLoss]] = {
+    kind.name: kind for kind in (CausalLM, Seq2Seq, TokenLabels)
+}
+
+
+def language_loss(loss: Any) -> LanguageLoss | None:
+    """The options of a loss of language, of its name those that it has by default."""
+    if isinstance(loss, str) and loss in LANGUAGE_LOSSES:
+        return LANGUAGE_LOSSES[loss]()
+    return loss if isinstance(loss, LanguageLoss) else None
+
+
+def language_pass(loss: LanguageLoss, model: nn.Module, device: torch.device) -> LanguagePass:
+    """The pass that scores by a loss of language."""
+    if isinstance(loss, Seq2Seq):
+        return Seq2SeqPass(loss, model, device)
+    if isinstance(loss, TokenLabels):
+        return TokenLabelPass(loss, model, device)
+    return LanguagePass(loss, model, device)

@@ -1,0 +1,102 @@
+"""A pass of a model that reads both ways, whose padding is masked but may be seen."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowdata.scoring.inference import Arriving
+from flowdata.scoring.language import LanguagePass
+from flowdata.scoring.own_token_loss import agree, require_own_loss
+from flowdata.scoring.token_rows import Tokens
+
+
+class PaddedPass(LanguagePass):
+    """Scores labels where they are, in batches that the model is told the padding of.
+
+    The first sample is compared with the loss that the model computes itself, and the first that
+    was padded with what it is alone. Where padding moves a loss, as in models that read blocks of
+    tokens or take the last one, batches are made of samples of the same lengths from then on.
+    """
+
+    def __init__(self, options: Any, model: nn.Module, device: torch.device) -> None:
+        super().__init__(options, model, device)
+        self._model = model
+        self._compared = False
+        self._pads: bool | None = None
+
+    def _losses_of(self, samples: Sequence[Tokens]) -> Tensor:
+        """Losses of all labels of samples that can be one batch, sample by sample."""
+        raise NotImplementedError
+
+    def _own_inputs(self, sample: Tokens) -> dict[str, Any]:
+        """What forward takes of a sample, labels included; nothing where that is not known."""
+        raise NotImplementedError
+
+    def _begin_batch(self, samples: Sequence[Tokens]) -> tuple[Arriving, NDArray[Any]]:
+        counts = np.array([np.count_nonzero(sample.labels >= 0) for sample in samples])
+        if not counts.any():
+            return Arriving(torch.zeros(0)), counts
+        try:
+            if self._pads is not False:
+                losses = self._losses_of(samples)
+                self._compare(samples, losses, counts)
+            if self._pads is False:
+                losses = self._losses_by_shape(samples, counts)
+        except (RuntimeError, MemoryError):
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            raise
+        return Arriving(losses), counts
+
+    def _compare(self, samples: Sequence[Tokens], losses: Tensor, counts: NDArray[Any]) -> None:
+        """Compare the sample of most padding with what it is alone, where that is not done."""
+        sides = np.array([sample.sides for sample in samples])
+        padding = np.where(counts > 0, (sides.max(axis=0) - sides).sum(axis=1), -1)
+        place = int(padding.argmax())
+        padded = padding[place] > 0
+        if self._compared and (self._pads is not None or not padded):
+            return
+        alone = self._losses_of([samples[place]]) if padded else losses
+        if not padded:
+            start = int(counts[:place].sum())
+            alone = losses[start : start + counts[place]]
+        if not self._compared:
+            if keywords := self._own_inputs(samples[place]):
+                require_own_loss(self._model, keywords, alone)
+            self._compared = True
+        if padded:
+            start = int(counts[:place].sum())
+            here = losses[start : start + counts[place]]
+            self._pads = agree(here.mean(), alone.mean())
+
+    def _losses_by_shape(self, samples: Sequence[Tokens], counts: NDArray[Any]) -> Tensor:
+        """Losses in the order of the samples, of which no two are padded."""
+        of_each: list[Tensor] = [torch.zeros(0)] * len(samples)
+        for places in _alike(samples):
+            some = [samples[place] for place in places if counts[place]]
+            if some:
+                scored = [place for place in places if counts[place]]
+                parts = torch.split(self._losses_of(some), counts[scored].tolist())
+                for place, part in zip(scored, parts, strict=True):
+                    of_each[place] = part
+        return torch.cat([part for part in of_each if len(part)])
+
+
+def pad_of(model: Any) -> int:
+    """The token of padding; any will do where the model names none, as it is masked."""
+    config = getattr(model, "config", None)
+    decoder = getattr(config, "decoder", None)
+    found = (getattr(some, "pad_token_id", None) for some in (config, decoder))
+    return next((pad for pad in found if isinstance(pad, int) and pad >= 0), 0)
+
+
+def _alike(samples: Sequence[Tokens]) -> Iterator[list[int]]:
+    """Places of samples of the same lengths."""
+    found: dict[Any, list[int]] = {}
+    for place, sample in enumerate(samples):
+        found.setdefault(sample.sides, []).append(place)
+    yield from found.values()

@@ -1,0 +1,182 @@
+"""Rows with input_ids for a model that gives a sample, or each token, a class: padded batches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowdata.scoring.classification import FunctionPass
+from flowdata.scoring.own_token_loss import agree
+from flowdata.scoring.row_batches import collate_by_shape
+from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.scoring.token_rows import MEDIA, refuse_weights
+
+# transformers 5.23, DataCollatorWithPadding: other names of a row's labels.
+_LABELS = ("labels", "label", "label_ids")
+
+
+class TextBatch(dict[str, Any]):
+    """What forward takes of some rows, and their labels; padded on the right."""
+
+    lengths: NDArray[np.int32]
+    """Tokens of each row, without padding."""
+    of_tokens: frozenset[str] = frozenset()
+    """What was padded; nothing where the rows are of one length."""
+
+    def alike(self) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Places of rows of the same length, and a batch of these without padding."""
+        for length in np.unique(self.lengths).tolist():
+            places = np.flatnonzero(self.lengths == length).tolist()
+            yield places, self.cut(places, length)
+
+    def cut(self, places: list[int], length: int) -> dict[str, Any]:
+        """Some rows without padding."""
+        return {
+            name: value[places, :length] if name in self.of_tokens else value[places]
+            for name, value in self.items()
+        }
+
+
+@dataclass(frozen=True)
+class CollateText:
+    """Makes batches of rows: of rows with input_ids, tensors that are padded; of others torch's.
+
+    As the Trainer of transformers does, columns that forward does not take are left out.
+    """
+
+    accepted: frozenset[str]
+    pad: int
+    ignored: int
+
+    def __call__(self, rows: list[Any]) -> Any:
+        """A `TextBatch`, or what `collate_by_shape` makes of rows without input_ids.
+
+        Raises:
+            TypeError, ValueError: for rows of which no batch can be made.
+        """
+        if "input_ids" not in self.accepted or not all(map(_is_text, rows)):
+            return collate_by_shape(rows)
+        read = [self._read(row) for row in rows]
+        sizes = [len(row["input_ids"]) for row in read]
+        of_tokens: frozenset[str] = frozenset()
+        if len(set(sizes)) > 1 and "attention_mask" in self.accepted:
+            for row in read:
+                row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
+            of_tokens = self._names_of_tokens(read, sizes)
+            read = self._padded(read, of_tokens)
+        batch = collate_by_shape(read)
+        if not isinstance(batch, dict):
+            return batch
+        found = TextBatch(batch)
+        found.of_tokens = of_tokens
+        found.lengths = np.array(sizes, dtype=np.int32)
+        return found
+
+    def _read(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What a row has for the model, in tensors."""
+        refuse_weights({k: v for k, v in row.items() if k not in self.accepted})
+        labels = next((row[name] for name in _LABELS if name in row), None)
+        read = {
+            name: _as_tensor(value)
+            for name, value in row.items()
+            # Media the model does not take are named by it.
+            if name in self.accepted or (str(name).startswith(MEDIA) and not isinstance(value, str))
+        }
+        for name in _LABELS:
+            read.pop(name, None)
+        return read if labels is None else {**read, "labels": _as_tensor(labels)}
+
+    def _names_of_tokens(self, rows: Sequence[dict[str, Any]], sizes: list[int]) -> frozenset[str]:
+        """Columns of which each row has as many values as tokens."""
+        return frozenset(
+            name
+            for name in rows[0]
+            if not name.startswith(MEDIA)
+            and all(
+                isinstance(row.get(name), Tensor) and row[name].shape[:1] == (size,)
+                for row, size in zip(rows, sizes, strict=True)
+            )
+        )
+
+    def _padded(
+        self, rows: Sequence[dict[str, Any]], of_tokens: frozenset[str]
+    ) -> list[dict[str, Any]]:
+        values = {"input_ids": self.pad, "labels": self.ignored}
+        padded = {
+            name: nn_pad([row[name] for row in rows], values.get(name, 0)) for name in of_tokens
+        }
+        return [
+            {name: padded[name][n] if name in of_tokens else value for name, value in row.items()}
+            for n, row in enumerate(rows)
+        ]
+
+
+@dataclass(frozen=True)
+class TextPass(FunctionPass):
+    """Scores rows by a named loss, in padded batches where padding does not move it.
+
+    The first row that was padded is compared with what it is alone; where that differs, as in a
+    model that takes the last token, batches are made of rows of one length.
+    """
+
+    found: list[bool] = field(default_factory=list)
+    """Whether padding may be there, once that is known."""
+
+    def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
+        """Losses of one batch, see `FunctionPass`."""
+        if not isinstance(batch, TextBatch):
+            yield from super().score_rows(rows, batch)
+        elif not batch.of_tokens:
+            for scored in super().score_rows(rows, batch):
+                yield replace(scored, lengths=batch.lengths)
+        else:
+            yield from self._score_padded(rows, batch)
+
+    def _score_padded(self, rows: NDArray[np.int64], batch: TextBatch) -> Iterator[ScoredRows]:
+        if self.found != [False]:
+            (scored,) = super().score_rows(rows, batch)
+            if not self.found:
+                self.found.append(self._is_alike(rows, batch, scored))
+            if self.found == [True]:
+                yield replace(scored, lengths=batch.lengths)
+                return
+        for places, part in batch.alike():
+            for scored in super().score_rows(rows[places], part):
+                yield replace(scored, lengths=batch.lengths[places])
+
+    def _is_alike(self, rows: NDArray[np.int64], batch: TextBatch, scored: ScoredRows) -> bool:
+        valid = np.flatnonzero(np.isfinite(scored.losses))
+        if not valid.size:
+            return True
+        place = int(valid[batch.lengths[valid].argmin()])
+        alone = batch.cut([place], int(batch.lengths[place]))
+        (single,) = super().score_rows(rows[[place]], alone)
+        first, second = (torch.tensor(some) for some in (scored.losses[place], single.losses[0]))
+        return agree(first, second)
+
+
+def nn_pad(values: list[Tensor], with_value: float) -> Tensor:
+    """Values of several rows, padded on the right."""
+    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=with_value)
+
+
+def _is_text(row: Any) -> bool:
+    if not isinstance(row, Mapping) or row.get("input_ids") is None:
+        return False
+    ids = row["input_ids"]
+    return np.ndim(ids) == 1 if isinstance(ids, list) else getattr(ids, "ndim", 0) == 1
+
+
+def _as_tensor(value: Any) -> Any:
+    """Lists of numbers, as data sets of transformers have them, as a tensor."""
+    if isinstance(value, Tensor | str):
+        return value
+    found = np.asarray(value)
+    if found.dtype.kind not in "buif":
+        return value
+    # A table keeps floats in double precision, which a model does not compute in.
+    return torch.as_tensor(found, dtype=torch.float32 if found.dtype == np.float64 else None)

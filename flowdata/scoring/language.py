@@ -19,6 +19,7 @@ from flowdata.scoring.token_batches import make_batches
 from flowdata.scoring.token_rows import Tokens
 from flowdata.scoring.tokenizer_identity import tokenizer_hash, value_hash
 from flowdata.scoring.tokens import OneLayout, TokenReader, UnreadableRow
+from flowdata.scoring.turns import Which
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512
@@ -40,8 +41,9 @@ class CausalLM:
 
     Args:
         tokenizer: fast tokenizer of the model, for rows of text.
-        prompt, response: columns of text, tokenized as one, or of turns; the response may be the
-            chosen side of a preference pair.
+        prompt, response: columns of text, tokenized as one, or of turns; the response may be a
+            side of a preference pair, ``"chosen"`` or ``"rejected"``, whose prompt, if it has no
+            column, is what both sides begin with.
         messages: column of a chat, rendered by the tokenizer's chat template.
         text: column of plain text, all of it scored.
         max_length: longer samples are cut on the right, counted and reported; without it a
@@ -50,6 +52,9 @@ class CausalLM:
             slower, and on a GPU what half of its free memory should hold, 32,768 at most; it
             is halved whenever memory runs out.
         token_losses: keep the loss of each response token, for token weights.
+        turns: which turns of a chat are scored: ``"assistant"``, all that the assistant says, as by
+            default of ``messages``; ``"last"``, the last of it; ``"all"``, the whole text, prompts
+            too. By default of ``prompt`` and ``response``, whatever follows the prompt.
 
     Raises:
         ValueError: for columns without a tokenizer, or of more than one layout.
@@ -63,6 +68,7 @@ class CausalLM:
     max_length: int | None = None
     max_tokens: int | None = None
     token_losses: bool = False
+    turns: Which | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -72,15 +78,20 @@ class CausalLM:
     def reader(self, accepted: frozenset[str] = frozenset()) -> TokenReader:
         """What turns rows into tokens, with what else of a row the model takes, by name."""
         columns = (self.prompt, self.response, self.messages, self.text)
-        return TokenReader(self.tokenizer, *columns, self.max_length, accepted)
+        return TokenReader(self.tokenizer, *columns, self.max_length, accepted, self.turns)
 
     def identity(self) -> dict[str, Any]:
         """The options that change losses, JSON-able."""
         options = {
             field.name: getattr(self, field.name)
             for field in fields(self)
-            if field.name not in ("tokenizer", "max_tokens")
+            if field.name not in ("tokenizer", "max_tokens", "turns")
         }
+        # What earlier versions did not know, or read otherwise, is named only where it is used.
+        if self.turns and (self.turns, self.response) != ("assistant", None):
+            options["turns"] = self.turns
+        if self.text == "chosen" or (self.response == "rejected" and self.prompt is None):
+            options["pair"] = self.response is not None
         if self.tokenizer is not None:
             options["tokenizer"] = tokenizer_hash(self.tokenizer)
             # Turns may stand in a column of responses too.

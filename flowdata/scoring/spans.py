@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# What stands after a place decides about the token there, but not from so far.
+_LONGEST_TOKEN = 128
+
 
 class MarkedText(NamedTuple):
     """A text, and the spans of it that are scored: (first, last + 1) in characters."""
@@ -136,6 +139,20 @@ def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next(
         (place for place, (mine, others) in pairs if mine != others), min(len(one), len(other))
     )
+
+
+def common_characters(tokenizer: Any, one: str, other: str) -> int:
+    """Number of characters with which both begin, in whole tokens.
+
+    They are all of the one where the other begins with it.
+    """
+    if other.startswith(one):
+        return len(one)
+    other = other[: len(one) + _LONGEST_TOKEN]
+    mine, others = _encode(tokenizer, [one, other], special=False)
+    differs = common_length(mine.ids.tolist(), others.ids.tolist())
+    begin = int(others.begins[differs]) if differs < others.ids.size else len(other)
+    return min(begin, common_length(one, other))
 
 
 def _encode(tokenizer: Any, texts: list[str], *, special: bool) -> list[_Encoded]:

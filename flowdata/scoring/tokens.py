@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.scoring.chat import ChatTemplate, read_turns
+from flowdata.scoring.chat import ChatTemplate
 from flowdata.scoring.columns import TOKEN_COLUMNS, Columns, as_text, is_turns
 from flowdata.scoring.spans import MarkedText, common_length, mark_tokens
 from flowdata.scoring.token_rows import (
@@ -17,6 +17,7 @@ from flowdata.scoring.token_rows import (
     refuse_media,
     refuse_weights,
 )
+from flowdata.scoring.turns import Turns, Which, read_turns
 
 
 class UnreadableRow(NamedTuple):
@@ -70,6 +71,7 @@ class OneLayout:
         return samples
 
 
+_PAIR = {"chosen": "rejected", "rejected": "chosen"}
 _NO_TOKENS = Tokens(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), layout="")
 
 
@@ -85,8 +87,16 @@ class TokenReader:
     max_length: int | None = None
     accepted: frozenset[str] = frozenset()
     """What the forward of the model takes, by name."""
+    turns: Which | None = None
 
     def __post_init__(self) -> None:
+        if self.turns not in (None, *get_args(Which)):
+            raise ValueError(f"turns must be one of {get_args(Which)}, got {self.turns!r}")
+        if self.turns and not (self.messages or self.response):
+            raise ValueError(
+                f"turns={self.turns!r} says which turns of a chat are scored: name messages=, or "
+                "prompt= and response= of turns"
+            )
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
         if self.columns.names == TOKEN_COLUMNS:
@@ -160,14 +170,16 @@ class TokenReader:
         """The text of a row, marked; None for a chat without turns."""
         if self.messages is not None:
             turns = read_turns(row[self.messages], self.messages)
-            return ChatTemplate(self.tokenizer, row).mark_chat(turns) if turns else None
+            return self._mark_chat(turns, row)
         column = self.response or self.text
         assert column is not None
-        if column == "chosen" and self.prompt is None and "rejected" in row:
-            return self._read_pair(row["chosen"], row["rejected"], row)
+        other = _PAIR.get(column) if self.response and self.prompt is None else None
+        if other and other in row:
+            return self._read_side(column, other, row)
         prompt = row[self.prompt] if self.prompt else None
         if self.text is None and is_turns(row[column]):
             return self._read_response(prompt, row[column], row)
+        self._refuse_choice_of_turns(column)
         return _mark_response(
             "" if prompt is None else as_text(prompt, str(self.prompt)),
             as_text(row[column], column),
@@ -177,32 +189,47 @@ class TokenReader:
         self, prompt: Any, response: Any, row: Mapping[str, Any]
     ) -> MarkedText | None:
         turns = read_turns(response, str(self.response))
-        template = ChatTemplate(self.tokenizer, row)
         if prompt is None:
-            return template.mark_chat(turns) if turns else None
+            return self._mark_chat(turns, row)
         if not is_turns(prompt):
             raise TypeError(
                 f"column {self.response!r} holds turns of a chat, and the prompt in column "
                 f"{self.prompt!r} is {type(prompt).__name__}: make turns of both, or text of both; "
                 "where the response has the prompt in it, leave prompt= out"
             )
-        return template.mark_completion(read_turns(prompt, str(self.prompt)), turns)
+        return self._mark_completion(read_turns(prompt, str(self.prompt)), turns, row)
 
-    def _read_pair(self, chosen: Any, rejected: Any, row: Mapping[str, Any]) -> MarkedText:
-        """The chosen side of a preference pair, whose prompt is what both sides begin with."""
-        if rejected is None:
-            raise ValueError("the row has nothing in 'rejected', which says where the prompt ends")
-        if is_turns(chosen) != is_turns(rejected):
+    def _read_side(self, column: str, other: str, row: Mapping[str, Any]) -> MarkedText:
+        """One side of a preference pair, whose prompt is what both sides begin with."""
+        side, against = row[column], row[other]
+        if against is None:
+            raise ValueError(f"the row has nothing in {other!r}, which says where the prompt ends")
+        if is_turns(side) != is_turns(against):
             raise TypeError("of the columns 'chosen' and 'rejected' one holds turns, one does not")
-        if not is_turns(chosen):
-            text = as_text(chosen, "chosen")
-            begin = _implicit_prompt(text, as_text(rejected, "rejected"))
+        if not is_turns(side):
+            self._refuse_choice_of_turns(column)
+            text = as_text(side, column)
+            begin = _implicit_prompt(text, as_text(against, other))
             return _mark_response(text[:begin], text[begin:])
-        turns = read_turns(chosen, "chosen")
-        begin = _implicit_prompt(turns, read_turns(rejected, "rejected"))
+        turns = read_turns(side, column)
+        begin = _implicit_prompt(turns, read_turns(against, other))
         if not begin:
             raise ValueError("the columns 'chosen' and 'rejected' begin with no turn in common")
-        return ChatTemplate(self.tokenizer, row).mark_completion(turns[:begin], turns[begin:])
+        return self._mark_completion(turns[:begin], turns[begin:], row)
+
+    def _mark_chat(self, turns: Turns, row: Mapping[str, Any]) -> MarkedText | None:
+        template = ChatTemplate(self.tokenizer, row)
+        return template.mark_chat(turns, self.turns or "assistant") if turns else None
+
+    def _mark_completion(self, prompt: Turns, turns: Turns, row: Mapping[str, Any]) -> MarkedText:
+        return ChatTemplate(self.tokenizer, row).mark_completion(prompt, turns, self.turns)
+
+    def _refuse_choice_of_turns(self, column: str) -> None:
+        if self.turns:
+            raise TypeError(
+                f"turns={self.turns!r} says which turns of a chat are scored, and column "
+                f"{column!r} holds text: leave it out"
+            )
 
     def _tokenize(self, marked: Sequence[MarkedText]) -> Iterator[Tokens]:
         """Tokens of whole texts of one kind; labelled where a token is in a span.

@@ -63,8 +63,10 @@ def test_of_a_chat_what_the_assistant_says_is_scored(tokenizer):
 
 def test_a_template_that_renders_a_turn_by_what_follows_is_refused(tokenizer):
     changed = copy.deepcopy(tokenizer)
+    # Each turn ends with how many follow.
     changed.chat_template = (
-        "{% for m in messages %}{{ loop.length }} {{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} ({{ loop.revindex0 }})\n"
+        "{% endfor %}"
     )
     chat = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     with pytest.raises(ValueError, match="differently when others follow"):

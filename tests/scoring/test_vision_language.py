@@ -1,10 +1,19 @@
 """Rows with images between words: as a plain loop scores them, and as processors make them."""
 
+import numpy as np
 import pytest
 import torch
-from vision_language import many_llava, many_qwen2_vl, own_loss
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+)
+from vision_language import BEGIN, END, IMAGE, many_llava, many_qwen2_vl, own_loss
 
-from flowdata import score
+from flowdata import CausalLM, score
 
 
 @pytest.mark.parametrize("loss", ["causal_lm", "model"])
@@ -26,3 +35,94 @@ def only(rows):
         name: value if isinstance(value, torch.Tensor) else torch.tensor([value])
         for name, value in row.items()
     }
+
+
+def picture(number):
+    random = np.random.default_rng(number)
+    size = (12 + 5 * (number % 4), 10 + 7 * (number % 3), 3)
+    return Image.fromarray(random.integers(0, 256, size, dtype=np.uint8))
+
+
+def word_tokenizer():
+    """Word w7 is token 7; that of an image is the model's."""
+    ids = {f"w{number}": number for number in range(IMAGE)} | {"<image>": IMAGE}
+    words = Tokenizer(models.WordLevel(ids, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def llava_processor():
+    return LlavaProcessor(
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_convert_rgb=True
+        ),
+        word_tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def processed(processor, number, **options):
+    """What a processor makes of a text with some images, and labels of its last words."""
+    images = [picture(number + k) for k in range(number % 3)]
+    text = "w5 <image> w6 " * len(images) + " ".join(f"w{9 + k}" for k in range(4 + number % 7))
+    row = processor(images=images or None, text=text, **options)
+    ids = torch.as_tensor(row["input_ids"])
+    row["labels"] = ids.clone()
+    row["labels"][..., :-3] = -100
+    return row
+
+
+def test_what_a_processor_makes_of_a_sample_is_a_row():
+    model, _ = many_llava(0)
+    processor = llava_processor()
+    rows = [processed(processor, number, return_tensors="pt") for number in range(12)]
+    assert {tuple(row["input_ids"].shape[:1]) for row in rows} == {(1,)}
+    assert sum("pixel_values" in row for row in rows) == 8
+    wanted = [own_loss(model, dict(row)) for row in rows]
+    found = score(model, rows, "causal_lm", progress=False)
+    assert found.losses == pytest.approx(wanted, rel=1e-5)
+    assert found.lengths.tolist() == [row["input_ids"].shape[1] for row in rows]
+
+
+def test_rows_of_an_image_processor_for_images_of_any_size_are_scored():
+    model, _ = many_qwen2_vl(0)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, min_pixels=64, max_pixels=400, temporal_patch_size=2
+    )
+    rows = []
+    for number in range(8):
+        made = processor(images=[picture(number + k) for k in range(1 + number % 3)])
+        grids = np.asarray(made["image_grid_thw"])
+        ids = [5]
+        for grid in grids:
+            ids += [BEGIN, *[IMAGE] * int(grid.prod() // 4), END, 6]
+        words = list(range(9, 13 + number))
+        row = {
+            "input_ids": ids + words,
+            "labels": [-100] * len(ids) + words,
+            "mm_token_type_ids": [int(token == IMAGE) for token in ids + words],
+            "pixel_values": torch.as_tensor(np.asarray(made["pixel_values"])),
+            "image_grid_thw": torch.as_tensor(grids),
+        }
+        rows.append(row)
+    wanted = [own_loss(model, row) for row in rows]
+    found = score(model, rows, "causal_lm", progress=False).losses
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image", "url": "x.png"}])
+def test_a_chat_with_an_image_in_it_is_refused_by_name(part):
+    model, _ = many_llava(0)
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    chat = [
+        {"role": "user", "content": [part, {"type": "text", "text": "w7"}]},
+        {"role": "assistant", "content": "w8"},
+    ]
+    loss = CausalLM(tokenizer=tokenizer, messages="messages")
+    with pytest.raises((TypeError, ValueError), match="row 0: .*image"):
+        score(model, [{"messages": chat}], loss, progress=False)

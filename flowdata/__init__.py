@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from flowdata.rows.attaching import attach as attach
     from flowdata.rows.resampling import resample_rows as resample_rows
     from flowdata.scoring import CausalLM as CausalLM
+    from flowdata.scoring import Seq2Seq as Seq2Seq
+    from flowdata.scoring import TokenLabels as TokenLabels
     from flowdata.scoring import lengths as lengths
     from flowdata.scoring import linear_probe as linear_probe
     from flowdata.scoring import score as score
@@ -103,7 +105,16 @@ _MODULES = {
     ),
     "rows.attaching": ("attach",),
     "rows.resampling": ("resample_rows",),
-    "scoring": ("CausalLM", "lengths", "linear_probe", "score", "score_probe", "score_proxy"),
+    "scoring": (
+        "CausalLM",
+        "Seq2Seq",
+        "TokenLabels",
+        "lengths",
+        "linear_probe",
+        "score",
+        "score_probe",
+        "score_proxy",
+    ),
     "streaming.resample": ("resample",),
     "streaming.stream": ("FlowShards",),
     "table.loss_table": ("LossTable",),

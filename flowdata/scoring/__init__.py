@@ -6,5 +6,16 @@ from flowdata.scoring.probe import linear_probe
 from flowdata.scoring.proxy import score_proxy
 from flowdata.scoring.row_lengths import lengths
 from flowdata.scoring.scorer import score
+from flowdata.scoring.seq2seq import Seq2Seq
+from flowdata.scoring.token_labels import TokenLabels
 
-__all__ = ["CausalLM", "lengths", "linear_probe", "score", "score_probe", "score_proxy"]
+__all__ = [
+    "CausalLM",
+    "Seq2Seq",
+    "TokenLabels",
+    "lengths",
+    "linear_probe",
+    "score",
+    "score_probe",
+    "score_proxy",
+]

@@ -68,7 +68,7 @@ def require_causal(
         after = _moved(as_it_is, logits_of, _changed(ids, last - 1, others, trial), last)
         passed += before <= _LEAST_SHARE * after
     # Most of them: one may have met a token with which a model counts positions, as padding.
-    if passed > _TRIALS // 2 or _is_quantized(model):
+    if passed > _TRIALS // 2 or is_quantized(model):
         return
     if _moved(as_it_is, logits_of, ids, last - 1) > _LEAST_SHARE * before:
         # It draws random numbers, and moves without any change.
@@ -112,7 +112,8 @@ def _moved(
     return float((moved - moved.mean()).square().mean().sqrt())
 
 
-def _is_quantized(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
+    """Whether the activations of a model may depend on all tokens of a batch."""
     # torch 2.13, torch.ao.nn.quantized.dynamic: one scale for the activations of all tokens.
     return any("quant" in type(module).__module__ for module in model.modules()) or any(
         parameter.dtype.itemsize == 1 for parameter in model.parameters()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flowdata.scoring.causality import require_causal, require_decoder_only
 from flowdata.scoring.inference import move
 from flowdata.scoring.model_inputs import accepted_names
-from flowdata.scoring.own_token_loss import require_own_loss
+from flowdata.scoring.own_token_loss import has_own_loss, require_own_loss
 from flowdata.scoring.token_rows import IGNORED
 
 LOGITS_BYTES = 1 << 27
@@ -193,11 +193,9 @@ class TokenLosses(LossesAtPositions):
         chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
             require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
-        first = not self._probed
-        losses = self.at(ids, keywords, chosen, targets[chosen], whole=bool(inputs))
-        if first and not inputs and len(targets[chosen]):
-            self._compare_with_own(ids, labels, chosen)
-        return losses
+            if not inputs and len(chosen[0]) and has_own_loss(self._model):
+                self._compare_with_own(ids, labels, chosen)
+        return self.at(ids, keywords, chosen, targets[chosen], whole=bool(inputs))
 
     def _compare_with_own(self, ids: Tensor, labels: Tensor, chosen: tuple[Tensor, ...]) -> None:
         """Compare a few tokens with the loss that the model computes itself."""

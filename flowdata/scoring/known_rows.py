@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, warn
+from flowdata.scoring.language_losses import LANGUAGE_LOSSES
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.checks import check_dataset
@@ -110,7 +111,7 @@ def _require_same_losses(table: LossTable, provenance: Provenance) -> bool:
             f"{_WHAT} has no token losses, and the loss shall keep them: give its path, or load it "
             "with tokens=True; or score without known="
         )
-    if provenance.loss == "causal_lm" and table.n_tokens is None:
+    if provenance.loss in LANGUAGE_LOSSES and table.n_tokens is None:
         raise ValueError(f"{_WHAT} does not know the tokens of its rows. {_ADVICE}")
     return wanted
 

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from flowdata.scoring.head import TokenLosses, text_config
 from flowdata.scoring.inference import Arriving, move, one_behind, out_of_memory
-from flowdata.scoring.model_inputs import ModelInputs, accepted_names, pad_tokens
+from flowdata.scoring.model_inputs import (
+    ModelInputs,
+    accepted_names,
+    pad_tokens,
+    require_known,
+)
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_batches import make_batches
 from flowdata.scoring.token_rows import Tokens
@@ -60,6 +65,8 @@ class CausalLM:
         ValueError: for columns without a tokenizer, or of more than one layout.
     """
 
+    name: ClassVar[str] = "causal_lm"
+
     tokenizer: Any = None
     prompt: str | None = None
     response: str | None = None
@@ -104,14 +111,14 @@ class LanguagePass:
     """Scores rows in batches of similar length under a budget of tokens."""
 
     rows_per_read = ROWS_PER_READ
-    losses_of: type[TokenLosses] = TokenLosses
+    losses_of: ClassVar[Any] = TokenLosses
 
-    def __init__(self, options: CausalLM, model: nn.Module, device: torch.device) -> None:
+    def __init__(self, options: Any, model: nn.Module, device: torch.device) -> None:
         self.collate = options.reader(accepted_names(model)).read_each
         self._options = options
         self._device = device
         self._losses = self.losses_of(model)
-        self._inputs = ModelInputs(_dtype_of(model), device)
+        self._inputs = ModelInputs(dtype_of(model), device)
         self._placeholders = _placeholders(model)
         self._layout = OneLayout()
         self._context = _context_length(model)
@@ -220,21 +227,10 @@ class LanguagePass:
     def _check_tokens(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
         if self._placeholders:
             self._require_media(rows, samples)
-        limit = self._losses.vocabulary
-        ids, labels = (
-            np.concatenate([getattr(sample, name) for sample in samples])
-            for name in ("ids", "labels")
-        )
-        unknown = ids < 0 if limit is None else (ids < 0) | (np.maximum(ids, labels) >= limit)
-        if unknown.any():
-            place = int(unknown.argmax())
-            row = np.repeat(rows, [sample.ids.size for sample in samples])[place]
-            raise ValueError(
-                f"row {row} has token {min(ids[place], 0) or max(ids[place], labels[place])}, the "
-                f"model knows tokens 0 to {(limit or 0) - 1}: the tokenizer is not that of the "
-                "model, or tokens were added to it and not to the model "
-                "(resize_token_embeddings)"
-            )
+        for values in ("ids", "labels"):
+            least = 0 if values == "ids" else np.iinfo(np.int64).min
+            some = [getattr(sample, values) for sample in samples]
+            require_known(rows, some, self._losses.vocabulary, least=least)
 
     def _require_media(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
         """Refuse a token that stands for an image where the row has none."""
@@ -305,6 +301,7 @@ def _placeholders(model: Any) -> set[int]:
     return {token for token in found if isinstance(token, int)}
 
 
-def _dtype_of(model: nn.Module) -> torch.dtype:
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The type of the first floats of a model."""
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     return next(floats, torch.float32)

@@ -6,12 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowdata.scoring.causality import is_quantized
 from flowdata.scoring.inference import out_of_memory
 from flowdata.scoring.own_loss import loss_in, parameters_of_forward
 
 # Logits of a batch differ from those of one row by rounding, and a loss of a sure model is small.
 _SHARE = 1e-4
 _OFFSET = 0.1
+# transformers 5.23: BartForCausalLM and its like do not shift labels themselves.
+_ADVICE = (
+    ". If it wants each label at the token before, score such labels with flowdata.TokenLabels; "
+    "else pass loss=function(model, batch) -> losses"
+)
 
 
 def agree(first: Tensor, second: Tensor) -> bool:
@@ -20,6 +26,11 @@ def agree(first: Tensor, second: Tensor) -> bool:
     allowed = max(4 * least, _SHARE) * (abs(float(second)) + _OFFSET)
     # What is not finite is said where it is met.
     return not abs(float(first) - float(second)) > allowed
+
+
+def has_own_loss(model: nn.Module) -> bool:
+    """Whether a model may compute a loss of labels that is the same for the same sample."""
+    return "labels" in parameters_of_forward(model) and not is_quantized(model)
 
 
 def require_own_loss(model: nn.Module, keywords: Mapping[str, Any], losses: Tensor) -> None:
@@ -52,12 +63,12 @@ def require_own_loss(model: nn.Module, keywords: Mapping[str, Any], losses: Tens
     raise TypeError(
         f"{type(model).__name__} computes a loss of its own that is no mean cross-entropy of the "
         f"scored tokens: {float(own):.6g} for {losses.numel()} tokens for which this is "
-        f"{float(losses.mean()):.6g}{balance or '; pass loss=function(model, batch) -> losses'}"
+        f"{float(losses.mean()):.6g}{balance or _ADVICE}"
     )
 
 
 def _own_loss(model: nn.Module, keywords: Mapping[str, Any]) -> Tensor | None:
-    if "labels" not in parameters_of_forward(model):
+    if not has_own_loss(model):
         return None
     try:
         return loss_in(model(**keywords))

@@ -12,6 +12,8 @@ from flowdata.errors import MismatchError, TableFileError
 from flowdata.scoring.columns import TOKEN_COLUMNS
 from flowdata.scoring.inference import count_rows
 from flowdata.scoring.language import ROWS_PER_READ, CausalLM
+from flowdata.scoring.language_losses import LanguageLoss
+from flowdata.scoring.pairs import PairReader
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.scored_rows import ScoredRows
@@ -24,7 +26,7 @@ from flowdata.table.provenance import LENGTHS, Provenance
 
 def lengths(
     dataset: Any,
-    loss: CausalLM | None = None,
+    loss: LanguageLoss | None = None,
     *,
     output: str | PathLike[str] | None = None,
     num_workers: int = 0,
@@ -75,7 +77,7 @@ def lengths(
 
 def count_lengths(
     dataset: Any,
-    loss: CausalLM | None = None,
+    loss: LanguageLoss | None = None,
     *,
     output: str | PathLike[str] | None = None,
     num_workers: int = 0,
@@ -85,9 +87,9 @@ def count_lengths(
 ) -> LossTable:
     """The table of lengths alone that `lengths` makes, which also knows how many rows were cut."""
     options = CausalLM() if loss is None else loss
-    if not isinstance(options, CausalLM):
+    if not isinstance(options, LanguageLoss):
         raise TypeError(
-            f"a CausalLM is needed, which says how rows are read, got {type(options).__name__}: "
+            f"a CausalLM, Seq2Seq or TokenLabels is needed, which says how rows are read, got {type(options).__name__}: "
             "as CausalLM(tokenizer=tokenizer, text=column)"
         )
     parts = None if output is None else Parts(output)
@@ -125,16 +127,18 @@ class _LengthPass:
 
     rows_per_read = ROWS_PER_READ
 
-    def __init__(self, options: CausalLM) -> None:
+    def __init__(self, options: LanguageLoss) -> None:
         self._reader = options.reader()
         self._layout = OneLayout()
 
     def collate(self, rows: list[Any]) -> list[_Measured | UnreadableRow]:
         """What is to be known of rows: of their tokens nothing leaves a loader worker."""
-        named = self._reader.columns.names
-        read = self._reader.read_each([_of_any_model(row, named) for row in rows])
+        if not isinstance(self._reader, PairReader):
+            named = self._reader.columns.names
+            rows = [_of_any_model(row, named) for row in rows]
+        read = self._reader.read_each(rows)
         return [
-            _Measured(sample.ids.size, sample.truncated, sample.layout)
+            _Measured(sample.length, sample.truncated, sample.layout)
             if isinstance(sample, Tokens)
             else sample
             for sample in read
@@ -163,14 +167,14 @@ def _of_any_model(row: Any, named: Sequence[str]) -> Any:
     return row
 
 
-def _identity(options: CausalLM) -> str:
+def _identity(options: LanguageLoss) -> str:
     known = options.identity()
     del known["token_losses"]
     return json.dumps(known, sort_keys=True)
 
 
 def give_lengths(
-    table: str | PathLike[str], dataset: Any, loss: CausalLM | None = None, **options: Any
+    table: str | PathLike[str], dataset: Any, loss: LanguageLoss | None = None, **options: Any
 ) -> LossTable:
     """Count tokens of rows, and give them to the table in a file, which is written anew.
 

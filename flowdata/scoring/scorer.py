@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from flowdata.core.weights import OnInvalid
+from flowdata.scoring.array_jobs import job_of
 from flowdata.scoring.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
@@ -28,16 +29,24 @@ from flowdata.scoring.inference import (
     without_adapters,
 )
 from flowdata.scoring.known_rows import known_rows
-from flowdata.scoring.language import CausalLM, LanguagePass
+from flowdata.scoring.language_losses import (
+    LANGUAGE_LOSSES,
+    LanguageLoss,
+    language_loss,
+    language_pass,
+)
 from flowdata.scoring.loss_formulas import IGNORED
+from flowdata.scoring.model_inputs import accepted_names
 from flowdata.scoring.model_loss import ModelLossPass
+from flowdata.scoring.padded_pass import pad_of
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.reliability import warn_if_unreliable
-from flowdata.scoring.row_batches import collate_by_shape, collate_rows
+from flowdata.scoring.row_batches import collate_by_shape
 from flowdata.scoring.scoring_pass import ScoringPass, run_pass
 from flowdata.scoring.streamed import StreamPass, is_stream, score_stream
+from flowdata.scoring.text_rows import CollateText, TextPass
 from flowdata.table.data_columns import keys_of
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
@@ -49,9 +58,10 @@ from flowdata.tar.rows import ShardRows
 def score(
     model: nn.Module,
     dataset: Any,
-    loss: str | LossFunction | CausalLM = "classification",
+    loss: str | LossFunction | LanguageLoss = "classification",
     *,
     output: str | PathLike[str] | None = None,
+    shard: tuple[int, int] | None = None,
     key: str | None = None,
     known: LossTable | str | PathLike[str] | None = None,
     batch_size: int = 64,
@@ -82,10 +92,14 @@ def score(
         dataset: map-style data set of n samples; with ``key``, also a stream of dicts, as a
             ``datasets.IterableDataset``: each rank then reads what its own stream has.
         loss: "classification" (the model's own, or by the type of the target), "cross_entropy",
-            "bce", "mse", "causal_lm" or a `CausalLM` with options, "model" (whatever loss the
-            model itself computes, one row at a time), or a function (model, batch) -> losses of
-            shape (batch size,).
-        output: where the table is saved; on several ranks a path that all of them see.
+            "bce", "mse", "causal_lm", "seq2seq", "token_labels" or a `CausalLM`, `Seq2Seq` or
+            `TokenLabels` with options, "model" (whatever loss the model itself computes, one row
+            at a time), or a function (model, batch) -> losses of shape (batch size,).
+        output: where the table is saved, a file or a URL that fsspec opens; on several ranks one
+            that all of them see.
+        shard: (i, n), for job i of an array of n jobs, counted from 0: it scores its own share of
+            the rows, and leaves them in the folder ``<output>.parts``, with the other jobs or each
+            with an output of its own. `LossTable.merge` makes the table of all.
         key: column of whole numbers or texts, none of them twice, by which the table shall know
             its rows, see `LossTable.rows_of`.
         known: a table of some of these rows, or its path, by the same model and loss: they are not
@@ -108,7 +122,8 @@ def score(
         progress: show a progress bar with samples per second and remaining time.
 
     Returns:
-        A LossTable of n rows in the order of the data set, or in which a stream was read.
+        A LossTable of n rows in the order of the data set, or in which a stream was read; with
+        ``shard``, of the rows that this job has scored.
 
     Raises:
         FlowDataError: when another rank stopped, naming it and its error.
@@ -125,10 +140,18 @@ def score(
         raise ValueError(f'on_invalid must be "raise" or "drop", got {on_invalid!r}')
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    job = job_of(shard)
+    if job is not None and (output is None or known is not None):
+        raise ValueError(
+            "shard= needs output=, beside which a job leaves its rows, and takes no known=: score "
+            "the new rows alone, and put them after the others, LossTable.concat"
+        )
     parts = None if output is None else Parts(output)
     streamed = key is not None and is_stream(dataset)
-    if streamed and (known is not None or num_workers):
-        raise ValueError("known= and num_workers= are for rows by number, and this is a stream")
+    if streamed and (known is not None or num_workers or job is not None):
+        raise ValueError(
+            "known=, num_workers= and shard= are for rows by number, and this is a stream"
+        )
     # First of all: an error on one rank, whatever it is, is one on all.
     with Ranks(rank_timeout) as ranks, ExitStack() as stack:
         # Of a stream, the first rows alone, as soon as they are read.
@@ -159,7 +182,9 @@ def score(
         )
         if streamed:
             # Built-in losses give the model each column that is no label.
-            leaves_key = name == "causal_lm" or collate_fn is not None or not isinstance(loss, str)
+            leaves_key = (
+                name in LANGUAGE_LOSSES or collate_fn is not None or not isinstance(loss, str)
+            )
             how = StreamPass(
                 *(scoring_pass, model, data, leaves_key, provenance),
                 *(on_invalid, save_every, progress),
@@ -178,6 +203,7 @@ def score(
                 progress=progress,
                 keys=keys,
                 known=None if known is None else known_rows(known, dataset, provenance, keys),
+                job=job,
             )
     warn_if_unreliable(table, data)
     return table
@@ -193,7 +219,7 @@ def _keys_of_rows(dataset: Any, key: str) -> RowKeys:
 
 
 def describe_loss(
-    loss: str | LossFunction | CausalLM,
+    loss: str | LossFunction | LanguageLoss,
     collate_fn: Callable[[list[Any]], Any] | None = None,
     ignore_index: int = IGNORED,
 ) -> tuple[str, str | None]:
@@ -204,16 +230,15 @@ def describe_loss(
             "language model is not scored where it is below 0, and a function of your own leaves "
             "out what it likes"
         )
-    if isinstance(loss, CausalLM):
-        return "causal_lm", json.dumps(loss.identity(), sort_keys=True)
-    if isinstance(loss, str) and loss == "causal_lm":
-        return describe_loss(CausalLM())
+    if (language := language_loss(loss)) is not None:
+        return language.name, json.dumps(language.identity(), sort_keys=True)
     code: dict[str, Any] = {}
     if isinstance(loss, str):
         if loss not in (*LOSS_FUNCTIONS, "model"):
             raise ValueError(
-                f"loss must be one of {[*sorted(LOSS_FUNCTIONS), 'causal_lm', 'model']}, a "
-                f"CausalLM, or a function (model, batch) -> losses, got {loss!r}"
+                f"loss must be one of {[*sorted(LOSS_FUNCTIONS), *LANGUAGE_LOSSES, 'model']}, a "
+                f"CausalLM, Seq2Seq or TokenLabels, or a function (model, batch) -> losses, got "
+                f"{loss!r}"
             )
         name = loss
     else:
@@ -232,7 +257,7 @@ def describe_loss(
 
 
 def make_pass(
-    loss: str | LossFunction | CausalLM,
+    loss: str | LossFunction | LanguageLoss,
     model: nn.Module,
     dataset: Any,
     device: torch.device,
@@ -241,22 +266,22 @@ def make_pass(
     ignore_index: int,
 ) -> ScoringPass:
     """What scores the rows of a data set by a loss; a model that is in evaluation mode."""
-    if isinstance(loss, str) and loss == "causal_lm":
-        loss = CausalLM()
-    if isinstance(loss, CausalLM):
-        return LanguagePass(loss, model, device)
+    if (language := language_loss(loss)) is not None:
+        return language_pass(language, model, device)
 
     def read_first(collate: Callable[[list[Any]], Any], rows: int) -> Any:
         first = np.arange(min(rows, len(dataset)))
         return next(read_batches(dataset, first, size=rows, collate_fn=collate, num_workers=0))[1]
 
-    if isinstance(loss, str) and loss == "model":
-        one = collate_fn or collate_rows
-        return ModelLossPass(model, device, batch_size, one, partial(read_first, list))
-    function = loss_function(loss, ignore_index) if isinstance(loss, str) else loss
-    collate = collate_fn or collate_by_shape
+    if isinstance(loss, str):
+        collate = collate_fn or CollateText(accepted_names(model), pad_of(model), ignore_index)
+        if loss == "model":
+            return ModelLossPass(model, device, batch_size, collate, partial(read_first, list))
+        function, kind = loss_function(loss, ignore_index), TextPass
+    else:
+        function, kind, collate = loss, FunctionPass, collate_fn or collate_by_shape
     first_batch = partial(read_first, collate)
-    return FunctionPass(function, model, device, batch_size, collate, first_batch)
+    return kind(function, model, device, batch_size, collate, first_batch)
 
 
 def dtype_of(model: nn.Module) -> str | None:

@@ -33,16 +33,6 @@ CAUSAL = {
     "BERT as a decoder": lambda: transformers.BertLMHeadModel(
         transformers.BertConfig(**SIZES, is_decoder=True)
     ),
-    "the decoder of an encoder-decoder": lambda: transformers.BartForCausalLM(
-        transformers.BartConfig(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            decoder_layers=1,
-            decoder_ffn_dim=32,
-            decoder_attention_heads=4,
-            max_position_embeddings=64,
-        )
-    ),
     "attention and dropout": gpt2,
     "none of transformers": Plain,
     "one token": lambda: nn.Embedding(VOCABULARY, VOCABULARY),
@@ -133,7 +123,7 @@ def test_a_few_tokens_tell_a_masked_model_from_a_causal_one(ids, labels):
 def test_an_encoder_decoder_model_is_refused_before_it_is_run(make):
     with pytest.raises(TypeError, match="is an encoder-decoder model") as error:
         score(made(make), ROWS, "causal_lm", progress=False)
-    assert "loss=function(model, batch)" in str(error.value)
+    assert "Score it with flowdata.Seq2Seq" in str(error.value)
 
 
 class ReadsPromptBothWays(Plain):

@@ -176,7 +176,7 @@ def test_a_row_that_cannot_be_read_is_named(rows, options, error, message):
 def test_what_is_no_data_set_or_no_causal_lm_is_refused():
     with pytest.raises(ValueError, match="the data set is empty"):
         counted([])
-    with pytest.raises(TypeError, match=r"a CausalLM is needed.*got str"):
+    with pytest.raises(TypeError, match=r"a CausalLM, Seq2Seq or TokenLabels is needed.*got str"):
         counted(Rows(), "causal_lm")
     with pytest.raises(TypeError, match="pass the data set, not a DataLoader"):
         counted(torch.utils.data.DataLoader([1]))

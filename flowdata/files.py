@@ -9,11 +9,44 @@ import tempfile
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import TypeAlias
 
 from flowdata.errors import TableFileError
+from flowdata.objects import ObjectPath, StoreError
+
+Place: TypeAlias = Path | ObjectPath
+"""A file or a folder of this machine, or of what fsspec opens."""
 
 # Also as pathlib leaves it, with one slash. A letter alone is a drive of Windows.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+def place_of(path: str | PathLike[str], what: str) -> Place:
+    """A path of this machine's file systems, or a URL that fsspec opens.
+
+    Args:
+        path: what a user gave.
+        what: what it is of, for the error.
+
+    Raises:
+        TableFileError: for what is neither.
+    """
+    text = os.fspath(path)
+    found = _URL.match(text)
+    if not found or "\0" in text or os.path.isdir(f"{found[1]}:"):
+        return local_path(path, what)
+    if found[1].lower() == "file":
+        return Path(f"/{text[found.end() :].lstrip('/')}")
+    return ObjectPath(text)
+
+
+def names_in(folder: Place) -> list[str]:
+    """The names of all that is in a folder.
+
+    Raises:
+        OSError: when it cannot be listed.
+    """
+    return os.listdir(folder) if isinstance(folder, Path) else folder.names()
 
 
 def local_path(path: str | PathLike[str], what: str) -> Path:
@@ -39,17 +72,25 @@ def local_path(path: str | PathLike[str], what: str) -> Path:
 
 def reason_of(error: OSError) -> str:
     """Why a file cannot be used, as the system says it: pyarrow adds its own words to that."""
+    if isinstance(error, StoreError):
+        return error.text
     return str(error) if error.errno is None else os.strerror(error.errno)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Place) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success sync it and rename it to ``path``.
+
+    What is put into a store is a temporary file of this machine before.
 
     On an error the temporary file is removed and ``path`` stays as it was. A link is followed. A
     folder that cannot be synced (some network file systems refuse it) is none: the new content is
     in place.
     """
+    if not isinstance(path, Path):
+        with path.replacing() as temporary:
+            yield temporary
+        return
     path = _followed(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

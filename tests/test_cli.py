@@ -295,7 +295,7 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
 ):
     data, output = as_jsonl(ROWS, tmp_path), tmp_path / "losses.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(LanguagePass, "score_rows", interrupted_after_one)
+        patch.setattr(LanguagePass, "score_chosen", interrupted_after_one)
         assert main(command(tiny, data, output, *TEXT, "--max-tokens", "1")) == 130
     assert "flowdata: stopped; the same command goes on" in capsys.readouterr().err
     (part,) = output.with_name("losses.parquet.parts").glob("*.parquet")
@@ -303,11 +303,11 @@ def test_an_interrupted_score_says_that_the_same_command_goes_on(
     assert not part.exists()
 
 
-score_rows = LanguagePass.score_rows
+score_chosen = LanguagePass.score_chosen
 
 
-def interrupted_after_one(language_pass, rows, read):
-    yield next(score_rows(language_pass, rows, read))
+def interrupted_after_one(language_pass, rows, read, choose):
+    yield next(score_chosen(language_pass, rows, read, choose))
     raise KeyboardInterrupt
 
 
@@ -332,11 +332,11 @@ def test_adapters_workers_and_patience_reach_the_scoring_pass(tiny, tmp_path, mo
 def test_rows_that_a_table_knows_by_key_are_not_scored_again(tiny, tmp_path, capsys, monkeypatch):
     scored = []
 
-    def counting(language_pass, rows, read):
+    def counting(language_pass, rows, read, choose):
         scored.extend(rows.tolist())
-        return score_rows(language_pass, rows, read)
+        return score_chosen(language_pass, rows, read, choose)
 
-    monkeypatch.setattr(LanguagePass, "score_rows", counting)
+    monkeypatch.setattr(LanguagePass, "score_chosen", counting)
     rows = [row | {"id": f"row {number}"} for number, row in enumerate(ROWS)]
     first, all_rows = tmp_path / "first.parquet", tmp_path / "all.parquet"
     options = [*TEXT, "--key", "id"]

@@ -28,7 +28,9 @@ _NO_LOCKS = {
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, unwritable: Callable[[OSError], TableFileError]) -> Iterator[None]:
+def lock_folder(
+    folder: Path, unwritable: Callable[[OSError], TableFileError], name: str = LOCK_NAME
+) -> Iterator[None]:
     """Make a folder, and hold it against everyone else; a killed process lets go by itself.
 
     Where there are no locks, on Windows or on some network disks, calls are not kept from each
@@ -37,18 +39,19 @@ def lock_folder(folder: Path, unwritable: Callable[[OSError], TableFileError]) -
     Args:
         folder: the folder.
         unwritable: the error of a folder that cannot be made or written.
+        name: of the file that is locked: who has another one is not kept out.
 
     Raises:
         TableFileError: when someone else holds it, or it cannot be written.
     """
-    place = Path(os.path.realpath(folder))
+    place = Path(os.path.realpath(folder)) / name
     with _LOCKED_HERE_GUARD:
         if place in _LOCKED_HERE:
             raise _locked_error(folder, "another call in this process")
         _LOCKED_HERE.add(place)
     try:
         try:
-            handle = _open_locked(folder)
+            handle = _open_locked(folder, name)
         except OSError as error:
             raise unwritable(error) from error
         try:
@@ -64,9 +67,9 @@ def lock_folder(folder: Path, unwritable: Callable[[OSError], TableFileError]) -
         _LOCKED_HERE.discard(place)
 
 
-def _open_locked(folder: Path) -> int:
+def _open_locked(folder: Path, name: str) -> int:
     """The lock file, locked."""
-    path = folder / LOCK_NAME
+    path = folder / name
     while True:
         folder.mkdir(exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _NOT_WAITING, 0o666)

@@ -1,7 +1,7 @@
 """Running a model over a data set in order, without touching what it was before."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -75,6 +75,18 @@ def read_batches(
 ) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Rows of a map-style data set, ``size`` at a time: (row numbers, what collate_fn made)."""
     batches = [rows[start : start + size] for start in range(0, rows.size, size)]
+    read = read_these(dataset, batches, collate_fn=collate_fn, num_workers=num_workers)
+    return zip(batches, read, strict=True)
+
+
+def read_these(
+    dataset: Any,
+    batches: Sequence[NDArray[np.int64]],
+    *,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    num_workers: int,
+) -> Iterator[Any]:
+    """What ``collate_fn`` makes of each batch of rows of a map-style data set."""
     loader = DataLoader(
         dataset,
         batch_sampler=cast("Any", (batch.tolist() for batch in batches)),
@@ -83,7 +95,7 @@ def read_batches(
         # The loader seeds its workers from here, and the caller's random numbers stay untouched.
         generator=torch.Generator(),
     )
-    return zip(batches, loader, strict=True)
+    return iter(loader)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -5,6 +5,9 @@ from: ranks of this call, of one that was killed, or of another machine. So no p
 model or other data is ever merged, be it copied here or written by a rank that outlived its pass.
 Parts of earlier versions carry none: those that lie in the folder when it is first met count by
 the folder's identity, and are listed; what comes later without one does not count.
+
+The table may be an object of a store, and so are the parts then. A store has no locks: calls that
+score into one table at the same time do the work more than once, and none of it is lost.
 """
 
 import contextlib
@@ -23,17 +26,29 @@ from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError, warn
-from flowdata.files import local_path, move_into_place, reason_of, replacing
+from flowdata.files import Place, move_into_place, names_in, place_of, reason_of, replacing
 from flowdata.scoring.folder_lock import LOCK_NAME, lock_folder
-from flowdata.scoring.part_file import Part, read_part, write_part
-from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.scoring.row_blocks import Worker
 from flowdata.table.loss_table import LossTable
+from flowdata.table.merging import (
+    PART,
+    PARTS,
+    is_beside_parts,
+    name_of_done,
+    name_of_rows,
+    part_names,
+    save_rows,
+)
 from flowdata.table.parquet import DamagedFileError, unreadable
+from flowdata.table.part_file import Part, read_part, write_part
+from flowdata.table.provenance import Provenance
+from flowdata.table.row_keys import RowKeys
+from flowdata.table.scored_rows import ScoredRows
+from flowdata.table.shard_index import ShardIndex
 
 _IDENTITY = "identity.json"
 _WITHOUT_IDENTITY = "without_identity.json"
 _MERGED = "merged"
-_SUFFIX = ".parquet"
 
 ADVICE = "Use the same model, data and options to go on, or choose another output, or delete it"
 
@@ -42,10 +57,10 @@ class Parts:
     """The folder ``<table>.parts``: the pass's identity, a lock, and the rows scored so far."""
 
     def __init__(self, table: str | PathLike[str]) -> None:
-        self.table = local_path(table, "loss table")
+        self.table: Place = place_of(table, "loss table")
         if not self.table.name:
             raise TableFileError(f"{self.table} is a folder: give the name of a loss table in it")
-        self.folder = self.table.with_name(f"{self.table.name}.parts")
+        self.folder: Place = self.table.with_name(f"{self.table.name}{PARTS}")
 
     @property
     def is_finished(self) -> bool:
@@ -55,6 +70,8 @@ class Parts:
             TableFileError: when that cannot be told.
         """
         try:
+            if not isinstance(self.table, Path):
+                return self.table.is_file()
             self.table.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -63,17 +80,27 @@ class Parts:
         return True
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, job: Worker | None = None) -> Iterator[None]:
         """Hold the folder against everyone else; a killed process lets go by itself.
+
+        A store has no locks.
+
+        Args:
+            job: of an array, whose jobs score into the folder together: it is held against
+                another run of this job alone.
 
         Raises:
             TableFileError: when someone else scores into this table, or it cannot be written.
         """
+        if not isinstance(self.folder, Path):
+            yield
+            return
         try:
             self._require_place()
         except OSError as error:
             raise self._unwritable_error(error) from error
-        with lock_folder(self.folder, self._unwritable_error):
+        name = LOCK_NAME if job is None else f"{LOCK_NAME}-{job.number}-of-{job.of}"
+        with lock_folder(self.folder, self._unwritable_error, name):
             yield
 
     def _require_place(self) -> None:
@@ -104,7 +131,33 @@ class Parts:
         if not paths or not begun:
             self._write_json(_IDENTITY, identity)
 
-    def _identity_of(self, paths: Sequence[Path]) -> dict[str, Any]:
+    def keep_rows(
+        self, provenance: Provenance, index: ShardIndex | None, keys: RowKeys | None
+    ) -> str | None:
+        """Keep what a table has of its rows beside scores, so that parts can be merged anywhere.
+
+        Returns:
+            The name of the file that has it.
+
+        Raises:
+            TableFileError: when it cannot be written.
+        """
+        if (name := name_of_rows(index, keys)) is not None:
+            try:
+                save_rows(self.folder, name, provenance, index, keys)
+            except OSError as error:
+                raise self._unwritable_error(error) from error
+        return name
+
+    def mark_done(self, job: Worker, identity: Mapping[str, Any]) -> None:
+        """Leave word that a job of an array has scored its share of a pass.
+
+        Raises:
+            TableFileError: when that cannot be written.
+        """
+        self._write_json(name_of_done(job), identity)
+
+    def _identity_of(self, paths: Sequence[Place]) -> dict[str, Any]:
         """The identity of a pass whose folder has none that can be read: that of its parts."""
         for part in map(self._read, paths):
             if part is not None and part.identity is not None:
@@ -115,7 +168,7 @@ class Parts:
             "again"
         )
 
-    def _without_identity(self, paths: Sequence[Path]) -> list[str]:
+    def _without_identity(self, paths: Sequence[Place]) -> list[str]:
         parts = map(self._read, paths)
         return [part.path.name for part in parts if part is not None and part.identity is None]
 
@@ -136,14 +189,24 @@ class Parts:
                     self._remove(())
             raise
 
-    def add(self, scores: ScoredRows, identity: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        scores: ScoredRows,
+        identity: Mapping[str, Any],
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a part of a pass under a new name.
+
+        Args:
+            scores: its rows.
+            identity: of the pass.
+            about: what else it says of itself, see `merging.notes`.
 
         Raises:
             TableFileError: when it cannot be written; the parts before it are safe.
         """
         try:
-            write_part(self.folder / f"{uuid.uuid4().hex}{_SUFFIX}", scores, identity)
+            write_part(self.folder / f"{uuid.uuid4().hex}{PART}", scores, identity, about)
         except OSError as error:
             raise TableFileError(
                 f"cannot write the scores of {len(scores):,} rows to {self.folder}: "
@@ -173,7 +236,7 @@ class Parts:
         _require_agreement(own, identity["rows"])
         return own
 
-    def _read(self, path: Path) -> Part | None:
+    def _read(self, path: Place) -> Part | None:
         """A part; None for one that is damaged, which is set aside."""
         try:
             return read_part(path)
@@ -181,7 +244,7 @@ class Parts:
             aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
             # So that the next call does not warn of rows that were scored again.
             with contextlib.suppress(OSError):
-                path.rename(aside)
+                path.rename(aside)  # type: ignore[arg-type]
             warn(f"the part {path} cannot be read ({error}); it is kept as {aside.name}")
             return None
 
@@ -193,9 +256,12 @@ class Parts:
         """
         merged = self.folder / _MERGED
         try:
-            # Inside the folder: what a kill leaves of a half-written table goes with the folder.
-            table.save(merged)
-            move_into_place(merged, self.table)
+            if isinstance(merged, Path) and isinstance(self.table, Path):
+                # Inside the folder: what a kill leaves of a half-written table goes with that.
+                table.save(merged)
+                move_into_place(merged, self.table)
+            else:
+                table.save(self.table)
         except (OSError, TableFileError) as error:
             cause = error.__cause__ or error
             why = reason_of(cause) if isinstance(cause, OSError) else cause
@@ -220,40 +286,35 @@ class Parts:
                 own.append(path)
         self._remove(own)
 
-    def _remove(self, own: Sequence[Path]) -> None:
-        names = {_IDENTITY, _WITHOUT_IDENTITY, LOCK_NAME, _MERGED, *(path.name for path in own)}
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+    def _remove(self, own: Sequence[Place]) -> None:
+        names = {_IDENTITY, _WITHOUT_IDENTITY, _MERGED, *(path.name for path in own)}
+        for name in names_in(self.folder) if self.folder.is_dir() else ():
             # What a kill leaves of a half-written file has a name of `replacing`.
-            if path.name in names or (path.name.startswith(".") and path.suffix == ".tmp"):
+            left = name.startswith(".") and name.endswith(".tmp")
+            if left or name in names or is_beside_parts(name) or _is_lock(name):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    (self.folder / name).unlink()
         # It stays where something is left in it, or where it is a link to a folder elsewhere.
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        if isinstance(self.folder, Path):
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
 
-    def _paths(self) -> list[Path]:
+    def _paths(self) -> list[Place]:
         """The files of parts, in the order of their names.
 
         Raises:
             TableFileError: when the folder cannot be listed: it is not empty for that.
         """
         try:
-            names = sorted(os.listdir(self.folder))
-        except FileNotFoundError:
-            return []
+            return [self.folder / name for name in part_names(self.folder)]
         except OSError as error:
             raise unreadable(self.folder, "folder of parts", error) from error
-        return [
-            self.folder / name
-            for name in names
-            if name.endswith(_SUFFIX) and not name.startswith(".")
-        ]
 
     def _read_json(self, name: str, kind: type, absent: Any = None) -> Any:
         """What a file of the folder holds; None where it is damaged or another kind of value."""
         path = self.folder / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):
+            if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
                 return kind()
             found = json.loads(path.read_bytes())
         except FileNotFoundError:
@@ -272,10 +333,17 @@ class Parts:
             raise self._unwritable_error(error) from error
 
     def _unwritable_error(self, error: OSError) -> TableFileError:
+        where = "in an existing, writable directory with free space"
+        if not isinstance(self.folder, Path):
+            where = "in a store that exists and may be written, listed and read"
         return TableFileError(
             f"cannot write {self.folder}: {reason_of(error)}; the parts of an unfinished "
-            "pass lie beside its output, in an existing, writable directory with free space"
+            f"pass lie beside its output, {where}"
         )
+
+
+def _is_lock(name: str) -> bool:
+    return name == LOCK_NAME or name.startswith(f"{LOCK_NAME}-")
 
 
 def find_unscored_rows(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError
-from flowdata.scoring.inference import read_batches
+from flowdata.scoring.inference import read_these
 from flowdata.scoring.known_rows import KnownRows, require_same_on_ranks
 from flowdata.scoring.parts import Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
-from flowdata.scoring.resuming import score_resumably
+from flowdata.scoring.resuming import Pass, score_resumably
+from flowdata.scoring.row_blocks import Block, ChooseBatches, Worker, blocks_of_worker
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
@@ -42,10 +43,23 @@ class ScoringPass(Protocol):
     def score_rows(self, rows: NDArray[np.int64], read: Any) -> Iterator[ScoredRows]:
         """Losses of rows that were read together, in any order, in as many pieces as it likes.
 
+        A piece is made of the same rows where other pieces are left out.
+
         Args:
             rows: row numbers in the data set.
             read: what `collate` made of these rows.
         """
+        ...
+
+
+@runtime_checkable
+class BatchingPass(ScoringPass, Protocol):
+    """One that makes several batches of rows that are read together."""
+
+    def score_chosen(
+        self, rows: NDArray[np.int64], read: Any, choose: ChooseBatches
+    ) -> Iterator[ScoredRows]:
+        """Losses of some of the batches that are made of all these rows."""
         ...
 
 
@@ -67,6 +81,7 @@ def run_pass(
     title: str = "scoring",
     keys: RowKeys | None = None,
     known: KnownRows | None = None,
+    job: Worker | None = None,
 ) -> LossTable:
     """The table of a pass, of which this rank goes through its share of the rows.
 
@@ -80,6 +95,7 @@ def run_pass(
         title: of the progress bar.
         keys: those of the rows, which the table shall have.
         known: rows that need not be scored.
+        job: of an array, whose share alone is scored, and what the table has.
     """
     require_same_on_ranks(known, ranks)
     found = None if known is None else known.scores
@@ -87,22 +103,24 @@ def run_pass(
         refuse_invalid(found, on_invalid=on_invalid)
         found.losses[_find_invalid(found.losses)] = np.nan
     with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
-        share = _ShareOfRank(scoring_pass, dataset, ranks, num_workers, on_invalid, bar)
+        known_rows = None if found is None else found.rows
+        share = _ShareOfRank(
+            *(scoring_pass, dataset, ranks, job or Worker(0, 1), known_rows),
+            *(num_workers, on_invalid, bar),
+        )
         merge = partial(_merge, provenance=provenance, dataset=dataset, keys=keys, known=known)
         if parts is None:
-            left = find_unscored_rows(provenance.rows, (), None if found is None else found.rows)
+            left = find_unscored_rows(provenance.rows, (), known_rows)
             of_each_rank = ranks.gather(list(ranks.watched(share.score(left))))
             return merge(list(chain.from_iterable(of_each_rank)))
+        index = dataset.index if isinstance(dataset, ShardRows) else None
         return score_resumably(
-            parts,
-            provenance,
-            ranks,
+            Pass(parts, provenance, ranks, index, keys, job),
             score_rows=share.score,
             merge=merge,
             refuse_invalid=partial(refuse_invalid, on_invalid=on_invalid),
             save_every=save_every,
-            keys=keys,
-            known=found,
+            known=known_rows,
         )
 
 
@@ -113,26 +131,49 @@ class _ShareOfRank:
     scoring_pass: ScoringPass | ScoreNumbers
     dataset: Any
     ranks: Ranks
+    job: Worker
+    known: NDArray[np.int64] | None
     num_workers: int
     on_invalid: OnInvalid
     bar: "tqdm[Any]"
 
     def score(self, left: NDArray[np.int64]) -> Iterator[ScoredRows]:
         """Score this rank's share of the rows that are left."""
-        mine = rows_of_rank(left, self.ranks, self.dataset)
-        done = (len(self.dataset) - left.size) // self.ranks.size
+        if callable(self.scoring_pass):
+            scored, expected = self.scoring_pass(left), left.size
+        else:
+            blocks = self._blocks(self.scoring_pass, left)
+            scored = score_blocks(self.scoring_pass, self.dataset, blocks, self.num_workers)
+            expected = round(sum(block.expected for block in blocks))
+        done = (len(self.dataset) - left.size) // (self.ranks.size * self.job.of)
         # tqdm takes the rate from what is done since `initial`: what a pass before has done
         # must not look fast.
-        self.bar.reset(total=done + mine.size)
+        self.bar.reset(total=done + expected)
         self.bar.initial = self.bar.n = done
         self.bar.refresh()
-        return refuse_or_drop_invalid(self._read_and_score(mine), self.on_invalid)
+        return refuse_or_drop_invalid(self._shown(scored), self.on_invalid)
 
-    def _read_and_score(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
+    def _blocks(self, scoring_pass: ScoringPass, left: NDArray[np.int64]) -> list[Block]:
+        """What this rank reads of the rows that are left."""
+        rows = find_unscored_rows(len(self.dataset), (), self.known)
+        is_left = np.zeros(len(self.dataset), dtype=np.bool_)
+        is_left[left] = True
+        return blocks_of_worker(
+            rows,
+            is_left[rows],
+            scoring_pass.rows_per_read,
+            job=self.job,
+            rank=Worker(self.ranks.rank, self.ranks.size),
+            # So few shards are opened by more than one.
+            in_order=isinstance(self.dataset, ShardRows),
+            whole=not isinstance(scoring_pass, BatchingPass),
+        )
+
+    def _shown(self, scored: Iterator[ScoredRows]) -> Iterator[ScoredRows]:
         tokens = size = 0
         started = time.monotonic()
         index = self.dataset.index if isinstance(self.dataset, ShardRows) else None
-        for scores in self._scored(rows):
+        for scores in scored:
             size += 0 if index is None else _bytes_of(scores.rows, index)
             counted = scores.lengths if scores.n_tokens is None else scores.n_tokens
             tokens += 0 if counted is None else int(counted.sum())
@@ -140,25 +181,33 @@ class _ShareOfRank:
             self._show_rates(tokens, what, size, time.monotonic() - started)
             self.bar.update(len(scores))
             yield scores
-
-    def _scored(self, rows: NDArray[np.int64]) -> Iterator[ScoredRows]:
-        if callable(self.scoring_pass):
-            yield from self.scoring_pass(rows)
-            return
-        for some, read in read_batches(
-            self.dataset,
-            rows,
-            size=self.scoring_pass.rows_per_read,
-            collate_fn=self.scoring_pass.collate,
-            num_workers=self.num_workers,
-        ):
-            yield from self.scoring_pass.score_rows(some, read)
+        # How many are of this rank is not known before batches are made.
+        self.bar.total = self.bar.n
+        self.bar.refresh()
 
     def _show_rates(self, tokens: int, what: str, size: int, seconds: float) -> None:
         """Show tokens, and bytes of samples of shards, a second."""
         rates = [f"{tokens / seconds:,.0f} {what}/s"] * (tokens > 0)
         rates += [f"{size / seconds / 1e6:,.1f} MB/s"] * (size > 0)
         self.bar.set_postfix_str(", ".join(rates), refresh=False)
+
+
+def score_blocks(
+    scoring_pass: ScoringPass, dataset: Any, blocks: Sequence[Block], num_workers: int
+) -> Iterator[ScoredRows]:
+    """Losses of what is to be scored of some blocks of a data set."""
+    batching = isinstance(scoring_pass, BatchingPass)
+    read_blocks = read_these(
+        dataset,
+        [block.rows if batching else block.rows_left for block in blocks],
+        collate_fn=scoring_pass.collate,
+        num_workers=num_workers,
+    )
+    for block, read in zip(blocks, read_blocks, strict=True):
+        if isinstance(scoring_pass, BatchingPass):
+            yield from scoring_pass.score_chosen(block.rows, read, block.choose)
+        else:
+            yield from scoring_pass.score_rows(block.rows_left, read)
 
 
 def _bytes_of(rows: NDArray[np.int64], index: ShardIndex) -> int:
@@ -192,14 +241,6 @@ def refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
 def _find_invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
     invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
     return invalid
-
-
-def rows_of_rank(left: NDArray[np.int64], ranks: Ranks, dataset: Any) -> NDArray[np.int64]:
-    """The rows that this rank scores of those that are left."""
-    if isinstance(dataset, ShardRows):
-        # Contiguous: so few shards are opened by more than one rank.
-        return np.array_split(left, ranks.size)[ranks.rank]
-    return left[ranks.rank :: ranks.size]
 
 
 def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:

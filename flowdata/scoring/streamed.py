@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,18 @@ from tqdm.auto import tqdm
 from flowdata.core.states import require_same
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import MismatchError, TableFileError, warn
-from flowdata.files import reason_of
+from flowdata.files import Place, reason_of
 from flowdata.rows.sources import Source
 from flowdata.scoring.fitted_rows import warn_if_fitted_on
-from flowdata.scoring.part_file import Part, read_part, write_part
 from flowdata.scoring.parts import ADVICE, Parts
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.scoring.scoring_pass import ScoringPass, refuse_invalid, refuse_or_drop_invalid
 from flowdata.table.given_keys import as_keys
 from flowdata.table.loss_table import LossTable
+from flowdata.table.merging import part_names
 from flowdata.table.parquet import DamagedFileError
+from flowdata.table.part_file import Part, read_part, write_part
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys, joined_keys
 
@@ -255,7 +255,7 @@ class _Share:
 
     def _load(self, parts: Parts, identity: dict[str, Any]) -> None:
         """Take over what was scored before."""
-        while (path := self._path(parts, self._saved_parts)).exists():
+        while (path := self._path(parts, self._saved_parts)).is_file():
             try:
                 part = read_part(path)
             except DamagedFileError as error:
@@ -269,24 +269,25 @@ class _Share:
             self._state = said["state"]
             self._saved_parts, self._saved_rows = self._saved_parts + 1, self._rows
 
-    def _path(self, parts: Parts, number: int) -> Path:
+    def _path(self, parts: Parts, number: int) -> Place:
         rank = f"{self._ranks.rank:03d}-of-{self._ranks.size:03d}"
         return parts.folder / f"{_PREFIX}{rank}-{number:06d}.parquet"
 
 
 def _require_own_parts(parts: Parts, ranks: int) -> None:
     """Refuse parts of rows by number, and those of another number of ranks."""
-    for path in sorted(parts.folder.glob("*.parquet")):
-        if f"-of-{ranks:03d}-" not in path.name or not path.name.startswith(_PREFIX):
+    for name in part_names(parts.folder):
+        if f"-of-{ranks:03d}-" not in name or not name.startswith(_PREFIX):
             raise MismatchError(
-                f"{path} is no part of this pass, over a stream, on {ranks} ranks: go on as it "
-                "was begun, or choose another output, or delete the folder"
+                f"{parts.folder / name} is no part of this pass, over a stream, on {ranks} "
+                "ranks: go on as it was begun, or choose another output, or delete the folder"
             )
 
 
 def _remove_parts(parts: Parts) -> None:
     nothing = ScoredRows(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
-    own = [Part(path, nothing, None) for path in parts.folder.glob(f"{_PREFIX}*.parquet")]
+    names = [name for name in part_names(parts.folder) if name.startswith(_PREFIX)]
+    own = [Part(parts.folder / name, nothing, None) for name in names]
     parts.remove({}, own)
 
 

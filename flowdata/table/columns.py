@@ -7,6 +7,7 @@ it is the same.
 
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class StoredFile:
 
     def __init__(self, file: ParquetColumns) -> None:
         # Another process may have another working directory.
-        self._path, self._what, self._remedy = file.path.absolute(), file.what, file.remedy
+        self._path, self._what, self._remedy = Path(file.path).absolute(), file.what, file.remedy
         self._identity = _identity(file.status, file.metadata)
         self._open(file.footer)
 
@@ -195,7 +196,8 @@ def can_stay(file: ParquetColumns) -> bool:
     """
     rows = rows_of_groups(file.footer)
     return (
-        file.status.st_size >= 4 * file.rows
+        isinstance(file.path, Path)
+        and file.status.st_size >= 4 * file.rows
         and sum(rows) == file.rows
         and max(rows, default=0) <= _MOST_ROWS_OF_GROUP
     )

@@ -20,18 +20,19 @@ from flowdata.core.weight_functions import WeightFunction
 from flowdata.core.weights import FlowWeights, Normalization
 from flowdata.errors import InvalidLossError, TableFileError
 from flowdata.files import reason_of
+from flowdata.objects import without_secrets
 from flowdata.table.checks import check_dataset, check_length, check_model
 from flowdata.table.frames import to_frame
 from flowdata.table.given_lengths import lengths_of
 from flowdata.table.joining import join
+from flowdata.table.merging import merge_parts
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys, found_rows
 from flowdata.table.selection import select_rows
 from flowdata.table.shard_index import ShardIndex
-from flowdata.table.stored_table import METADATA_KEY, read_table, stored_columns
+from flowdata.table.stored_table import read_table, write_table
 from flowdata.table.table_columns import HeldColumns, TableColumns
 from flowdata.table.token_runs import offsets_of, valid_token_losses
-from flowdata.table.writing import write_parquet
 
 
 class LossTable(HeldColumns):
@@ -168,6 +169,24 @@ class LossTable(HeldColumns):
         """
         return cls(**vars(join(list(map(_columns_of, tables)), mixed=mixed)))
 
+    @classmethod
+    def merge(cls, parts: str | PathLike[str] | Iterable[str | PathLike[str]]) -> "LossTable":
+        """The table of a pass whose parts were written by any number of jobs, see `score`.
+
+        Neither model nor data is needed. Nothing is deleted.
+
+        Args:
+            parts: folders ``<output>.parts`` of jobs, or the folder or folders that these are in,
+                or outputs of jobs, or single parts; also URLs that fsspec opens.
+
+        Raises:
+            MismatchError: for parts of different passes, saying what differs.
+            TableFileError: naming the rows, and the jobs, that are missing; and for what is no
+                part, or cannot be read.
+            ValueError: for no parts.
+        """
+        return cls(**vars(merge_parts(parts)))
+
     def to_pandas(self, dataset: Any = None, columns: Sequence[str] = ()) -> Any:
         """A pandas frame of all rows: the columns of a saved table, and some of the data set.
 
@@ -199,21 +218,19 @@ class LossTable(HeldColumns):
     def save(self, path: str | PathLike[str]) -> None:
         """Write the table as Parquet, atomically: a reader never sees half a file.
 
+        Args:
+            path: a file, or a URL that fsspec opens, as ``s3://bucket/losses.parquet``.
+
         Raises:
             TableFileError: when the directory is missing or cannot be written.
         """
-        metadata, block = {METADATA_KEY: self.provenance.to_json().encode()}, b""
-        columns = stored_columns(self.columns())
-        if self.index is not None:
-            columns |= self.index.columns()
-            of_shards, block = self.index.lists().stored()
-            metadata |= of_shards
         try:
-            write_parquet(path, "loss table", len(self), columns, metadata, block)
+            write_table(path, self.columns())
         except OSError as error:
             raise TableFileError(
-                f"cannot write the loss table {path}: {reason_of(error)}; the table is "
-                "still in memory, save it to an existing, writable directory with free space"
+                f"cannot write the loss table {without_secrets(str(path))}: {reason_of(error)}; "
+                "the table is still in memory, save it to an existing, writable directory with "
+                "free space"
             ) from error
 
     @classmethod
@@ -233,7 +250,8 @@ class LossTable(HeldColumns):
         stay as it is.
 
         Args:
-            path: the file.
+            path: the file; or a URL that fsspec opens, whose table is held in memory, whatever its
+                size.
             dataset: the data set it shall belong to.
             model: the model that shall have scored it.
             tokens: read token losses too, where the table has them.

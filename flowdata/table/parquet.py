@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowdata.errors import FlowDataError, TableFileError
-from flowdata.files import local_path, reason_of
+from flowdata.files import Place, place_of, reason_of
+from flowdata.objects import without_secrets
 
 _T = TypeVar("_T")
 
@@ -90,7 +91,7 @@ class ParquetColumns:
         rows: number of rows, if the footer is right.
     """
 
-    def __init__(self, file: Any, source: Any, path: Path, what: str, remedy: str) -> None:
+    def __init__(self, file: Any, source: Any, path: Place, what: str, remedy: str) -> None:
         self.path = path
         self.what = what
         self.remedy = remedy
@@ -233,7 +234,7 @@ def open_parquet(path: str | PathLike[str], *, what: str, remedy: str) -> Iterat
         TableFileError: where the file is missing, is no file, or cannot be read now.
     """
     with naming_errors(path, what, remedy), contextlib.ExitStack() as stack:
-        place = local_path(path, what)
+        place = place_of(path, what)
         source = stack.enter_context(open_source(place, what))
         file = stack.enter_context(open_reader(source))
         yield ParquetColumns(file, source, place, what, remedy)
@@ -263,9 +264,11 @@ def naming_errors(path: str | PathLike[str], what: str, remedy: str) -> Iterator
     except FlowDataError:
         raise
     except FileNotFoundError as error:
-        raise TableFileError(f"there is no {what} at {path}") from error
+        raise TableFileError(f"there is no {what} at {_shown(path)}") from error
     except MemoryError as error:
-        raise TableFileError(f"there is no memory to read the {what} {path} ({error})") from error
+        raise TableFileError(
+            f"there is no memory to read the {what} {_shown(path)} ({error})"
+        ) from error
     except OSError as error:
         # pyarrow 26 raises OSError for bad content too, but then without a number.
         if error.errno is not None:
@@ -278,24 +281,30 @@ def naming_errors(path: str | PathLike[str], what: str, remedy: str) -> Iterator
 def unreadable(path: str | PathLike[str], what: str, error: OSError) -> TableFileError:
     """The error of a file that cannot be read now."""
     return TableFileError(
-        f"cannot read the {what} {path}: {reason_of(error)}; that does not mean that it is "
+        f"cannot read the {what} {_shown(path)}: {reason_of(error)}; that does not mean that it is "
         "damaged: make it readable, and try again"
     )
+
+
+def _shown(path: str | PathLike[str]) -> str:
+    return without_secrets(str(path))
 
 
 def _not_parquet(path: str | PathLike[str], error: Exception, remedy: str) -> DamagedFileError:
     cause = str(error).splitlines()[0] if str(error) else type(error).__name__
     return DamagedFileError(
-        f"{path} is not a readable Parquet file ({cause}); it is truncated or of another "
+        f"{_shown(path)} is not a readable Parquet file ({cause}); it is truncated or of another "
         f"format: {remedy}"
     )
 
 
-def open_source(path: Path, what: str) -> Any:
-    """Open a file for pyarrow, if it can be Parquet."""
+def open_source(path: Place, what: str) -> Any:
+    """Open a file for pyarrow, if it can be Parquet; an object of a store is read as a whole."""
     import pyarrow as pa
 
     def opened() -> Any:
+        if not isinstance(path, Path):
+            return pa.BufferReader(path.read_bytes())
         _require_file(os.stat(path), path, what)
         source = pa.OSFile(os.fspath(path))
         if not _has_number(source):
@@ -323,6 +332,11 @@ def _has_number(source: Any) -> bool:
 
 def status_of(source: Any) -> os.stat_result:
     """What the system says of a file that `open_source` has opened."""
+    import pyarrow as pa
+
+    if isinstance(source, pa.BufferReader):
+        # Its size alone.
+        return os.stat_result((0,) * 6 + (source.size(),) + (0,) * 3)
     own = _HANDLES.get(source)
     return os.fstat(source.fileno() if own is None else own)
 

@@ -18,6 +18,7 @@ from flowdata.table.row_keys import ROW_KEY, RowKeys
 from flowdata.table.shard_index import INDEX_KINDS, MOST_ROWS_HELD, ShardIndex
 from flowdata.table.table_columns import TableColumns
 from flowdata.table.token_runs import offsets_of, runs_of, to_list_array
+from flowdata.table.writing import write_parquet
 
 METADATA_KEY = b"flowdata"
 LOSS = "loss"
@@ -61,6 +62,22 @@ def read_table(path: str | PathLike[str], *, tokens: bool) -> TableColumns:
         losses = columns[LOSS].to_numpy()
         keys = _keys_held(columns[ROW_KEY], wanted[ROW_KEY]) if ROW_KEY in wanted else None
         return TableColumns(provenance, losses, n_tokens, lengths, token_losses, index, keys)
+
+
+def write_table(path: str | PathLike[str], table: TableColumns) -> None:
+    """Write a file, atomically.
+
+    Raises:
+        OSError: when it cannot be written.
+        TableFileError: for a path that is none.
+    """
+    metadata, block = {METADATA_KEY: table.provenance.to_json().encode()}, b""
+    columns = stored_columns(table)
+    if table.index is not None:
+        columns |= table.index.columns()
+        of_shards, block = table.index.lists().stored()
+        metadata |= of_shards
+    write_parquet(path, "loss table", table.provenance.rows, columns, metadata, block)
 
 
 def _keys_held(column: Any, kind: Kind) -> RowKeys:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
-from flowdata.files import local_path, replacing
+from flowdata.files import place_of, replacing
 from flowdata.table.shard_lists import BLOCK_START
 
 ROW_GROUP = 1 << 15
@@ -56,7 +56,7 @@ def write_parquet(
     schema = first.schema.with_metadata(metadata)
     numbers = [name for name in _DIFFERENCES if name in columns and first[name].type == pa.int64()]
     with (
-        replacing(local_path(path, what)) as temporary,
+        replacing(place_of(path, what)) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pq.ParquetWriter(
             sink,

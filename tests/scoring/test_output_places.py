@@ -11,7 +11,7 @@ from long_run import LONG
 from scoring_lines import Stop, absolute, scored, values
 
 from flowdata import FlowDataError, FlowDataWarning, LossTable, TableFileError
-from flowdata.scoring.part_file import read_part
+from flowdata.table.part_file import read_part
 from flowdata.scoring.parts import Parts
 
 RESULT = list(range(50))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowdata import TableFileError
-from flowdata.scoring.part_file import read_part, write_part
+from flowdata.table.part_file import read_part, write_part
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.parquet import DamagedFileError
 

@@ -13,8 +13,8 @@ from long_run import LONG
 from scoring_lines import Line, Stop, absolute, scored
 
 from flowdata import FlowDataWarning, MismatchError, TableFileError
-from flowdata.scoring import part_file
-from flowdata.scoring.part_file import read_part, write_part
+from flowdata.table import part_file
+from flowdata.table.part_file import read_part, write_part
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table import parquet

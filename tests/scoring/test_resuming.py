@@ -231,11 +231,11 @@ def test_a_table_that_another_call_finished_while_this_one_waited_is_not_scored_
 ):
     output, locked = tmp_path / "losses.parquet", Parts.locked
 
-    def late(parts):
+    def late(parts, job=None):
         monkeypatch.setattr(Parts, "locked", locked)
         scored(output)
         absolute.rows = 0
-        return locked(parts)
+        return locked(parts, job)
 
     monkeypatch.setattr(Parts, "locked", late)
     assert scored(output).losses.tolist() == list(range(50))

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from flowdata import FlowDataWarning, InvalidLossError, ShardRows, score
-from flowdata.scoring.scoring_pass import rows_of_rank
+from flowdata import FlowDataWarning, InvalidLossError, score
 from flowdata.table.fingerprint import model_fingerprint
 
 GENERATOR = torch.Generator().manual_seed(6)
@@ -305,20 +304,6 @@ def test_loaders_streams_and_empty_data_are_refused():
             run(dataset=data)
     with pytest.raises(TypeError, match=r"DataFrame has no rows by number.*from_pandas"):
         run(dataset=splits["train"].to_pandas())
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-def test_ranks_share_rows_of_shards_by_whole_stretches_and_other_rows_evenly(size):
-    left = np.delete(np.arange(20), [3, 4, 11])
-    for dataset in (ROWS, ShardRows.__new__(ShardRows)):
-        shares = [
-            rows_of_rank(left, SimpleNamespace(rank=rank, size=size), dataset)
-            for rank in range(size)
-        ]
-        assert sorted(np.concatenate(shares)) == left.tolist()
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
-        contiguous = np.concatenate(shares).tolist() == left.tolist()
-        assert contiguous == (dataset is not ROWS or size == 1)
 
 
 def test_an_unknown_loss_is_refused_with_the_known_ones():

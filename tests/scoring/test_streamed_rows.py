@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from flowdata import CausalLM, LossTable, MismatchError, score
-from flowdata.scoring import scorer
+from flowdata.scoring.language import LanguagePass
 
 ROWS = [
     {"id": f"row {number}", "x": float(number)}
@@ -103,7 +103,7 @@ def test_tokens_survive_a_stop(tmp_path, monkeypatch):
         {"id": n, "input_ids": [5, 6 + n % 5, 7], "labels": [-100, 6 + n % 5, 7]} for n in range(20)
     ]
     options = {"key": "id", "progress": False, "save_every": 0.0, "output": tmp_path / "t"}
-    monkeypatch.setattr(scorer.LanguagePass, "rows_per_read", 4)
+    monkeypatch.setattr(LanguagePass, "rows_per_read", 4)
 
     def stopping(number):
         for row in rows:
@@ -154,7 +154,7 @@ def test_what_cannot_be_scored_is_named(tmp_path):
         scored(iter(ROWS + ROWS[:2]))
     with pytest.raises(ValueError, match="no rows"):
         scored(iter([]))
-    with pytest.raises(ValueError, match="num_workers= are for rows by number"):
+    with pytest.raises(ValueError, match="num_workers= and shard= are for rows by"):
         scored(of_datasets(), num_workers=2)
     with pytest.raises(Stop):
         scored(of_datasets(), 2, output=tmp_path / "t")

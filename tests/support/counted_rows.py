@@ -39,14 +39,15 @@ class Passed:
         self.rows, self.stop = [], None
         for kind in (_LengthPass, LanguagePass):
             monkeypatch.setattr(kind, "rows_per_read", 10)
-            monkeypatch.setattr(kind, "score_rows", self.recorded(kind.score_rows))
+            name = "score_chosen" if hasattr(kind, "score_chosen") else "score_rows"
+            monkeypatch.setattr(kind, name, self.recorded(getattr(kind, name)))
 
     def recorded(self, score_rows):
-        def recording(scoring_pass, rows, read):
+        def recording(scoring_pass, rows, read, *choose):
             if self.stop is not None and rows.max() >= self.stop:
                 raise Stop
             self.rows += rows.tolist()
-            return score_rows(scoring_pass, rows, read)
+            return score_rows(scoring_pass, rows, read, *choose)
 
         return recording
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from flowdata import score
-from flowdata.scoring.part_file import read_part
+from flowdata.table.part_file import read_part
 from flowdata.scoring.parts import Parts
 
 

@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xxhash
 
-from flowdata.files import replacing
-from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.files import Place, replacing
 from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
+from flowdata.table.scored_rows import ScoredRows
 from flowdata.table.stored_table import read_counts, read_tokens
 from flowdata.table.token_runs import offsets_of, to_list_array
 
@@ -36,14 +35,27 @@ class Part:
         scores: its rows.
         identity: of the pass that wrote it, `Provenance.identity`; None in parts of earlier
             versions, which did not carry it.
+        about: what else its writer said of it, see `merging.notes`.
     """
 
-    path: Path
+    path: Place
     scores: ScoredRows
     identity: dict[str, Any] | None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def job(self) -> tuple[int, int] | None:
+        """Number and count of the job of an array that wrote it, if one did."""
+        job = self.about.get("job")
+        return None if job is None else (job[0], job[1])
 
 
-def write_part(path: Path, scores: ScoredRows, identity: Mapping[str, Any]) -> None:
+def write_part(
+    path: Place,
+    scores: ScoredRows,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write a part, atomically.
 
     Raises:
@@ -63,7 +75,7 @@ def write_part(path: Path, scores: ScoredRows, identity: Mapping[str, Any]) -> N
         columns["truncated"] = scores.truncated
     if scores.lengths is not None:
         columns["length"] = scores.lengths
-    known = {_IDENTITY: identity, _CHECKSUM: _checksum(scores, identity)}
+    known = {**(about or {}), _IDENTITY: identity, _CHECKSUM: _checksum(scores, identity)}
     table = pa.table(columns).replace_schema_metadata({_METADATA_KEY: json.dumps(known)})
     # Losses hardly compress, and no two are alike, so a dictionary would only cost.
     with replacing(path) as temporary:
@@ -72,7 +84,7 @@ def write_part(path: Path, scores: ScoredRows, identity: Mapping[str, Any]) -> N
         )
 
 
-def read_part(path: Path) -> Part:
+def read_part(path: Place) -> Part:
     """Read a part.
 
     Raises:
@@ -99,7 +111,8 @@ def read_part(path: Path) -> Part:
             isinstance(identity, dict) and known.get(_CHECKSUM) == _checksum(scores, identity)
         ):
             raise file.damaged("its checksum is not that of its content")
-        return Part(path, scores, identity)
+        about = {name: known[name] for name in known if name not in (_IDENTITY, _CHECKSUM)}
+        return Part(path, scores, identity, about)
 
 
 def _check_rows(file: ParquetColumns, scores: ScoredRows) -> None:

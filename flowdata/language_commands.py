@@ -2,7 +2,9 @@
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flowdata.errors import InvalidLossError
 from flowdata.shell import (
@@ -18,6 +20,10 @@ from flowdata.shell import (
     seconds,
 )
 from flowdata.table.loss_table import LossTable
+
+if TYPE_CHECKING:
+    from flowdata.scoring.columns import Columns
+    from flowdata.scoring.language import CausalLM
 
 
 def add_score(commands: Commands) -> None:
@@ -53,6 +59,13 @@ def add_score(commands: Commands) -> None:
         help="a table of some of these rows, which are not scored again: found by key, or the "
         "first ones",
     )
+    score.add_argument(
+        "--loss",
+        choices=("causal_lm", "classification", "model"),
+        default="causal_lm",
+        help="causal_lm, or the loss that any model, opened as it was saved, computes itself: "
+        "classification, in batches, or model, one row at a time",
+    )
     score.add_argument("--max-length", type=positive, help="cut longer samples to these tokens")
     score.add_argument(
         "--max-tokens", type=positive, help="tokens of a batch; default what keeps the device busy"
@@ -83,11 +96,21 @@ def add_score(commands: Commands) -> None:
         default="raise",
         help="samples without a response token or with a NaN loss: stop, or give them weight 0",
     )
+    score.add_argument(
+        "--engine",
+        choices=("torch", "ray"),
+        default="torch",
+        help="what runs the pass: this process or torchrun's (default), or workers of a Ray "
+        "cluster, that of RAY_ADDRESS or one that is begun here; all see the same model and data",
+    )
+    score.add_argument(
+        "--workers", type=positive, help="of --engine ray, one a GPU, if it has any (default 1)"
+    )
     score.set_defaults(run=_run_score, parser=score, goes_on=True)
 
 
 def _run_score(options: argparse.Namespace) -> None:
-    from flowdata.scoring import CausalLM, score
+    from flowdata.scoring import score
     from flowdata.scoring.columns import Columns
     from flowdata.scoring.inference import count_rows
     from flowdata.scoring.open_inputs import open_model
@@ -99,9 +122,19 @@ def _run_score(options: argparse.Namespace) -> None:
     columns = Columns(options.prompt, options.response, options.messages, options.text)
     data = open_data(options)
     count_rows(data)
-    columns.check(data.column_names)
+    named = options.loss != "causal_lm"
+    if named:
+        _refuse_options_of_language(options)
+        data = data.with_format("torch")
+    else:
+        columns.check(data.column_names)
     if options.key is not None:
         keys_of(data, options.key)
+    if options.engine == "ray":
+        _print_result(_score_on_ray(options, columns), options.output)
+        return
+    if options.workers is not None:
+        raise ValueError("--workers are those of --engine ray: torchrun starts its own")
     with join_torchrun() as process:
         model, tokenizer = open_model(
             options.model,
@@ -109,18 +142,12 @@ def _run_score(options: argparse.Namespace) -> None:
             dtype=options.dtype,
             device=options.device,
             local_rank=process.local_rank,
-        )
-        loss = CausalLM(
-            tokenizer=tokenizer,
-            **asdict(columns),
-            max_length=options.max_length,
-            max_tokens=options.max_tokens,
-            token_losses=options.token_losses,
+            as_saved=named,
         )
         losses = score(
             model,
             data,
-            loss,
+            options.loss if named else _loss(options, columns, tokenizer),
             output=options.output,
             key=options.key,
             known=options.known,
@@ -132,6 +159,61 @@ def _run_score(options: argparse.Namespace) -> None:
         )
         if process.rank == 0:
             _print_result(losses, options.output)
+
+
+def _loss(options: argparse.Namespace, columns: "Columns", tokenizer: Any) -> "CausalLM":
+    from flowdata.scoring import CausalLM
+
+    return CausalLM(
+        tokenizer=tokenizer,
+        **asdict(columns),
+        max_length=options.max_length,
+        max_tokens=options.max_tokens,
+        token_losses=options.token_losses,
+    )
+
+
+def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
+    from flowdata.scoring.open_inputs import open_tokenizer
+    from flowdata.scoring.ray_pass import score_on_ray
+
+    # Workers may run in another folder than this command.
+    model, data = (
+        str(Path(name).resolve()) if Path(name).exists() else str(name)
+        for name in (options.model, options.data)
+    )
+    where = argparse.Namespace(data=data, split=options.split)
+    return score_on_ray(
+        partial(_open_in_worker, model, options.dtype, options.device),
+        partial(open_data, where),
+        _loss(options, columns, open_tokenizer(options.tokenizer or options.model)),
+        workers=options.workers or 1,
+        output=options.output,
+        key=options.key,
+        known=options.known,
+        on_invalid=options.on_invalid,
+        adapters=options.adapters,
+        model_name=str(options.model),
+    )
+
+
+def _open_in_worker(model: str, dtype: str, device: str | None) -> Any:
+    from flowdata.scoring.engine_worker import assigned_device
+    from flowdata.scoring.open_inputs import open_model
+
+    device = device or str(assigned_device())
+    return open_model(model, tokenizer=None, dtype=dtype, device=device, local_rank=0)[0]
+
+
+def _refuse_options_of_language(options: argparse.Namespace) -> None:
+    names = ("prompt", "response", "messages", "text", "max_length", "max_tokens", "token_losses")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    given += ["--engine ray"] * (getattr(options, "engine", None) == "ray")
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} is for --loss causal_lm: with --loss {options.loss} rows have "
+            "what the forward of the model takes, and labels"
+        )
 
 
 def _print_result(losses: LossTable, output: Path) -> None:

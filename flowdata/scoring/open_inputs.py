@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from flowdata.scoring.pretrained import load_tokenizer, load_whole
+from flowdata.errors import FlowDataError
+from flowdata.scoring.pretrained import load_config, load_tokenizer, load_whole
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -60,11 +61,19 @@ def _read_file(path: Path) -> Any:
 
 
 def open_model(
-    name: str, *, tokenizer: str | None, dtype: str, device: str | None, local_rank: int
+    name: str,
+    *,
+    tokenizer: str | None,
+    dtype: str,
+    device: str | None,
+    local_rank: int,
+    as_saved: bool = False,
 ) -> tuple[Any, Any]:
-    """A causal language model of transformers, on its device, and its tokenizer.
+    """A model of transformers, on its device, and its tokenizer.
 
-    A GGUF file is read through transformers, which turns it into plain floats.
+    It is a causal language model, or, with ``as_saved``, of the class that it was saved as, which
+    has no tokenizer here. A GGUF file is read through transformers, which turns it into plain
+    floats.
 
     Raises:
         FlowDataError: for what cannot be loaded, or has not all parameters of the model.
@@ -83,8 +92,24 @@ def open_model(
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
     _require_device(target)
     place, where = _place_of(name)
+    if as_saved:
+        model = load_whole(_saved_class(transformers, place), place, "a model", dtype=kind)
+        return model.to(target), None
     model = load_whole(transformers.AutoModelForCausalLM, place, dtype=kind, **where)
     return model.to(target), open_tokenizer(tokenizer or name)
+
+
+def _saved_class(transformers: Any, name: str) -> Any:
+    """The class that the configuration of a checkpoint names."""
+    config = load_config(transformers.AutoConfig, name)
+    named = getattr(config, "architectures", None) or []
+    found = [kind for kind in (getattr(transformers, each, None) for each in named) if kind]
+    if not found:
+        raise FlowDataError(
+            f"{name} names no class of transformers in its configuration (architectures: {named}): "
+            "score it from Python, flowdata.score(model, data)"
+        )
+    return found[0]
 
 
 def open_tokenizer(name: str) -> Any:

@@ -13,12 +13,13 @@ _MOST_NAMED = 5
 _SIGMAS = 5.0
 
 
-def load_whole(kind: Any, name: str, **options: Any) -> Any:
+def load_whole(kind: Any, name: str, what: str = "a causal language model", **options: Any) -> Any:
     """A model of transformers, all of whose parameters are in its checkpoint.
 
     Args:
         kind: class with ``from_pretrained``.
         name: folder or name on the hub.
+        what: what it shall be, in words.
         options: for ``from_pretrained``.
 
     Raises:
@@ -27,15 +28,24 @@ def load_whole(kind: Any, name: str, **options: Any) -> Any:
     """
     # transformers 5.23, from_pretrained: a parameter that is tied to one that is there is none
     # of the missing ones.
-    model, found = _load(kind, name, "a causal language model", output_loading_info=True, **options)
+    model, found = _load(kind, name, what, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
         saved = getattr(model.config, "architectures", None) or ["another class"]
         raise FlowDataError(
             f"{name} has no {_listed(missing)}: {type(model).__name__} would score with random "
-            f"numbers there (it was saved as {saved[0]}); choose a checkpoint of a causal "
-            "language model with its head"
+            f"numbers there (it was saved as {saved[0]}); choose a checkpoint of {what} with "
+            "its head"
         )
     return model
+
+
+def load_config(kind: Any, name: str) -> Any:
+    """A configuration of transformers.
+
+    Raises:
+        FlowDataError: for what cannot be loaded.
+    """
+    return _load(kind, name, "a model")
 
 
 def load_tokenizer(kind: Any, name: str, **options: Any) -> Any:

@@ -136,6 +136,15 @@ def test_the_loss_is_that_of_a_plain_loop(name):
     assert losses(model, rows, collate_fn=collate) == pytest.approx(wanted, rel=1e-5)
 
 
+def test_rows_may_have_lists_and_columns_that_say_nothing_to_the_model():
+    model, rows, _ = answers()
+    plain = [
+        {name: part.tolist() for name, part in row.items()} | {"id": f"a{number}"}
+        for number, row in enumerate(rows)
+    ]
+    assert losses(model, plain).tolist() == losses(model, rows).tolist()
+
+
 class Own(nn.Module):
     """Smoothed cross-entropy, which has no name here, in whatever form."""
 

@@ -19,6 +19,7 @@ from flowdata.scoring.model_inputs import (
     pad_tokens,
     require_known,
 )
+from flowdata.scoring.row_blocks import ChooseBatches
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_batches import make_batches
 from flowdata.scoring.token_rows import Tokens
@@ -122,7 +123,7 @@ class LanguagePass:
         self._placeholders = _placeholders(model)
         self._layout = OneLayout()
         self._context = _context_length(model)
-        self._budget = options.max_tokens or _token_budget(model, device)
+        self._budget = options.max_tokens or token_budget(model, device)
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
 
     def score_rows(
@@ -135,11 +136,20 @@ class LanguagePass:
                 model does not have, or samples it cannot take.
             MemoryError: when a single sample does not fit.
         """
+        return self.score_chosen(rows, read, list)
+
+    def score_chosen(
+        self,
+        rows: NDArray[np.int64],
+        read: Sequence[Tokens | UnreadableRow],
+        choose: ChooseBatches,
+    ) -> Iterator[ScoredRows]:
+        """The same, of some of the batches of these rows."""
         samples = self._layout.check(rows, read)
         lengths = np.array([sample.length for sample in samples])
         self._check_lengths(rows, samples)
         self._check_tokens(rows, samples)
-        begun = self._begin_batches(rows, samples, lengths)
+        begun = self._begin_batches(rows, samples, lengths, choose)
         if self._device.type == "cuda":
             begun = one_behind(begun)
         for batch, losses, counts in begun:
@@ -147,10 +157,14 @@ class LanguagePass:
             yield self._to_scored_rows(rows[batch], losses.numpy(), counts, of_batch)
 
     def _begin_batches(
-        self, rows: NDArray[np.int64], samples: Sequence[Tokens], lengths: NDArray[Any]
+        self,
+        rows: NDArray[np.int64],
+        samples: Sequence[Tokens],
+        lengths: NDArray[Any],
+        choose: ChooseBatches,
     ) -> Iterator[tuple[NDArray[np.int64], Arriving, NDArray[Any]]]:
         """Places of the samples of each batch, its losses, and how many each row has."""
-        batches = deque(make_batches(np.arange(rows.size), samples, self._budget))
+        batches = deque(choose([*make_batches(np.arange(rows.size), samples, self._budget)]))
         while batches:
             batch = batches.popleft()
             try:
@@ -258,7 +272,7 @@ def _check_tokenizer(tokenizer: Any, vocabulary: int | None) -> None:
         )
 
 
-def _token_budget(model: Any, device: torch.device) -> int:
+def token_budget(model: Any, device: torch.device) -> int:
     """Tokens of a batch to begin with."""
     if device.type == "cpu":
         return _TOKENS_ON_CPU

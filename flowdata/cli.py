@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowdata.array_commands import add_merge
 from flowdata.errors import FlowDataError
 from flowdata.file_commands import add_attach, add_export, add_replay
 from flowdata.language_commands import add_lengths, add_score
@@ -22,6 +23,7 @@ from flowdata.shell import (
     require_place,
     seconds,
     speaking,
+    table_of,
     temperature,
     until_the_reader_leaves,
 )
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_demo(commands)
     add_score(commands)
+    add_merge(commands)
     add_lengths(commands)
     add_attach(commands)
     add_export(commands)
@@ -124,7 +127,7 @@ def _add_inspect(commands: Commands) -> None:
         "figures that needs no network; --data shows the text of the easiest and hardest samples, "
         "--by what each group of them gets.",
     )
-    inspect.add_argument("table", type=path_of, help="a loss table, .parquet")
+    inspect.add_argument("table", type=table_of, help="a loss table, .parquet, also as a URL")
     inspect.add_argument(
         "--temperature",
         type=temperature,

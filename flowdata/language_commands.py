@@ -6,18 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowdata.errors import InvalidLossError
+from flowdata.array_commands import add_shard, print_share, shard_of
 from flowdata.shell import (
     Commands,
-    Speech,
     add_data,
     name_of,
     non_negative,
     open_data,
     path_of,
     positive,
+    print_summary,
     require_place,
     seconds,
+    table_of,
 )
 from flowdata.table.loss_table import LossTable
 
@@ -45,10 +46,11 @@ def add_score(commands: Commands) -> None:
     _add_columns(score, "input_ids and labels")
     score.add_argument(
         "--output",
-        type=path_of,
+        type=table_of,
         required=True,
-        help="the table, a .parquet file",
+        help="the table, a .parquet file, or a URL such as s3://bucket/losses.parquet",
     )
+    add_shard(score)
     score.add_argument(
         "--key", metavar="COLUMN", help="numbers or texts by which the table shall know its rows"
     )
@@ -119,6 +121,7 @@ def _run_score(options: argparse.Namespace) -> None:
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
     require_place(options.output)
+    shard = shard_of(options)
     columns = Columns(options.prompt, options.response, options.messages, options.text)
     data = open_data(options)
     count_rows(data)
@@ -130,8 +133,10 @@ def _run_score(options: argparse.Namespace) -> None:
         columns.check(data.column_names)
     if options.key is not None:
         keys_of(data, options.key)
+    if options.engine == "ray" and shard is not None:
+        raise ValueError("--shard is for jobs that score by themselves: leave out --engine ray")
     if options.engine == "ray":
-        _print_result(_score_on_ray(options, columns), options.output)
+        print_summary(_score_on_ray(options, columns), options.output)
         return
     if options.workers is not None:
         raise ValueError("--workers are those of --engine ray: torchrun starts its own")
@@ -149,6 +154,7 @@ def _run_score(options: argparse.Namespace) -> None:
             data,
             options.loss if named else _loss(options, columns, tokenizer),
             output=options.output,
+            shard=shard,
             key=options.key,
             known=options.known,
             num_workers=options.num_workers,
@@ -157,8 +163,10 @@ def _run_score(options: argparse.Namespace) -> None:
             model_name=str(options.model),
             rank_timeout=options.rank_timeout,
         )
-        if process.rank == 0:
-            _print_result(losses, options.output)
+        if process.rank == 0 and shard is not None:
+            print_share(losses, options.output, shard)
+        elif process.rank == 0:
+            print_summary(losses, options.output)
 
 
 def _loss(options: argparse.Namespace, columns: "Columns", tokenizer: Any) -> "CausalLM":
@@ -214,18 +222,6 @@ def _refuse_options_of_language(options: argparse.Namespace) -> None:
             f"{', '.join(given)} is for --loss causal_lm: with --loss {options.loss} rows have "
             "what the forward of the model takes, and labels"
         )
-
-
-def _print_result(losses: LossTable, output: Path) -> None:
-    from flowdata.report.summary import summary_text, weights_of
-
-    # The table first: it took hours, and is safe whatever its weights are.
-    print(f"{output} is written; look at it with: flowdata inspect {output}\n")
-    try:
-        print(summary_text(losses, weights_of(losses)))
-    except InvalidLossError as error:
-        speech = Speech({"temperature": "--temperature"})
-        print(f"note: {speech(error)}: flowdata inspect {output} --temperature ...")
 
 
 def add_lengths(commands: Commands) -> None:

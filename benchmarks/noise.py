@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from assets import fashion_mnist, mnist_digits, mnist_network
+from digits import TURNED, WRONG_CLOTHES, fetch, make_task
 from measure import Machine, Table, Target, canvas, horizontal_bars
 from methods import FLOW, HALF, MULTINOMIAL, NORMALIZED, STRATIFIED, by_task, outputs, seeds_of
 from publishing import command_line, publish
+from tasks import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
-from vision import TURNED, WRONG_CLOTHES, Task, make_task
 
 from flowdata import EpochPlan, FlowWeights, Strata
 
@@ -54,8 +54,7 @@ one draw. Whether a batch has such a group is chance, so its part of the noise s
 def main() -> None:
     """Measure all tasks and seeds, write."""
     options, machine = parser().parse_args(), Machine.here()
-    for fetched in (mnist_digits, fashion_mnist, mnist_network):
-        fetched()
+    fetch()
     jobs = [(task, seed, options.batches) for seed in seeds_of(options.seeds) for task in TASKS]
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
@@ -107,7 +106,7 @@ def measured(job: tuple[str, int, int]) -> tuple[dict[str, float], dict[str, flo
     """
     name, seed, batches = job
     task = make_task(name, seed)
-    model, data, weights = task.start.eval(), task.data, task.weights
+    model, data, weights = task.start.eval(), task.samples.data, task.weights
     probabilities = torch.from_numpy(weights.values / weights.values.sum())
     full = gradient(model, data, torch.arange(len(data)), probabilities * len(data))
     groups, found = grouped(task), {}
@@ -124,7 +123,7 @@ def explained(
     task: Task, groupings: Mapping[str, Tensor], probabilities: Tensor, full: Tensor
 ) -> dict[str, float]:
     """Variance of single gradients between groups, over all of it."""
-    model, data = task.start, task.data
+    model, data = task.start, task.samples.data
 
     def squares(groups: Tensor) -> float:
         """Mean squared length of the gradients of groups; of samples, if each is one."""
@@ -150,7 +149,7 @@ def explained(
 
 def grouped(task: Task) -> dict[str, Tensor]:
     """The group of each sample in each stratified mode, shape (n,)."""
-    inputs, labels = task.data.tensors
+    inputs, labels = task.samples.data.tensors
     predictions = outputs(task.start, inputs).argmax(dim=1)
     return {STRATIFIED: labels, CONFUSED: labels * 10 + predictions}
 
@@ -195,7 +194,7 @@ def draw(means: dict[str, dict[str, float]], path: Path) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command_line(HELP)
-    made.add_argument("--seeds", type=int, default=3, help="default 3")
+    made.add_argument("--seeds", type=int, default=10, help="default 10")
     made.add_argument("--batches", type=int, default=300, help="of each mode; default 300")
     made.add_argument("--processes", type=int, default=2, help="default 2")
     return made

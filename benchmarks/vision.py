@@ -2,284 +2,351 @@
 """Vision: what each way to fine-tune keeps of the old task and learns of the new one."""
 
 import argparse
-import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+import backbone
+import digits
 import numpy as np
 import torch
-from assets import fashion_mnist, mnist_digits, mnist_network
-from comparing import TEMPERATURE, Comparison, Measure, Run, best_rates
-from measure import Machine
+from ledger import Ledger
+from measure import Machine, Table
 from methods import (
     CONTROLS,
     FLOW,
     METHODS,
     STANDARD,
+    WISE,
+    WISE_CONTROLS,
     Tuned,
-    Tuning,
-    accuracy,
     by_task,
     fine_tuned,
-    outputs,
     seeds_of,
     sharing,
 )
 from publishing import command_line
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from tasks import OWN_ROWS, QUICK, Sizes, Task
 from tqdm import tqdm
+from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, best_rates, publish_comparison, spread
 
-from flowdata import FlowWeights, LossTable, score, score_probe
-
-TURNED, CLOTHES, WRONG_CLOTHES = (
-    "turned digits, harmful samples",
-    "clothes",
-    "clothes, wrong labels",
-)
-TASKS = (TURNED, CLOTHES, WRONG_CLOTHES)
-PRE_TRAINED, PROBE = "pre-trained", "linear probe"
-GRID = (0.001, 0.003, 0.01, 0.03)
-TEMPERATURES = (0.25, 0.5, 2.0, 4.0)
-FINE_TUNING, HELD_OUT, TEST = 1000, 500, 2000
-WRONG, OFF_DOMAIN, ANGLE = 0.4, 0.1, 40.0
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+SWEEP = {f"{FLOW}, {factor:g} {TEMPERATURE}": factor for factor in FACTORS}
 CHOOSING_SEEDS = (1001, 1002, 1003)
 
 HELP = """\
-Fine-tune a network that was trained on MNIST, once for each task, method and seed. Learning rates
-are chosen by the accuracy on held-out samples of the fine-tuning data, for each task and method.
+Fine-tune a network that was trained on MNIST (preset digits) or ImageNet (preset backbone), once
+for each task, method and seed. Learning rates are chosen by the accuracy on held-out samples of the
+fine-tuning data, for each task and method. What was measured is kept in a file as it goes: the same
+command goes on after an interruption.
 """
 
-ABOUT = f"""\
-A convolutional network (0.42 M parameters) that was trained on MNIST is fine-tuned on
-{FINE_TUNING:,} samples. "Old" is its accuracy on {TEST:,} digits, "new" on as many samples of the
-new task, rightly labelled; "hardest" is the new accuracy on the tenth that the starting point finds
-hardest. Percent, mean and standard deviation over the seeds.
+PROTOCOL = """\
+"Hardest" is the new accuracy on the tenth that the starting point finds hardest. Percent, mean and
+standard deviation over the seeds.
 
-- {TURNED}: digits turned by {ANGLE:.0f} degrees, {WRONG:.0%} with wrong
-  labels, and {OFF_DOMAIN:.0%} pictures of clothes with arbitrary labels; the head stays.
-- {CLOTHES}: Fashion-MNIST with right labels and a new head: linear probe, scores out of fold,
-  fine-tuning of the whole network. For the old task the old head is put back.
-- {WRONG_CLOTHES}: the same, {WRONG:.0%} of the labels wrong.
+New heads: linear probe, scores out of fold (`score_probe`), fine-tuning of the whole network, and
+the head fitted once more with the plain loss, by every method; "own head" is the new accuracy
+without that last step. For the old task the old head and the old batch norms are put back.
 
-SGD with momentum 0.9, batches of 50. Learning rates from {GRID}, by {HELD_OUT}
-held-out samples of the fine-tuning data, wrong labels included, on average of three other seeds.
-The rates of the controls are those of standard fine-tuning (times the mean weight for the first).
+SGD with momentum 0.9, batches of 50, {epochs} epochs. Learning rates from {grid}, by held-out
+samples of the fine-tuning data, wrong labels included, on average of the seeds {choosing}, which
+are not measured. Controls have the rate of what they control, standard fine-tuning or WiSE-FT
+(times the mean weight for lr x mean(w)). FLOW at several temperatures ("{factor:g} {unit}") and
+FLOW by a probe that was scored on its own rows have the rate of standard fine-tuning. "Clipped":
+at the 10 % and 90 % quantiles of the losses. All of this was fixed before the measured seeds were
+run.
 """
-
-OLD, NEW = Measure("old", "old, %"), Measure("new", "new, %")
-COMPARISON = Comparison(
-    "vision",
-    ABOUT,
-    (OLD, NEW, Measure("mean", "mean, %"), Measure("hardest", "hardest, %")),
-    kept=OLD,
-    learned=NEW,
-)
-
-
-class Network(nn.Module):
-    """The network of ccexam; ``classifier[2]`` is the head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.classifier = nn.Sequential(nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (n, 10), of images of shape (n, 1, 28, 28)."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
 
 
 @dataclass(frozen=True)
-class Task:
-    """One task and seed, ready to be fine-tuned on."""
+class Preset:
+    """A network and its tasks."""
 
-    start: nn.Module
-    old_head: dict[str, Tensor] | None
-    data: TensorDataset
-    held_out: TensorDataset
-    old: TensorDataset
-    new: TensorDataset
-    hardest: Tensor
-    table: LossTable
+    about: str
+    tasks: tuple[str, ...]
+    fetch: Callable[[], None]
+    make: Callable[[str, int, str, Sizes], Task]
+    sizes: Sizes
+    grid: tuple[float, ...]
+    choosing: tuple[int, ...]
+    seeds: int
+    epochs: int
+
+
+PRESETS = {
+    "digits": Preset(
+        *(digits.ABOUT, digits.TASKS, digits.fetch, digits.make_task, digits.SIZES),
+        *((0.001, 0.003, 0.01, 0.03), CHOOSING_SEEDS, 10, 5),
+    ),
+    "backbone": Preset(
+        *(backbone.ABOUT, backbone.TASKS, backbone.fetch, backbone.make_task, backbone.SIZES),
+        *((0.001, 0.003, 0.01), CHOOSING_SEEDS[:2], 5, 5),
+    ),
+}
+
+
+# The trainings of one task and seed.
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One task and seed, in a process of its own."""
+
+    preset: str
+    task: str
+    seed: int
+    epochs: int
+    device: str
+    quick: bool
+    ledger: Path
+
+    def tried(self) -> dict[str, list[float]]:
+        """Held-out accuracy of each method at each rate of the grid."""
+        lab = Lab(self)
+        grid = PRESETS[self.preset].grid[: 1 if self.quick else None]
+        return {
+            method: [lab.held_out(method, rate) for rate in grid]
+            for method in METHODS
+            if method not in (*CONTROLS, *WISE_CONTROLS)
+        }
+
+    def run(self, rates: Mapping[str, float]) -> tuple[Run, dict[str, dict[str, float]]]:
+        """All methods at their rates; and what the weights are like."""
+        lab = Lab(self)
+        results = {lab.recall("start", lambda: lab.first): lab.scores("start", 0.0)}
+        for method, rate in rates.items():
+            if method != OWN_ROWS or STARTS[1] in results:
+                results[method] = lab.scores(method, rate)
+        return results, lab.recall("drawn", lambda: lab.task.drawn())
+
+
+class Lab:
+    """What a trial measures, as far as it is not in the ledger."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self._ledger = Ledger(trial.ledger)
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """Data, starting point and weights."""
+        trial = self.trial
+        make = PRESETS[trial.preset].make
+        return make(trial.task, trial.seed, trial.device, self.sizes)
 
     @property
-    def weights(self) -> FlowWeights:
-        """Weights at the median loss."""
-        return self.table.weights()
+    def sizes(self) -> Sizes:
+        """Numbers of samples."""
+        return QUICK if self.trial.quick else PRESETS[self.trial.preset].sizes
+
+    @property
+    def first(self) -> str:
+        """What the starting point is called."""
+        return STARTS[0 if self.task.before is None else 1]
+
+    def scores(self, method: str, rate: float) -> dict[str, float]:
+        """Accuracies after training by a method."""
+        found: dict[str, float] = self.recall(
+            f"{method} at {rate:g}", lambda: self.task.scored(self._tuned(method, rate))
+        )
+        return found
+
+    def held_out(self, method: str, rate: float) -> float:
+        """Held-out accuracy after training by a method."""
+        found: float = self.recall(
+            f"held out, {method} at {rate:g}",
+            lambda: self.task.held_out(self._tuned(method, rate)),
+        )
+        return found
+
+    def recall(self, what: str, measure: Callable[[], Any]) -> Any:
+        """What is known of it, or else measured."""
+        trial = self.trial
+        samples = self.sizes.data
+        where = f"{trial.task}, {samples} samples, seed {trial.seed}, {trial.epochs} epochs"
+        return self._ledger.recall(f"{where}: {what}", measure)
+
+    @functools.cached_property
+    def _tuned(self) -> Callable[[str, float], Tuned]:
+        """(method, learning rate) -> model."""
+        task, seed = self.task, self.trial.seed
+        middle = float(task.weights.temperature or 1.0)
+        sweep = {name: task.table.weights(factor * middle) for name, factor in SWEEP.items()}
+        tuning = task.tuning(self.trial.epochs, sweep)
+
+        def train(method: str, rate: float) -> Tuned:
+            if method == "start":
+                return Tuned(task.start, 0, 0.0)
+            return fine_tuned(method, task.start, tuning, rate, seed)
+
+        return sharing(train, task.start)
 
 
-# The tasks.
-
-
-def make_task(name: str, seed: int) -> Task:
-    """Data, starting point and weights, as a function of the seed."""
-    random = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    digits, clothes = (as_tensors(*data) for data in (mnist_digits(), fashion_mnist()))
-    order = torch.from_numpy(random.permutation(len(digits[0])))
-    old = TensorDataset(*(part[order[-TEST:]] for part in digits))
-    model = Network()
-    model.load_state_dict(mnist_network())
-    if name == TURNED:
-        images, labels = turned(digits[0][order]), digits[1][order]
-    else:
-        shuffled = torch.from_numpy(random.permutation(len(clothes[0])))
-        images, labels = (part[shuffled] for part in clothes)
-    sizes = [FINE_TUNING, HELD_OUT, TEST]
-    given = labels[: sum(sizes)].clone()
-    given[: FINE_TUNING + HELD_OUT] = damaged(
-        given[: FINE_TUNING + HELD_OUT], 0.0 if name == CLOTHES else WRONG, random
-    )
-    pieces = images[: sum(sizes)].clone()
-    if name == TURNED:
-        foreign = torch.from_numpy(random.random(FINE_TUNING + HELD_OUT) < OFF_DOMAIN).nonzero()[
-            :, 0
-        ]
-        pieces[foreign] = clothes[0][: len(foreign)]
-        given[foreign] = torch.from_numpy(random.integers(0, 10, len(foreign)))
-    parts = zip(pieces.split(sizes), given.split(sizes), strict=True)
-    data, held_out, new = (TensorDataset(*part) for part in parts)
-    old_head = None
-    if name != TURNED:
-        head = model.classifier[2]
-        old_head = copy.deepcopy(head.state_dict())
-        head.reset_parameters()
-        table = score_probe(model, data, head="classifier.2", seed=seed, progress=False)
-    else:
-        table = score(model, data, progress=False)
-    losses = F.cross_entropy(outputs(model, new.tensors[0]), new.tensors[1], reduction="none")
-    hardest = losses.argsort(descending=True)[: TEST // 10]
-    return Task(model, old_head, data, held_out, old, new, hardest, table)
-
-
-def as_tensors(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Images as the network was trained on them."""
-    pixels = (torch.from_numpy(images.copy()).unsqueeze(1) - 0.1307) / 0.3081
-    return pixels, torch.from_numpy(labels.copy())
-
-
-def turned(images: Tensor) -> Tensor:
-    """Images turned by `ANGLE`."""
-    angle = np.deg2rad(ANGLE)
-    rotation = torch.tensor(
-        [[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 0.0]],
-        dtype=images.dtype,
-    )
-    size = list(images.shape)
-    grid = F.affine_grid(rotation.expand(len(images), 2, 3), size, align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
-
-
-def damaged(labels: Tensor, share: float, random: np.random.Generator) -> Tensor:
-    """Labels of which a share is wrong."""
-    wrong = torch.from_numpy(random.random(len(labels)) < share)
-    shifts = torch.from_numpy(random.integers(1, 10, len(labels)))
-    return torch.where(wrong, (labels + shifts) % 10, labels)
-
-
-def scored(task: Task, tuned: Tuned) -> dict[str, float]:
-    """Accuracies of a model, in percent, and what it took; on the old task with the old head."""
-    hits = accuracy(tuned.model, task.new)
-    new = hits.mean().item()
-    model = copy.deepcopy(tuned.model)
-    if task.old_head is not None:
-        model.classifier[2].load_state_dict(task.old_head)  # type: ignore[index,union-attr]
-    old = accuracy(model, task.old).mean().item()
-    return {
-        "old": old,
-        "new": new,
-        "mean": (old + new) / 2,
-        "hardest": hits[task.hardest].mean().item(),
-        "samples": tuned.samples,
-        "seconds": tuned.seconds,
-    }
-
-
-# The runs.
+# The whole of it.
 
 
 def main() -> None:
     """Choose the rates, run everything, write."""
-    options, machine = parser().parse_args(), Machine.here()
-    for fetched in (mnist_digits, fashion_mnist, mnist_network):
-        fetched()
+    options = parser().parse_args()
+    preset = PRESETS[options.preset]
+    name = {"digits": "vision"}.get(options.preset, f"vision-{options.preset}")
+    ledger = options.ledger or options.output / f"{name}.jsonl"
+    known = Ledger(ledger)
+    machine = Machine(**known.recall("machine", lambda: vars(Machine.here())))
+    where = known.recall("where", lambda: where_of(options))
+    preset.fetch()
+    tasks = options.tasks or preset.tasks
+    epochs = options.epochs or preset.epochs
+
+    def trials(seeds: Sequence[int]) -> list[Trial]:
+        return [
+            Trial(options.preset, task, seed, epochs, options.device, options.quick, ledger)
+            for seed in seeds
+            for task in tasks
+        ]
+
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
-        asked = [(task, seed, options.epochs) for task in options.tasks for seed in CHOOSING_SEEDS]
-        tried = list(tqdm(pool.map(try_rates, asked), desc="rates", total=len(asked)))
+        choosing = trials(preset.choosing[: options.choosing])
+        found = list(tqdm(pool.map(Trial.tried, choosing), desc="rates", total=len(choosing)))
         rates = {
-            task: best_rates(found, GRID)
-            for task, found in by_task(options.tasks, asked, tried).items()
+            task: rates_of(best_rates(tried, preset.grid))
+            for task, tried in by_task(tasks, pairs(choosing), found).items()
         }
-        for found in rates.values():
-            found |= dict.fromkeys(CONTROLS, found[STANDARD])
-        jobs = [
-            (task, seed, options.epochs, rates[task])
-            for seed in seeds_of(options.seeds)
-            for task in options.tasks
-        ]
-        done = list(tqdm(pool.map(run_all, jobs), desc="runs", total=len(jobs)))
-    COMPARISON.publish(options, rates, by_task(options.tasks, jobs, done), machine=machine)
+        measured = trials(list(seeds_of(options.seeds or preset.seeds)))
+        asked = (rates[trial.task] for trial in measured)
+        done = list(tqdm(pool.map(Trial.run, measured, asked), desc="runs", total=len(measured)))
+    if options.no_page:
+        return
+    results = by_task(tasks, pairs(measured), [run for run, _ in done])
+    drawn = by_task(tasks, pairs(measured), [weights for _, weights in done])
+    publish_comparison(
+        options,
+        f"{where}\n\n{about(preset, epochs)}",
+        rates,
+        results,
+        [temperatures(results), *scored_on_own_rows(results, drawn)],
+        machine=machine,
+        name=name,
+    )
+    if options.ledger is None:
+        # Nothing of it shall be taken for a measurement of a later version.
+        ledger.unlink()
 
 
-def try_rates(job: tuple[str, int, int]) -> dict[str, list[float]]:
-    """Held-out accuracy of each method at each rate of the grid."""
-    name, seed, epochs = job
-    task = make_task(name, seed)
-    tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
-    return {
-        method: [accuracy(tuned(method, rate).model, task.held_out).mean().item() for rate in GRID]
-        for method in METHODS
-        if method not in CONTROLS
-    }
+def where_of(options: argparse.Namespace) -> str:
+    """What the trainings run on."""
+    device = torch.device(options.device)
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"
+    return (
+        f"Trainings run on {on}, {options.processes} side by side: seconds are those of a busy "
+        "machine."
+    )
 
 
-def run_all(job: tuple[str, int, int, dict[str, float]]) -> Run:
-    """All methods on one task and seed, and FLOW over temperatures."""
-    name, seed, epochs, rates = job
-    task = make_task(name, seed)
-    untrained = Tuned(task.start, 0, 0.0)
-    first = PRE_TRAINED if task.old_head is None else PROBE
-    results = {first: scored(task, untrained)}
-    tuned = trainings(task, Tuning(task.data, task.weights, epochs), seed)
-    for method in METHODS:
-        results[method] = scored(task, tuned(method, rates[method]))
-    for factor in TEMPERATURES:
-        weights = task.table.weights(factor * float(task.weights.temperature or 1.0))
-        tuned = trainings(task, Tuning(task.data, weights, epochs), seed)
-        results[f"{FLOW}, {factor:g} {TEMPERATURE}"] = scored(task, tuned(FLOW, rates[FLOW]))
-    return results
+def pairs(trials: Sequence[Trial]) -> list[tuple[str, int]]:
+    """The task and seed of each trial."""
+    return [(trial.task, trial.seed) for trial in trials]
 
 
-def trainings(task: Task, tuning: Tuning, seed: int) -> Callable[[str, float], Tuned]:
-    """(method, learning rate) -> model."""
+def rates_of(chosen: Mapping[str, float]) -> dict[str, float]:
+    """The rate of everything that is run, in the order of the methods."""
+    at_standard = dict.fromkeys((*CONTROLS, *SWEEP, OWN_ROWS), chosen[STANDARD])
+    known = {**chosen, **at_standard, **dict.fromkeys(WISE_CONTROLS, chosen[WISE])}
+    return {method: known[method] for method in (*METHODS, *SWEEP, OWN_ROWS)}
 
-    def train(method: str, rate: float) -> Tuned:
-        return fine_tuned(method, task.start, tuning, rate, seed)
 
-    return sharing(train, task.start)
+def about(preset: Preset, epochs: int) -> str:
+    """How it was measured."""
+    grid, choosing = (
+        ", ".join(map("{:g}".format, part)) for part in (preset.grid, preset.choosing)
+    )
+    told = PROTOCOL.format(
+        epochs=epochs, grid=grid, choosing=choosing, factor=FACTORS[0], unit=TEMPERATURE
+    )
+    return f"{preset.about}\n{told}"
+
+
+def temperatures(results: Mapping[str, Sequence[Run]]) -> Table:
+    """FLOW over temperatures, all at the rate of standard fine-tuning."""
+    rows = [
+        [f"{factor:g}", *(triple(runs, name) for runs in results.values())]
+        for name, factor in SWEEP.items()
+    ]
+    return Table(
+        "Temperature, at the rate of standard fine-tuning: old / new / hardest, %",
+        ["x median", *results],
+        [*rows, [STANDARD, *(triple(runs, STANDARD) for runs in results.values())]],
+    )
+
+
+def triple(runs: Sequence[Run], method: str) -> str:
+    """What it kept, learned, and learned of the hardest."""
+    parts = ("old", "new", "hardest")
+    return " / ".join(f"{np.mean([run[method][part] for run in runs]):.1f}" for part in parts)
+
+
+def scored_on_own_rows(
+    results: Mapping[str, Sequence[Run]], drawn: Mapping[str, Sequence[Any]]
+) -> list[Table]:
+    """New heads: scores of a probe out of fold, against those of the rows that it was fitted on."""
+    tables = []
+    same_rate = {"on its own rows": OWN_ROWS, "out of fold": SAME_RATE}
+    for task, runs in results.items():
+        if OWN_ROWS not in runs[0]:
+            continue
+        rows = []
+        for name, method in same_rate.items():
+            known = [weights[name] for weights in drawn[task]]
+
+            def mean(part: str, known: Sequence[Any] = known) -> float:
+                return float(np.mean([weights[part] for weights in known]))
+
+            rows.append(
+                [
+                    name,
+                    f"{mean('temperature'):.2g}",
+                    f"{mean('mean'):.2f}",
+                    f"{100 * mean('ess'):.0f}",
+                    f"{100 * mean('harmful'):.1f}",
+                    f"{100 * mean('drawn'):.1f}",
+                    *(
+                        spread([run[method][part] for run in runs])
+                        for part in ("old", "new", "hardest")
+                    ),
+                ]
+            )
+        header = ["probe scored", "tau", "mean w", "ESS, %", "wrong, %", "of draws, %"]
+        header += ["old, %", "new, %", "hardest, %"]
+        tables.append(Table(f"{task}: the new head's scores, FLOW at one rate", header, rows))
+    return tables
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command_line(HELP)
-    made.add_argument("--seeds", type=int, default=10, help="default 10")
-    made.add_argument("--epochs", type=int, default=5, help="default 5")
-    made.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default all")
+    made.add_argument("--preset", choices=PRESETS, default="digits", help="default digits")
+    made.add_argument("--seeds", type=int, help="default: the preset's")
+    made.add_argument("--epochs", type=int, help="default: the preset's")
+    made.add_argument("--choosing", type=int, help="seeds that rates are chosen by; default all")
+    every = [task for preset in PRESETS.values() for task in preset.tasks]
+    made.add_argument("--tasks", nargs="+", choices=every, help="default: the preset's")
     made.add_argument("--processes", type=int, default=2, help="default 2")
+    made.add_argument("--device", default="cpu", help="default cpu")
+    made.add_argument(
+        "--quick", action="store_true", help="few samples: to see that it runs, not what comes out"
+    )
+    made.add_argument("--no-page", action="store_true", help="fill the ledger, write no page")
+    made.add_argument(
+        "--ledger",
+        type=Path,
+        help="file of what was measured so far (default: one in DIR, while it runs)",
+    )
     return made
 
 

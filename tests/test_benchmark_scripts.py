@@ -1,6 +1,8 @@
 """Each benchmark runs in a small size and leaves its table, figures and numbers."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,63 @@ def test_a_small_run_leaves_a_table_numbers_and_a_picture(tmp_path, name):
         exact = [target for target in results["targets"] if target["limit"] == 1e-10]
         assert len(exact) == 2
         assert all(target["verdict"] == "PASS" for target in exact)
+
+
+@pytest.fixture(scope="module")
+def small_assets(tmp_path_factory):
+    """The environment of a benchmark that finds small stand-ins for its real models and data."""
+    folder = tmp_path_factory.mktemp("assets")
+    program = Path(__file__).parent / "programs" / "small_assets.py"
+    subprocess.run([sys.executable, str(program), str(BENCHMARKS), str(folder)], check=True)
+    return os.environ | {"FLOWDATA_ASSETS": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+QUICK_VISION = {
+    "vision": ["--tasks", "clothes, wrong labels"],
+    "vision-backbone": [
+        *("--preset", "backbone"),
+        *("--tasks", "ImageNet to clothes, wrong labels"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", some(QUICK_VISION, "vision-backbone"))
+def test_vision_goes_on_after_a_cut_and_its_tables_have_all_methods(tmp_path, small_assets, name):
+    ledger, output = tmp_path / "ledger.jsonl", tmp_path / "output"
+    command = [
+        *(sys.executable, str(BENCHMARKS / "vision.py"), *QUICK_VISION[name], "--quick"),
+        *("--seeds", "1", "--choosing", "1", "--epochs", "1", "--processes", "1"),
+        *("--ledger", str(ledger), "--output", str(output)),
+    ]
+
+    def run(*more):
+        done = subprocess.run(
+            [*command, *more], env=small_assets, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    run("--no-page")
+    assert not output.exists()
+    lines = ledger.read_text().splitlines()
+    known = {json.loads(line)[0] for line in lines if line}
+    # As if the process had been killed while it wrote the last line.
+    ledger.write_text("\n".join(lines)[:-5])
+    run()
+    again = [json.loads(line)[0] for line in ledger.read_text().splitlines() if line[-1:] == "]"]
+    assert len(again) == len(known) == len(set(again))
+
+    assert {path.name for path in output.iterdir()} == {
+        f"{name}.{kind}" for kind in ("json", "md", "png")
+    }
+    ((run_of_seed,),) = json.loads((output / f"{name}.json").read_text())["results"].values()
+    means = [run_of_seed[method]["mean"] for method in run_of_seed]
+    assert len(means) == 24
+    page = (output / f"{name}.md").read_text()
+    (table,) = re.findall(r"## .*\(1 seed\)\n\n((?:\|.*\n)+)", page)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert {row[0] for row in rows} == set(run_of_seed)
+    assert [float(row[1]) for row in rows] == pytest.approx(sorted(means, reverse=True), abs=0.06)
+    assert "probe scored" in page
 
 
 @pytest.mark.parametrize(

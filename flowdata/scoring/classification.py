@@ -175,7 +175,7 @@ def _no_formula(model: nn.Module, own: float, ours: Mapping[str, float]) -> str:
     return (
         f"{type(model).__name__} computes a loss of its own that is none of those known here: "
         f"{own:.6g} for a sample of the first batch{near and ', where '}{near}; pass "
-        f"{_ONE_BY_ONE}, or name one of them, or pass {_OWN}"
+        f"{_ONE_BY_ONE}{near and ', name one of these'}, or pass {_OWN}"
     )
 
 

@@ -133,9 +133,9 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     if loss is None:
         has = f"{[*output]}" if isinstance(output, Mapping) else type(output).__name__
         raise ValueError(
-            f"{type(model).__name__} gives no loss for the batch in evaluation mode, but {has}: it "
-            f"needs labels, under the name that its forward has for them, and a batch "
-            f"{_names_in(batch)}; or {_OWN}"
+            f"{type(model).__name__} gives no loss for the batch in evaluation mode, but {has}. It "
+            f"needs labels, under the name that its forward has for them, and the batch "
+            f"{_names_in(batch)}; else {_OWN}"
         )
     return loss
 

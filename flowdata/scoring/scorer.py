@@ -166,8 +166,9 @@ def score(
         name, options = describe_loss(loss, collate_fn, ignore_index)
         stack.enter_context(evaluating(model))
         stack.enter_context(nullcontext() if adapters else without_adapters(model))
+        place = device_of(model, device)
         scoring_pass = make_pass(
-            loss, model, data, device_of(model, device), batch_size, collate_fn, ignore_index
+            loss, model, data, place, batch_size, collate_fn, ignore_index, key
         )
         provenance = Provenance.now(
             rows,
@@ -264,6 +265,7 @@ def make_pass(
     batch_size: int,
     collate_fn: Callable[[list[Any]], Any] | None,
     ignore_index: int,
+    key: str | None = None,
 ) -> ScoringPass:
     """What scores the rows of a data set by a loss; a model that is in evaluation mode."""
     if (language := language_loss(loss)) is not None:
@@ -274,7 +276,8 @@ def make_pass(
         return next(read_batches(dataset, first, size=rows, collate_fn=collate, num_workers=0))[1]
 
     if isinstance(loss, str):
-        collate = collate_fn or CollateText(accepted_names(model), pad_of(model), ignore_index)
+        text = CollateText(accepted_names(model), pad_of(model), ignore_index, key)
+        collate = collate_fn or text
         if loss == "model":
             return ModelLossPass(model, device, batch_size, collate, partial(read_first, list))
         function, kind = loss_function(loss, ignore_index), TextPass

@@ -13,7 +13,7 @@ from flowdata.scoring.classification import FunctionPass
 from flowdata.scoring.own_token_loss import agree
 from flowdata.scoring.row_batches import collate_by_shape
 from flowdata.scoring.scored_rows import ScoredRows
-from flowdata.scoring.token_rows import MEDIA, refuse_weights
+from flowdata.scoring.token_rows import MEDIA, refuse_other_media, refuse_weights
 
 # transformers 5.23, DataCollatorWithPadding: other names of a row's labels.
 _LABELS = ("labels", "label", "label_ids")
@@ -51,6 +51,8 @@ class CollateText:
     accepted: frozenset[str]
     pad: int
     ignored: int
+    key: str | None = None
+    """A column that is no input, whatever forward takes."""
 
     def __call__(self, rows: list[Any]) -> Any:
         """A `TextBatch`, or what `collate_by_shape` makes of rows without input_ids.
@@ -58,6 +60,8 @@ class CollateText:
         Raises:
             TypeError, ValueError: for rows of which no batch can be made.
         """
+        if self.key is not None:
+            rows = [_without(row, self.key) for row in rows]
         if "input_ids" not in self.accepted or not all(map(_is_text, rows)):
             return collate_by_shape(rows)
         read = [self._read(row) for row in rows]
@@ -80,12 +84,8 @@ class CollateText:
         """What a row has for the model, in tensors."""
         refuse_weights({k: v for k, v in row.items() if k not in self.accepted})
         labels = next((row[name] for name in _LABELS if name in row), None)
-        read = {
-            name: _as_tensor(value)
-            for name, value in row.items()
-            # Media the model does not take are named by it.
-            if name in self.accepted or (str(name).startswith(MEDIA) and not isinstance(value, str))
-        }
+        refuse_other_media(row, self.accepted)
+        read = {name: _as_tensor(value) for name, value in row.items() if name in self.accepted}
         for name in _LABELS:
             read.pop(name, None)
         return read if labels is None else {**read, "labels": _as_tensor(labels)}
@@ -157,6 +157,12 @@ class TextPass(FunctionPass):
         (single,) = super().score_rows(rows[[place]], alone)
         first, second = (torch.tensor(some) for some in (scored.losses[place], single.losses[0]))
         return agree(first, second)
+
+
+def _without(row: Any, key: str) -> Any:
+    if not isinstance(row, Mapping):
+        return row
+    return {name: value for name, value in row.items() if name != key}
 
 
 def nn_pad(values: list[Tensor], with_value: float) -> Tensor:

@@ -124,5 +124,5 @@ def test_a_chat_with_an_image_in_it_is_refused_by_name(part):
         {"role": "assistant", "content": "w8"},
     ]
     loss = CausalLM(tokenizer=tokenizer, messages="messages")
-    with pytest.raises((TypeError, ValueError), match="row 0: .*image"):
+    with pytest.raises((TypeError, ValueError), match=r"row 0: .*image"):
         score(model, [{"messages": chat}], loss, progress=False)

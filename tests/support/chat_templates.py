@@ -54,6 +54,13 @@ OWN = {"chatml": CHATML, "mistral": MISTRAL, "llama 2": LLAMA_2, "harmony": HARM
     "thinker": THINKER,
     "ended": ENDED,
 }
+# The end of the chat is tagged apart, as by Phi 3 in TRL.
+TWO_TAGS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if messages[-1].role == 'assistant' %}{% generation %}</s>{% endgeneration %}{% endif %}"
+)
 TRL_FOLDER = Path(trl.__file__).parent / "chat_templates"
 TEMPLATES = OWN | {
     path.stem: path.read_text(encoding="utf-8") for path in sorted(TRL_FOLDER.glob("*.jinja"))

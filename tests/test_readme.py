@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from vision_language import llava_processor, many_llava, picture
 
 import flowdata
 
@@ -116,6 +117,9 @@ def names(tmp_path, monkeypatch):
         "tokenizer": tokenizer,
         "questions": [{"question": f"row{row} and", "answer": "so on"} for row in range(4)],
         "tokenized": tokenized,
+        "vision_model": many_llava(0)[0],
+        "processor": llava_processor(),
+        "pictures": [(picture(n), "w7 w8", "w9 w10 w11") for n in range(4)],
         "pad": pad,
         "language_table": flowdata.score(language_model, tokenized, flowdata.CausalLM()),
         "keys": list(range(len(data))),

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPImageProcessorPil,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2VLImageProcessorPil,
+from transformers import Qwen2VLImageProcessorPil
+from vision_language import (
+    BEGIN,
+    END,
+    IMAGE,
+    llava_processor,
+    many_llava,
+    many_qwen2_vl,
+    own_loss,
+    picture,
+    word_tokenizer,
 )
-from vision_language import BEGIN, END, IMAGE, many_llava, many_qwen2_vl, own_loss
 
 from flowdata import CausalLM, score
 
@@ -35,34 +38,6 @@ def only(rows):
         name: value if isinstance(value, torch.Tensor) else torch.tensor([value])
         for name, value in row.items()
     }
-
-
-def picture(number):
-    random = np.random.default_rng(number)
-    size = (12 + 5 * (number % 4), 10 + 7 * (number % 3), 3)
-    return Image.fromarray(random.integers(0, 256, size, dtype=np.uint8))
-
-
-def word_tokenizer():
-    """Word w7 is token 7; that of an image is the model's."""
-    ids = {f"w{number}": number for number in range(IMAGE)} | {"<image>": IMAGE}
-    words = Tokenizer(models.WordLevel(ids, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return tokenizer
-
-
-def llava_processor():
-    return LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_convert_rgb=True
-        ),
-        word_tokenizer(),
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
 
 
 def processed(processor, number, **options):

@@ -2,7 +2,10 @@
 
 import numpy as np
 import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -14,6 +17,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     SiglipVisionConfig,
@@ -199,3 +204,31 @@ def own_loss(model, row, **options):
     }
     with torch.no_grad():
         return model(**batch, use_cache=False, **options).loss.item()
+
+
+def picture(number):
+    random = np.random.default_rng(number)
+    size = (12 + 5 * (number % 4), 10 + 7 * (number % 3), 3)
+    return Image.fromarray(random.integers(0, 256, size, dtype=np.uint8))
+
+
+def word_tokenizer():
+    """Word w7 is token 7; that of an image is the model's."""
+    ids = {f"w{number}": number for number in range(IMAGE)} | {"<image>": IMAGE}
+    words = Tokenizer(models.WordLevel(ids, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def llava_processor():
+    return LlavaProcessor(
+        CLIPImageProcessorPil(
+            size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_convert_rgb=True
+        ),
+        word_tokenizer(),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )

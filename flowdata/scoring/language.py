@@ -124,6 +124,10 @@ class LanguagePass:
         self._layout = OneLayout()
         self._context = _context_length(model)
         self._budget = options.max_tokens or token_budget(model, device)
+        if device.type == "cuda":
+            # Its batches have many rows, and are the fuller the more there are to choose from:
+            # measured, 35 % of padding among 1,024 rows of text, 6 % among these.
+            self.rows_per_read = 8 * ROWS_PER_READ
         _check_tokenizer(options.tokenizer, self._losses.vocabulary)
 
     def score_rows(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
 from flowdata.files import Place, names_in, place_of
+from flowdata.objects import without_secrets
 from flowdata.table.parquet import DamagedFileError, unreadable
 from flowdata.table.part_file import Part, read_part
 from flowdata.table.provenance import Provenance
@@ -117,10 +118,13 @@ def part_names(folder: Place) -> list[str]:
 
 def merge_parts(places: str | PathLike[str] | Iterable[str | PathLike[str]]) -> TableColumns:
     """The columns of the table of all parts, see `LossTable.merge`."""
-    given = [places] if isinstance(places, str | PathLike) else places
+    given = [places] if isinstance(places, str | PathLike) else [*places]
+    if not given:
+        raise ValueError("no parts were given: give the folders that they are in")
     paths = list(dict.fromkeys(path for place in given for path in _paths_of(place)))
     if not paths:
-        raise ValueError("no parts were given: give the folders that they are in")
+        named = ", ".join(without_secrets(str(place)) for place in given[:_SHOWN])
+        raise TableFileError(f"there are no parts in {named}")
     parts = [part for path in paths if (part := _read(path)) is not None]
     if not parts:
         raise TableFileError(f"of {len(paths):,} parts none can be read: score their rows again")
@@ -144,10 +148,8 @@ def _paths_of(given: str | PathLike[str]) -> list[Place]:
     try:
         if place.is_dir():
             folders = [place / name for name in names_in(place) if name.endswith(PARTS)]
-            found = [folder / name for folder in folders or [place] for name in part_names(folder)]
-            if not found:
-                raise TableFileError(f"there are no parts in {place}")
-            return found
+            # A job that had no batch of its own has left a folder without parts.
+            return [folder / name for folder in folders or [place] for name in part_names(folder)]
         beside = place.with_name(f"{place.name}{PARTS}")
         names = part_names(beside)
     except OSError as error:

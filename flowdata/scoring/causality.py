@@ -94,6 +94,29 @@ def require_decoder_only(model: nn.Module) -> None:
         )
 
 
+def require_encoder_decoder(model: nn.Module, accepted: frozenset[str]) -> None:
+    """Refuse a model that has no decoder of its own, or no use for labels.
+
+    Args:
+        model: what shall be scored.
+        accepted: names of what its forward takes.
+
+    Raises:
+        TypeError: for such a model.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", True) is not True:
+        raise TypeError(
+            f"{type(model).__name__} is no encoder-decoder model: score a causal one with "
+            "flowdata.CausalLM, one that labels tokens or fills in masked ones with "
+            "flowdata.TokenLabels"
+        )
+    if "labels" not in accepted:
+        raise TypeError(
+            f"the forward of {type(model).__name__} takes no labels, of which the input of its "
+            "decoder would be made: pass loss=function(model, batch) -> losses"
+        )
+
+
 def _changed(ids: Tensor, place: int, others: Tensor, trial: int) -> Tensor:
     """The ids with another token at one place."""
     changed = ids.clone()

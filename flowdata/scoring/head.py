@@ -206,7 +206,13 @@ class TokenLosses(LossesAtPositions):
         labels = labels.where(labels >= 0, IGNORED)
         scored = (labels[:, 1:] >= 0).nonzero(as_tuple=True)
         losses = self.at(ids, keywords, scored, labels[:, 1:][scored])
-        require_own_loss(self._model, {"input_ids": ids, "labels": labels, **keywords}, losses)
+        # transformers 5.23: BartForCausalLM and its like do not shift labels themselves.
+        require_own_loss(
+            self._model,
+            {"input_ids": ids, "labels": labels, **keywords},
+            losses,
+            advice=". If it wants each label at the token before, score with flowdata.TokenLabels",
+        )
 
     def _logits_of_text(self, ids: Tensor) -> Tensor:
         """All logits of text that is not padded, and has nothing else with it."""

@@ -13,11 +13,6 @@ from flowdata.scoring.own_loss import loss_in, parameters_of_forward
 # Logits of a batch differ from those of one row by rounding, and a loss of a sure model is small.
 _SHARE = 1e-4
 _OFFSET = 0.1
-# transformers 5.23: BartForCausalLM and its like do not shift labels themselves.
-_ADVICE = (
-    ". If it wants each label at the token before, score such labels with flowdata.TokenLabels; "
-    "else pass loss=function(model, batch) -> losses"
-)
 
 
 def agree(first: Tensor, second: Tensor) -> bool:
@@ -33,7 +28,9 @@ def has_own_loss(model: nn.Module) -> bool:
     return "labels" in parameters_of_forward(model) and not is_quantized(model)
 
 
-def require_own_loss(model: nn.Module, keywords: Mapping[str, Any], losses: Tensor) -> None:
+def require_own_loss(
+    model: nn.Module, keywords: Mapping[str, Any], losses: Tensor, *, advice: str = ""
+) -> None:
     """Make sure that the mean of token losses is the loss that the model computes itself.
 
     Nothing is said of a model whose ``forward`` takes no ``labels``, that gives no loss for these,
@@ -43,6 +40,7 @@ def require_own_loss(model: nn.Module, keywords: Mapping[str, Any], losses: Tens
         model: what was scored.
         keywords: of its forward, for one sample: labels, and what it has beside.
         losses: of each token of the sample that is scored.
+        advice: what else it may be.
 
     Raises:
         TypeError: for a loss with another formula, or another term.
@@ -63,7 +61,8 @@ def require_own_loss(model: nn.Module, keywords: Mapping[str, Any], losses: Tens
     raise TypeError(
         f"{type(model).__name__} computes a loss of its own that is no mean cross-entropy of the "
         f"scored tokens: {float(own):.6g} for {losses.numel()} tokens for which this is "
-        f"{float(losses.mean()):.6g}{balance or _ADVICE}"
+        f'{float(losses.mean()):.6g}{balance or advice}; otherwise pass loss="model", or '
+        "loss=function(model, batch) -> losses"
     )
 
 

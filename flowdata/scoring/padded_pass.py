@@ -22,6 +22,9 @@ class PaddedPass(LanguagePass):
     tokens or take the last one, batches are made of samples of the same lengths from then on.
     """
 
+    advice = ""
+    """What to do where the model computes another loss."""
+
     def __init__(self, options: Any, model: nn.Module, device: torch.device) -> None:
         super().__init__(options, model, device)
         self._model = model
@@ -66,7 +69,7 @@ class PaddedPass(LanguagePass):
             alone = losses[start : start + counts[place]]
         if not self._compared:
             if keywords := self._own_inputs(samples[place]):
-                require_own_loss(self._model, keywords, alone)
+                require_own_loss(self._model, keywords, alone, advice=self.advice)
             self._compared = True
         if padded:
             start = int(counts[:place].sum())

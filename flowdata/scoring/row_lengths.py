@@ -89,8 +89,8 @@ def count_lengths(
     options = CausalLM() if loss is None else loss
     if not isinstance(options, LanguageLoss):
         raise TypeError(
-            f"a CausalLM, Seq2Seq or TokenLabels is needed, which says how rows are read, got {type(options).__name__}: "
-            "as CausalLM(tokenizer=tokenizer, text=column)"
+            "a CausalLM, Seq2Seq or TokenLabels is needed, which says how rows are read, got "
+            f"{type(options).__name__}: as CausalLM(tokenizer=tokenizer, text=column)"
         )
     parts = None if output is None else Parts(output)
     with Ranks(rank_timeout) as ranks:

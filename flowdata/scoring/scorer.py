@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -280,11 +280,13 @@ def make_pass(
         collate = collate_fn or text
         if loss == "model":
             return ModelLossPass(model, device, batch_size, collate, partial(read_first, list))
-        function, kind = loss_function(loss, ignore_index), TextPass
-    else:
-        function, kind, collate = loss, FunctionPass, collate_fn or collate_by_shape
+        named = loss_function(loss, ignore_index)
+        first = partial(read_first, collate)
+        return TextPass(named, model, device, batch_size, collate, first)
+    collate = collate_fn or collate_by_shape
     first_batch = partial(read_first, collate)
-    return kind(function, model, device, batch_size, collate, first_batch)
+    function = cast("LossFunction", loss)
+    return FunctionPass(function, model, device, batch_size, collate, first_batch)
 
 
 def dtype_of(model: nn.Module) -> str | None:

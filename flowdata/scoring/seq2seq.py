@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.errors import warn
+from flowdata.scoring.causality import require_encoder_decoder
 from flowdata.scoring.head import LossesAtPositions
 from flowdata.scoring.inference import move
 from flowdata.scoring.language import dtype_of
@@ -92,6 +93,7 @@ class TargetLosses(LossesAtPositions):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
+        require_encoder_decoder(model, self._arguments)
         self.classes = _classes(self._head)
         self._head = None
 
@@ -139,17 +141,14 @@ class Seq2SeqPass(PaddedPass):
         require_known(rows, [sample.ids for sample in samples], self._losses.vocabulary)
         labels = [sample.labels for sample in samples]
         require_known(rows, labels, self._losses.classes, what="label", least=IGNORED)
-        if self._start is not None and not self._warned_of_start:
-            begin = [
-                sample.labels.size > 0 and sample.labels[0] == self._start for sample in samples
-            ]
-            if any(begin):
-                self._warned_of_start = True
-                warn(
-                    f"the labels of row {rows[begin.index(True)]} begin with token {self._start}, "
-                    "which the model puts before the labels itself: it is fed twice, and scored. "
-                    "Where training takes it off, as for Whisper, take it off the labels"
-                )
+        begin = {int(sample.labels[0]) for sample in samples if sample.labels.size}
+        if begin == {self._start} and not self._warned_of_start:
+            self._warned_of_start = True
+            warn(
+                f"the labels of row {rows[0]} and others begin with token {self._start}, which the "
+                "model puts before the labels itself: it is fed twice, and scored. Where training "
+                "takes it off, as for Whisper, take it off the labels"
+            )
 
     def _losses_of(self, samples: Sequence[Tokens]) -> Tensor:
         # The model computes a loss of the batch too, of a copy of all logits.

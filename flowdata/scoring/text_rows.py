@@ -22,21 +22,24 @@ _LABELS = ("labels", "label", "label_ids")
 class TextBatch(dict[str, Any]):
     """What forward takes of some rows, and their labels; padded on the right."""
 
+    sizes: NDArray[np.int32]
+    """Tokens of each row, without what was padded here."""
     lengths: NDArray[np.int32]
-    """Tokens of each row, without padding."""
+    """The same without padding that a row has itself, by its mask."""
     of_tokens: frozenset[str] = frozenset()
     """What was padded; nothing where the rows are of one length."""
 
     def alike(self) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Places of rows of the same length, and a batch of these without padding."""
-        for length in np.unique(self.lengths).tolist():
-            places = np.flatnonzero(self.lengths == length).tolist()
-            yield places, self.cut(places, length)
+        for size in np.unique(self.sizes).tolist():
+            places = np.flatnonzero(self.sizes == size).tolist()
+            yield places, self.cut(places)
 
-    def cut(self, places: list[int], length: int) -> dict[str, Any]:
-        """Some rows without padding."""
+    def cut(self, places: list[int]) -> dict[str, Any]:
+        """Some rows of one size, without padding."""
+        size = int(self.sizes[places[0]])
         return {
-            name: value[places, :length] if name in self.of_tokens else value[places]
+            name: value[places, :size] if name in self.of_tokens else value[places]
             for name, value in self.items()
         }
 
@@ -63,7 +66,7 @@ class CollateText:
         if self.key is not None:
             rows = [_without(row, self.key) for row in rows]
         if "input_ids" not in self.accepted or not all(map(_is_text, rows)):
-            return collate_by_shape(rows)
+            return collate_by_shape([self._with_labels(row) for row in rows])
         read = [self._read(row) for row in rows]
         sizes = [len(row["input_ids"]) for row in read]
         of_tokens: frozenset[str] = frozenset()
@@ -77,8 +80,19 @@ class CollateText:
             return batch
         found = TextBatch(batch)
         found.of_tokens = of_tokens
-        found.lengths = np.array(sizes, dtype=np.int32)
+        found.sizes = found.lengths = np.array(sizes, dtype=np.int32)
+        if "attention_mask" in found:
+            found.lengths = found["attention_mask"].sum(dim=1).numpy().astype(np.int32)
         return found
+
+    def _with_labels(self, row: Any) -> Any:
+        """A row whose labels have the name that forward takes, as the Trainer gives them."""
+        if not isinstance(row, Mapping) or "labels" in row or "labels" not in self.accepted:
+            return row
+        return {
+            "labels" if name in _LABELS and name not in self.accepted else name: value
+            for name, value in row.items()
+        }
 
     def _read(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What a row has for the model, in tensors."""
@@ -152,8 +166,8 @@ class TextPass(FunctionPass):
         valid = np.flatnonzero(np.isfinite(scored.losses))
         if not valid.size:
             return True
-        place = int(valid[batch.lengths[valid].argmin()])
-        alone = batch.cut([place], int(batch.lengths[place]))
+        place = int(valid[batch.sizes[valid].argmin()])
+        alone = batch.cut([place])
         (single,) = super().score_rows(rows[[place]], alone)
         first, second = (torch.tensor(some) for some in (scored.losses[place], single.losses[0]))
         return agree(first, second)

@@ -58,11 +58,13 @@ class _LabelReader(TokenReader):
     """Reads rows that have labels: no mask of scored tokens stands in for them."""
 
     def _try_to_read(self, row: Any) -> Any:
-        if isinstance(row, Mapping) and "input_ids" in row and "labels" not in row:
+        missing = {"input_ids", "labels"} - row.keys() if isinstance(row, Mapping) else None
+        if missing:
             return UnreadableRow(
                 ValueError,
-                f"there is no column labels, the columns are {sorted(map(str, row))}: a token is "
-                "labelled by its class, or, where it is masked, by what it was, and by -100 else",
+                f"there is no column {sorted(missing)}, the columns are {sorted(map(str, row))}: "
+                "tokenize words first, and label each token by its class, or, where it is masked, "
+                "by what it was, and by -100 else",
             )
         return super()._try_to_read(row)
 
@@ -87,6 +89,7 @@ class TokenLabelPass(PaddedPass):
     """Scores labelled tokens in batches of similar length."""
 
     losses_of = LabelLosses
+    advice = ". A causal model, which predicts the next token, is scored with flowdata.CausalLM"
 
     def __init__(self, options: TokenLabels, model: nn.Module, device: torch.device) -> None:
         super().__init__(options, model, device)

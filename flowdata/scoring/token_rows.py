@@ -36,6 +36,12 @@ _WEIGHTS = (
 )  # fmt: skip
 
 
+_NOT_TAKEN = (
+    "the row has {}, which the forward of the model does not take: it would be scored without; "
+    "score with the whole model, or take the column out"
+)
+
+
 class Tokens(NamedTuple):
     """One sample: ids and labels of shape (length,), int64; label t is that of token t."""
 
@@ -238,12 +244,8 @@ def read_inputs(row: Mapping[str, Any], length: int, accepted: frozenset[str]) -
             )
         if name in accepted:
             inputs[name] = as_tensor(name, value)
-        # A text or a number says something about an image, as a path or an id does.
-        elif isinstance(name, str) and name.startswith(MEDIA) and not _is_scalar(value):
-            raise ValueError(
-                f"the row has {name}, which the forward of the model does not take: it would be "
-                "scored without; score with the whole model, or take the column out"
-            )
+        elif is_media(name, value):
+            raise ValueError(_NOT_TAKEN.format(name))
         elif name == "position_ids" and not _is_one_sample({name: as_tensor(name, value)}):
             raise ValueError(
                 "the row has position_ids, which the forward of the model does not take, and "
@@ -281,6 +283,22 @@ def read_padding(mask: Any, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             "out, or these tokens"
         )
     return kept
+
+
+def refuse_other_media(row: Mapping[str, Any], accepted: frozenset[str]) -> None:
+    """Make sure that a row has no image, video or sound that the model does not take.
+
+    Raises:
+        ValueError: naming the column.
+    """
+    for name, value in row.items():
+        if name not in accepted and is_media(name, value):
+            raise ValueError(_NOT_TAKEN.format(name))
+
+
+def is_media(name: Any, value: Any) -> bool:
+    """Whether a column holds an image, a video or a sound: a text says something about one."""
+    return isinstance(name, str) and name.startswith(MEDIA) and not _is_scalar(value)
 
 
 def _is_one_sample(inputs: Mapping[str, Tensor]) -> bool:

@@ -355,9 +355,10 @@ def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     """
     try:
         return model(*inputs, **named)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    # Whatever the code of a model raises for a batch that it does not take.
+    except Exception as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
         # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
         lists = any(

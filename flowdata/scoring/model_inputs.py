@@ -132,8 +132,8 @@ class ModelInputs:
                 continue
             self._taken[kind] = number
             return found
-        given = ", ".join(map(_describe, *zip(*samples[0].inputs.items(), strict=True)))
-        raise ValueError(f"the model does not take {given} of the row: {reason}") from reason
+        given = "; ".join(map(_describe, *zip(*samples[0].inputs.items(), strict=True)))
+        raise ValueError(f"the model does not take {given}, of the row: {reason}") from reason
 
     def _forms(self, sample: Tokens) -> list[dict[str, Tensor]]:
         plain = [_one_image_after_another(sample), _with_axis_of_samples(sample)]
@@ -155,7 +155,7 @@ class ModelInputs:
 
 def _describe(name: str, value: Tensor) -> str:
     least, most = value.double().aminmax()
-    return f"{name} of shape {tuple(value.shape)}, {least:.4g} to {most:.4g},"
+    return f"{name} of shape {tuple(value.shape)}, {least:.4g} to {most:.4g}"
 
 
 def _pad_inputs(samples: Sequence[Tokens]) -> dict[str, Tensor]:

@@ -278,7 +278,7 @@ def test_a_model_that_takes_one_sample_at_a_time_is_scored():
     [
         (FindsObjects(), PAIRS, r"row 0: FindsObjects gives no loss .* in evaluation mode"),
         (Own(FORMS["dict"]), [{"inputs": x} for x, _ in PAIRS], r"row 0: Own gives no loss"),
-        (Own(FORMS["dict"]), [{"inputs": x, "label": y} for x, y in PAIRS], "label=int64"),
+        (Own(FORMS["dict"]), [{"inputs": x, "target": y} for x, y in PAIRS], "target=int64"),
         (Own(FORMS["dict"]), [*PAIRS[:5], (torch.ones(7), 1)], r"row 5: Own does not take .*7\)"),
         (nn.Linear(9, 4), PAIRS, "row 0: Linear does not take the batch"),
         (Own(lambda loss, logits: {"loss": logits}), PAIRS, "row 0: Own gives no loss"),

@@ -13,6 +13,7 @@ from vision_models import (
     padded,
     seeded,
     segformer,
+    vit,
 )
 
 from flowdata import score
@@ -135,3 +136,11 @@ def test_a_column_of_keys_is_no_input():
     table = score(model, named, key="id", ignore_index=255, progress=False)
     assert table.losses.tolist() == losses(model, rows, ignore_index=255).tolist()
     assert table.keys[5] == "row 5"
+
+
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+@pytest.mark.parametrize("loss", ["classification", "model"])
+def test_labels_of_images_may_have_the_names_that_the_trainer_knows(name, loss):
+    model, rows = vit("classes")
+    named = [{"pixel_values": row["pixel_values"], name: row["labels"]} for row in rows[:9]]
+    assert losses(model, named, loss) == pytest.approx(own_losses(model, rows[:9]), rel=1e-5)

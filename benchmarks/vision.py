@@ -17,9 +17,17 @@ import torch
 from ledger import Ledger
 from measure import Machine, Table
 from methods import (
+    CLIPPED,
     CONTROLS,
+    DISTINCT,
     FLOW,
+    FLOW_WISE,
+    HALF,
+    L2,
     METHODS,
+    MULTINOMIAL,
+    NORMALIZED,
+    REWEIGHTED,
     STANDARD,
     WISE,
     WISE_CONTROLS,
@@ -34,6 +42,12 @@ from tasks import OWN_ROWS, QUICK, Sizes, Task
 from tqdm import tqdm
 from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, best_rates, publish_comparison, spread
 
+TRIED = (
+    (STANDARD, WISE, L2),
+    (FLOW, FLOW_WISE, MULTINOMIAL, DISTINCT),
+    (REWEIGHTED, NORMALIZED, HALF, CLIPPED),
+)
+"""Methods that have a rate of their own, in parts that a process takes; all others have theirs."""
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 SWEEP = {f"{FLOW}, {factor:g} {TEMPERATURE}": factor for factor in FACTORS}
 CHOOSING_SEEDS = (1001, 1002, 1003)
@@ -105,23 +119,20 @@ class Trial:
     quick: bool
     ledger: Path
 
-    def tried(self) -> dict[str, list[float]]:
+    def tried(self, methods: Sequence[str]) -> dict[str, list[float]]:
         """Held-out accuracy of each method at each rate of the grid."""
         lab = Lab(self)
         grid = PRESETS[self.preset].grid[: 1 if self.quick else None]
-        return {
-            method: [lab.held_out(method, rate) for rate in grid]
-            for method in METHODS
-            if method not in (*CONTROLS, *WISE_CONTROLS)
-        }
+        return {method: [lab.held_out(method, rate) for rate in grid] for method in methods}
 
     def run(self, rates: Mapping[str, float]) -> tuple[Run, dict[str, dict[str, float]]]:
-        """All methods at their rates; and what the weights are like."""
+        """Methods at their rates; and what the weights are like."""
         lab = Lab(self)
         results = {lab.recall("start", lambda: lab.first): lab.scores("start", 0.0)}
         for method, rate in rates.items():
             if method != OWN_ROWS or STARTS[1] in results:
-                results[method] = lab.scores(method, rate)
+                # They are the same training, if they have the same rate.
+                results[method] = lab.scores(FLOW if method == SAME_RATE else method, rate)
         return results, lab.recall("drawn", lambda: lab.task.drawn())
 
 
@@ -210,19 +221,27 @@ def main() -> None:
             for task in tasks
         ]
 
+    choosing = trials(preset.choosing[: options.choosing])
+    measured = trials(list(seeds_of(options.seeds or preset.seeds)))
     pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
     with pool:
-        choosing = trials(preset.choosing[: options.choosing])
-        found = list(tqdm(pool.map(Trial.tried, choosing), desc="rates", total=len(choosing)))
+        # Processes fill the ledger; what comes out is read from it.
+        parts = [(trial, part) for trial in choosing for part in TRIED]
+        fill(pool, Trial.tried, parts, "rates")
+        found = [trial.tried([method for part in TRIED for method in part]) for trial in choosing]
         rates = {
             task: rates_of(best_rates(tried, preset.grid))
             for task, tried in by_task(tasks, pairs(choosing), found).items()
         }
-        measured = trials(list(seeds_of(options.seeds or preset.seeds)))
-        asked = (rates[trial.task] for trial in measured)
-        done = list(tqdm(pool.map(Trial.run, measured, asked), desc="runs", total=len(measured)))
+        fill(
+            pool,
+            Trial.run,
+            [(trial, part) for trial in measured for part in halves(rates[trial.task])],
+            "runs",
+        )
     if options.no_page:
         return
+    done = [trial.run(rates[trial.task]) for trial in measured]
     results = by_task(tasks, pairs(measured), [run for run, _ in done])
     drawn = by_task(tasks, pairs(measured), [weights for _, weights in done])
     publish_comparison(
@@ -237,6 +256,21 @@ def main() -> None:
     if options.ledger is None:
         # Nothing of it shall be taken for a measurement of a later version.
         ledger.unlink()
+
+
+def fill(
+    pool: ProcessPoolExecutor,
+    measure: Callable[..., Any],
+    parts: Sequence[tuple[Trial, Any]],
+    what: str,
+) -> None:
+    """Measure the parts of trials, side by side."""
+    list(tqdm(pool.map(measure, *zip(*parts, strict=True)), desc=what, total=len(parts)))
+
+
+def halves(rates: Mapping[str, float]) -> list[dict[str, float]]:
+    """Every second method, and the others."""
+    return [dict(list(rates.items())[begin::2]) for begin in (0, 1)]
 
 
 def where_of(options: argparse.Namespace) -> str:

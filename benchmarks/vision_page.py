@@ -13,8 +13,10 @@ from methods import (
     CLIPPED,
     CONTROLS,
     DISTINCT,
+    FEWER_STEPS,
     FLOW,
     FLOW_WISE,
+    SMALLER_RATE,
     STANDARD,
     WISE,
     WISE_CONTROLS,
@@ -32,6 +34,11 @@ Run = dict[str, dict[str, float]]
 """What each method came to on one task and seed, by the names of measures."""
 
 WHOLE_CONTROLS = (STANDARD, *CONTROLS)
+AS_GOOD = {
+    STANDARD: "standard is",
+    SMALLER_RATE: "a smaller rate is",
+    FEWER_STEPS: "fewer steps are",
+}
 AVERAGED_CONTROLS = (WISE, *WISE_CONTROLS)
 
 
@@ -106,7 +113,7 @@ def reading(better: int, seeds: int, ahead: NDArray[np.float64], best: str) -> s
         return "better than less training"
     if ahead.mean() > 0:
         return "no clear difference"
-    return "a smaller rate is as good" if best == CONTROLS[0] else "not better"
+    return f"{AS_GOOD[best]} as good"
 
 
 def by_method(task: str, runs: Sequence[Run], rates: Mapping[str, float]) -> Table:

@@ -106,7 +106,7 @@ def test_vision_goes_on_after_a_cut_and_its_tables_have_all_methods(tmp_path, sm
     }
     ((run_of_seed,),) = json.loads((output / f"{name}.json").read_text())["results"].values()
     means = [run_of_seed[method]["mean"] for method in run_of_seed]
-    assert len(means) == 24
+    assert len(means) == 22
     page = (output / f"{name}.md").read_text()
     (table,) = re.findall(r"## .*\(1 seed\)\n\n((?:\|.*\n)+)", page)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]

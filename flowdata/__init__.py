@@ -54,12 +54,15 @@ if TYPE_CHECKING:
     from flowdata.reweight import weighted_mean as weighted_mean
     from flowdata.rows.attaching import attach as attach
     from flowdata.rows.resampling import resample_rows as resample_rows
+    from flowdata.scoring import BatchScorer as BatchScorer
     from flowdata.scoring import CausalLM as CausalLM
     from flowdata.scoring import Seq2Seq as Seq2Seq
     from flowdata.scoring import TokenLabels as TokenLabels
     from flowdata.scoring import lengths as lengths
     from flowdata.scoring import linear_probe as linear_probe
+    from flowdata.scoring import read_scored as read_scored
     from flowdata.scoring import score as score
+    from flowdata.scoring import score_on_ray as score_on_ray
     from flowdata.scoring import score_probe as score_probe
     from flowdata.scoring import score_proxy as score_proxy
     from flowdata.streaming.resample import resample as resample
@@ -106,12 +109,15 @@ _MODULES = {
     "rows.attaching": ("attach",),
     "rows.resampling": ("resample_rows",),
     "scoring": (
+        "BatchScorer",
         "CausalLM",
         "Seq2Seq",
         "TokenLabels",
         "lengths",
         "linear_probe",
+        "read_scored",
         "score",
+        "score_on_ray",
         "score_probe",
         "score_proxy",
     ),

@@ -45,6 +45,12 @@ def add_score(commands: Commands) -> None:
     add_data(score, required=True)
     _add_columns(score, "input_ids and labels")
     score.add_argument(
+        "--turns",
+        choices=("assistant", "last", "all"),
+        help="turns of a chat that are scored: all that the assistant says (default of "
+        "--messages), the last of it, or the whole text; default of --response all of it",
+    )
+    score.add_argument(
         "--output",
         type=table_of,
         required=True,
@@ -131,6 +137,7 @@ def _run_score(options: argparse.Namespace) -> None:
         data = data.with_format("torch")
     else:
         columns.check(data.column_names)
+        columns.check_choice(options.turns)
     if options.key is not None:
         keys_of(data, options.key)
     if options.engine == "ray" and shard is not None:
@@ -178,6 +185,7 @@ def _loss(options: argparse.Namespace, columns: "Columns", tokenizer: Any) -> "C
         max_length=options.max_length,
         max_tokens=options.max_tokens,
         token_losses=options.token_losses,
+        turns=options.turns,
     )
 
 
@@ -214,7 +222,10 @@ def _open_in_worker(model: str, dtype: str, device: str | None) -> Any:
 
 
 def _refuse_options_of_language(options: argparse.Namespace) -> None:
-    names = ("prompt", "response", "messages", "text", "max_length", "max_tokens", "token_losses")
+    names = (
+        "prompt", "response", "messages", "text", "turns", "max_length", "max_tokens",
+        "token_losses",
+    )  # fmt: skip
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     given += ["--engine ray"] * (getattr(options, "engine", None) == "ray")
     if given:
@@ -281,7 +292,7 @@ def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> None:
     columns = command.add_argument_group(
         "columns", f"without any of these, rows must have {otherwise}"
     )
-    columns.add_argument("--prompt", metavar="COLUMN", help="text that is not scored")
-    columns.add_argument("--response", metavar="COLUMN", help="text that is scored")
+    columns.add_argument("--prompt", metavar="COLUMN", help="text or turns, not scored")
+    columns.add_argument("--response", metavar="COLUMN", help="text or turns, scored")
     columns.add_argument("--messages", metavar="COLUMN", help="chats; the assistant is scored")
     columns.add_argument("--text", metavar="COLUMN", help="plain text, all of it scored")

@@ -26,6 +26,7 @@ import flowdata
 pytestmark = pytest.mark.slow
 
 SHARDED = 900
+SAYS = "{% for m in messages %}{{ m.content }} {% endfor %}"
 WITH_EXAMPLES = [
     page
     for page in (*GUIDES, *FURTHER)
@@ -96,6 +97,7 @@ def names(tmp_path, monkeypatch):
         train(model, DataLoader(data, batch_size=32, shuffle=True))
     write_digit_shards(digits)
     tokenizer = make_tokenizer()
+    tokenizer.chat_template = SAYS
     tokenized = [
         {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
         {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
@@ -119,6 +121,9 @@ def names(tmp_path, monkeypatch):
         "tokenized": tokenized,
         "vision_model": many_llava(0)[0],
         "processor": llava_processor(),
+        "encoder_decoder": text_models.made(text_models.bart),
+        "token_classifier": text_models.made(text_models.LABELLED["BERT, tokens"]),
+        "sentences": text_models.label_rows(5, 6),
         "pictures": [(picture(n), "w7 w8", "w9 w10 w11") for n in range(4)],
         "pad": pad,
         "language_table": flowdata.score(language_model, tokenized, flowdata.CausalLM()),

@@ -39,6 +39,18 @@ class Columns:
         named = (self.prompt, self.response, self.messages, self.text)
         return tuple(name for name in named if name) or TOKEN_COLUMNS
 
+    def check_choice(self, turns: str | None) -> None:
+        """Make sure that there may be turns, if some are chosen.
+
+        Raises:
+            ValueError: for columns of something else.
+        """
+        if turns and not (self.messages or self.response):
+            raise ValueError(
+                f"turns={turns!r} says which turns of a chat are scored: name messages=, or "
+                "prompt= and response= of turns"
+            )
+
     def check(self, found: Iterable[str]) -> None:
         """Make sure that all are among the columns that were found.
 

@@ -92,11 +92,7 @@ class TokenReader:
     def __post_init__(self) -> None:
         if self.turns not in (None, *get_args(Which)):
             raise ValueError(f"turns must be one of {get_args(Which)}, got {self.turns!r}")
-        if self.turns and not (self.messages or self.response):
-            raise ValueError(
-                f"turns={self.turns!r} says which turns of a chat are scored: name messages=, or "
-                "prompt= and response= of turns"
-            )
+        self.columns.check_choice(self.turns)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"max_length must be at least 2 tokens, got {self.max_length}")
         if self.columns.names == TOKEN_COLUMNS:

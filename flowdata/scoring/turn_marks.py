@@ -47,7 +47,7 @@ def mark_turns(turns: Turns, whole: str) -> Turns | None:
 
 
 def _mark_turn(turn: dict[str, Any], mark: str) -> dict[str, Any]:
-    content = turn.get("content")
+    content = turn.get("content", "")
     if isinstance(content, list):
         *others, last = content
         return turn | {"content": [*others, last | {"text": _mark_text(last["text"], mark)}]}

@@ -1,5 +1,7 @@
 """``turns=``: all that the assistant says, the last of it, or the whole chat, as TRL trains on."""
 
+import json
+
 import datasets
 import pytest
 from chat_templates import TEMPLATES, TWO_TAGS, tokenizer_of, tokenizer_with, turns
@@ -7,7 +9,8 @@ from language_models import llama
 from tokenizer_families import CHATML
 from trl import SFTConfig, SFTTrainer
 
-from flowdata import CausalLM, score
+from flowdata import CausalLM, LossTable, score
+from flowdata.cli import main
 from flowdata.scoring.token_rows import IGNORED
 
 CHAT = [
@@ -185,3 +188,27 @@ def test_a_whole_chat_has_the_loss_that_the_model_computes_of_it():
     for row, mine in zip(rows, found.losses, strict=True):
         ids = tokenizer.apply_chat_template(row["m"], return_tensors="pt")["input_ids"]
         assert mine == pytest.approx(model.eval()(ids, labels=ids).loss.item(), rel=1e-5)
+
+
+def test_turns_are_chosen_on_the_command_line(tmp_path, capsys):
+    tokenizer = tokenizer_with(CHATML)
+    model = llama()
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    rows = [{"m": CHAT}, {"m": CHAT[1:]}]
+    data, output = tmp_path / "data.jsonl", tmp_path / "losses.parquet"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ["score", "--model", tmp_path / "model", "--data", data, "--output", output]
+    command = [str(word) for word in command]
+    assert main([*command, "--messages", "m", "--turns", "last"]) == 0
+    loss = CausalLM(tokenizer=tokenizer, messages="m", turns="last")
+    expected = score(model, rows, loss, progress=False)
+    assert LossTable.load(output).losses.tolist() == expected.losses.tolist()
+    output.unlink()
+    command[2] = str(tmp_path / "no-model")
+    assert main([*command, "--text", "m", "--turns", "all"]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(
+        "flowdata: --turns all says which turns of a chat are scored: name --mes"
+    )

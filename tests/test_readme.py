@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import text_models
 import torch
 import torch.distributed as dist
 import webdataset as wds

@@ -59,6 +59,7 @@ def test_help_explains_every_option_of_the_demo(capsys):
     text = capsys.readouterr().out
     assert "--seeds" in text
     assert "--output" in text
+    assert "--new-head" in text
     assert "controls" in text
 
 

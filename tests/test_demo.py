@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowdata import LossTable, demo
+from flowdata import LossTable, demo, demo_new_head, demo_runs
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_turning_moves_every_pixel_by_30_degrees():
 
 
 def test_the_training_loop_knows_nothing_of_flow():
-    source = inspect.getsource(demo.train).split('"""')[2]
+    source = inspect.getsource(demo_runs.train).split('"""')[2]
     assert "flow" not in source.lower()
     assert "weight" not in source.lower()
 
@@ -86,3 +86,56 @@ def test_flow_keeps_clearly_more_than_plain_training_and_both_controls(tmp_path)
     assert len(tables) == 3
     assert len(LossTable.load(tables[0])) == 550
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_task_with_a_new_head_is_a_function_of_its_seed_and_has_other_digits(digits):
+    (images, labels), photos = digits
+    task, again, other = (
+        demo_new_head.make_task(seed, images, labels, photos) for seed in (0, 0, 1)
+    )
+    for part in ("pre_training", "fine_tuning", "old", "new"):
+        pairs = zip(getattr(task, part).tensors, getattr(again, part).tensors, strict=True)
+        assert all(torch.equal(one, two) for one, two in pairs)
+    assert not torch.equal(task.fine_tuning.tensors[0], other.fine_tuning.tensors[0])
+    own = {image.numpy().tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
+
+    def classes(data, rows=slice(None)):
+        return np.array([own[image.numpy().tobytes()] for image in data.tensors[0][rows]])
+
+    for part in ("pre_training", "old"):
+        data = getattr(task, part)
+        assert np.array_equal(classes(data), data.tensors[1].numpy())
+        assert data.tensors[1].max() == 4
+    assert np.array_equal(classes(task.new) - 5, task.new.tensors[1].numpy())
+    given = task.fine_tuning.tensors[1].numpy()
+    assert set(given.tolist()) == set(range(5))
+    wrong = given[:500] != classes(task.fine_tuning, slice(500)) - 5
+    assert np.array_equal(wrong, task.harmful[:500])
+    assert task.harmful[500:].all()
+    assert 0.3 < wrong.mean() < 0.5
+
+
+@pytest.mark.slow
+def test_with_a_new_head_scores_out_of_fold_find_what_is_harmful(tmp_path):
+    (run,) = demo_new_head.run(seeds=1, output=tmp_path)
+    assert list(run.results) == [
+        "linear probe",
+        "shuffle=True",
+        "FlowSampler",
+        "FlowSampler, own rows",
+        "control: lr x mean(w)",
+        "control: steps x mean(w)",
+    ]
+    drawn = run.drawn(run.weights)
+    assert drawn < 0.7 * run.harmful.mean()
+    assert drawn < run.drawn(run.own_rows)
+    before, plain, flow = (run.results[name] for name in list(run.results)[:3])
+    assert before.old > 95
+    assert flow.old > plain.old
+
+    text = demo_new_head.report([run])
+    assert all(method in text for method in run.results)
+    assert f"{drawn:.0%} of what FlowSampler draws" in text
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    (table,) = tmp_path.glob("losses-*.parquet")
+    assert np.array_equal(LossTable.load(table).losses, run.losses)

@@ -12,6 +12,8 @@ EXPECTED = (
     "no tar with sparse files here",
     # tests/frameworks: what a second process does not change is run on one.
     "one process is enough",
+    # tests/scoring/test_ray.py: what starts many workers is left to `make test-long`.
+    "in a long run alone",
     # benchmarks/measure.py reads /proc.
     "(peak )?memory is read from /proc",
     # tests/support/torch_release.py: the lowest releases lack what 2.13 has.

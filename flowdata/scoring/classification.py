@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring import loss_formulas as formulas
+from flowdata.scoring.forward import ONE_BY_ONE, OWN_FUNCTION, predict
 from flowdata.scoring.inference import to_device
 from flowdata.scoring.loss_formulas import IGNORED, Formula, UnscorableSample
 from flowdata.scoring.own_loss import (
     SAMPLES_TRIED,
+    differs_from_own,
     ignored_by,
     losses_side_by_side,
     parameters_of_forward,
@@ -26,9 +28,6 @@ from flowdata.scoring.scored_rows import ScoredRows
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""
-
-_OWN = "loss=function(model, batch) -> losses"
-_ONE_BY_ONE = 'loss="model" for the loss that the model itself computes, one sample at a time'
 
 _NAMES = {
     "cross-entropy": "cross_entropy",
@@ -68,6 +67,8 @@ class Classification:
     def __init__(self, ignored: int = IGNORED) -> None:
         self._ignored = ignored
         self._formula: Formula | None = None
+        self._is_own = False
+        self._batches = 0
 
     @property
     def is_chosen(self) -> bool:
@@ -80,13 +81,31 @@ class Classification:
         # The first of the largest: one sample may mean what many do not.
         batch = max(batches, key=samples_of)
         self._formula = own or _formula_by_type(*predict(model, batch), self._ignored)
+        self._is_own = own is not None
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """Losses of a batch, of shape (batch size,)."""
+        """Losses of a batch, of shape (batch size,).
+
+        The first samples have shown what the model's own loss is; whether it still is that is
+        looked at in batches ever farther apart.
+
+        Raises:
+            UnscorableSample: for a sample whose own loss is another one.
+        """
         if self._formula is None:
             self.choose(model, [batch])
             assert self._formula is not None
-        return self._formula(*predict(model, batch))
+        losses = self._formula(*predict(model, batch))
+        self._batches += 1
+        if self._is_own and self._batches.bit_count() == 1:
+            unlike = differs_from_own(model, batch, self._ignored, losses)
+            if unlike:
+                raise UnscorableSample(
+                    len(losses) - 1,
+                    f"{unlike}, by the formula that gave its own loss of the first samples: pass "
+                    f"{ONE_BY_ONE}",
+                )
+        return losses
 
 
 def classification(model: nn.Module, batch: Any) -> Tensor:
@@ -175,7 +194,7 @@ def _no_formula(model: nn.Module, own: float, ours: Mapping[str, float]) -> str:
     return (
         f"{type(model).__name__} computes a loss of its own that is none of those known here: "
         f"{own:.6g} for a sample of the first batch{near and ', where '}{near}; pass "
-        f"{_ONE_BY_ONE}{near and ', name one of these'}, or pass {_OWN}"
+        f"{ONE_BY_ONE}{near and ', name one of these'}, or pass {OWN_FUNCTION}"
     )
 
 
@@ -202,7 +221,7 @@ def _formula_by_type(output: Tensor, target: Tensor, ignored: int) -> Formula:
         raise ValueError(
             f"outputs of shape {tuple(output.shape)} with class indices {tuple(target.shape)} may "
             'have their classes in axis 1 or in the last one: pass loss="cross_entropy" for axis '
-            f"1, as torch has it, or {_OWN}"
+            f"1, as torch has it, or {OWN_FUNCTION}"
         )
     last = _fits_last_axis(output, target) and not _fits(output, target)
     return partial(formulas.of_last_axis if last else formulas.of_classes, ignored=ignored)
@@ -216,7 +235,7 @@ def _formula_of_floats(output: Tensor, target: Tensor) -> Formula:
                 raise ValueError(
                     f"targets of shape {tuple(target.shape)} are probabilities of classes in axis "
                     '1 and in the last one: pass loss="cross_entropy" for axis 1, as torch has it, '
-                    f"or {_OWN}"
+                    f"or {OWN_FUNCTION}"
                 )
             return formulas.of_probabilities
         if last:
@@ -292,87 +311,3 @@ class FunctionPass:
             batch = self.read_first(self.rows_per_read)
         parts = [to_device(part, self.device) for _, part in split_batch(rows.size, batch)]
         function.choose(self.model, parts)
-
-
-def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    """The output and the target of a batch: (input, target), or a dict with "labels".
-
-    Raises:
-        TypeError: for a batch of another kind; then a loss function of one's own is needed.
-        ValueError: for inputs that the model does not take.
-    """
-    match batch:
-        case (inputs, target):
-            output = run_forward(model, inputs)
-        case Mapping() if "labels" in batch:
-            inputs = {name: value for name, value in batch.items() if name != "labels"}
-            output, target = run_forward(model, **inputs), batch["labels"]
-        case _:
-            raise TypeError(
-                f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}"
-                f"{f' with {[*map(str, batch)]}' if isinstance(batch, Mapping) else ''}; "
-                f"pass {_ONE_BY_ONE}, or {_OWN} for any other kind"
-            )
-    logits = _logits_in(output)
-    if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
-        raise TypeError(
-            f"model output and target must be tensors, got {type(logits)} and {type(target)}; "
-            f"pass {_ONE_BY_ONE}, or {_OWN} for any other kind"
-        )
-    if not (logits.ndim and target.ndim) or len(logits) != len(target):
-        raise ValueError(
-            f"the model gave an output of shape {tuple(logits.shape)} for targets of shape "
-            f"{tuple(target.shape)}: both need the samples of the batch as their first axis"
-        )
-    return logits.float(), target.to(logits.device)
-
-
-def _logits_in(output: Any) -> Any:
-    """The logits in what a model gave, whatever it calls them."""
-    # Models of transformers give an output object (ModelOutput), others the tensor itself.
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Mapping):
-        # torchvision 0.28, segmentation models: out, and aux of a second head.
-        if "out" in logits and logits.get("aux") is not None:
-            raise ValueError(
-                "the model gives an output and an auxiliary one (out, aux), whose losses are added "
-                "in training: switch the second off (model.aux_classifier = None) for the loss of "
-                f"the first, or pass {_OWN}"
-            )
-        logits = next((logits[name] for name in ("logits", "out") if name in logits), logits)
-    return logits
-
-
-class _BatchError(ValueError, RuntimeError):
-    """A batch that a model does not take. What torch raises of it is a RuntimeError."""
-
-
-def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
-    """What a model gives for a batch.
-
-    Raises:
-        ValueError: saying what was given, for a batch that it does not take.
-    """
-    try:
-        return model(*inputs, **named)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    # Whatever the code of a model raises for a batch that it does not take.
-    except Exception as error:
-        given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
-        # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
-        lists = any(
-            isinstance(value, list) and value and isinstance(value[0], Tensor)
-            for value in (*inputs, *named.values())
-        )
-        advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
-        raise _BatchError(
-            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"
-        ) from error
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        name = str(value.dtype).removeprefix("torch.")
-        return f"{name} {tuple(value.shape)} on {value.device}"
-    return type(value).__name__

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flowdata.scoring.classification import run_forward
+from flowdata.scoring.forward import run_forward
 from flowdata.scoring.inference import out_of_memory, to_device
 from flowdata.scoring.own_loss import (
     SAMPLES_TRIED,

@@ -16,6 +16,8 @@ SAMPLES_TRIED = 3
 _FLAGS = "multi_label_classification"
 _AXES_OF_PIXELS = 3
 _ROUNDING = 1e-5
+# Another loss, not another order of sums: TF32 moves losses by some tenths of a percent.
+_UNLIKE = 0.05
 
 
 def losses_side_by_side(
@@ -62,6 +64,33 @@ def losses_side_by_side(
         tried += 1
         if tried == SAMPLES_TRIED:
             return
+
+
+def differs_from_own(model: nn.Module, batch: Any, ignored: int, losses: Tensor) -> str:
+    """How the last loss of a batch differs from the model's own, in words; "" where it does not.
+
+    Nothing where that is a matter of rounding: in low precision, which moves the losses of a batch
+    against those of a sample alone.
+    """
+    precise = all(
+        parameter.dtype.itemsize >= 4
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+    )
+    place = samples_of(batch) - 1
+    if place < 0 or not precise or torch.is_autocast_enabled(losses.device.type):
+        return ""
+    found, name = losses[place], type(model).__name__
+    try:
+        own = _own_loss(model, _sample(batch, place, place + 1), ignored)
+    # Whatever a model raises for labels that it does not take.
+    except Exception as error:
+        return f"{name} computes no loss of it: {error}"
+    if own is None or not (own.isfinite() and found.isfinite()):
+        return ""
+    if abs(own.item() - found.item()) <= _UNLIKE * (abs(own.item()) + 0.1):
+        return ""
+    return f"{name} computes the loss {own.item():.6g} of it, not {found.item():.6g}"
 
 
 def ignored_by(model: Any, target: Any) -> int:

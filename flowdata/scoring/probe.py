@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from tqdm.auto import tqdm
 
-from flowdata.scoring.classification import predict
 from flowdata.scoring.fitted_rows import HashingCollate, remember
+from flowdata.scoring.forward import predict
 from flowdata.scoring.inference import count_rows, device_of, evaluating, read_batches, to_device
 
 _NAMED = 5

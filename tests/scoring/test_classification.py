@@ -14,8 +14,8 @@ from flowdata.scoring.classification import (
     classification,
     cross_entropy,
     mse,
-    predict,
 )
+from flowdata.scoring.forward import predict
 
 GENERATOR = torch.Generator().manual_seed(4)
 LOGITS = torch.randn(6, 5, generator=GENERATOR) * 3

@@ -134,6 +134,32 @@ def test_a_loss_of_the_model_that_has_no_name_is_an_error_that_says_what_to_name
     np.testing.assert_allclose(named, wanted, rtol=1e-5)
 
 
+class OfTwoTasks(Smoothed):
+    """The loss of a sample is that of its task."""
+
+    def forward(self, input_ids, labels=None, task=None):
+        output = super().forward(input_ids, labels)
+        if labels is not None and task.any():
+            output["loss"] = output["logits"].square().mean() + 1
+        return output
+
+
+def test_a_loss_that_changes_among_the_rows_is_found_out_later():
+    rows = rows_with(torch.arange(200) % 4)
+    for number, row in enumerate(rows):
+        row["task"] = torch.tensor(number >= 100)
+    with pytest.raises(ValueError, match=r'row 127: .* pass loss="model"'):
+        score(OfTwoTasks(), rows, batch_size=8, progress=False)
+    found = score(OfTwoTasks(), rows, "model", batch_size=8, progress=False).losses
+    assert found == pytest.approx(
+        [
+            OfTwoTasks()(**{name: part[None] for name, part in row.items()})["loss"].item()
+            for row in rows
+        ],
+        rel=1e-5,
+    )
+
+
 def test_a_weighted_mean_of_one_sample_is_its_cross_entropy():
     model, rows = Smoothed(weight=torch.tensor([1.0, 2, 3, 4])), rows_with(torch.tensor([0, 3]))
     found = score(model, rows, progress=False).losses

@@ -94,9 +94,7 @@ def test_a_worker_that_is_killed_changes_no_bit_of_the_table(tmp_path):
 
 
 @long_run
-@pytest.mark.parametrize(
-    ("begins", "goes_on"), [(on_ray, on_one_machine), (on_one_machine, on_ray)]
-)
+@pytest.mark.parametrize("order", [1, -1], ids=["begun on Ray", "begun here"])
 def test_a_pass_that_was_stopped_goes_on_wherever_it_began(order, tmp_path, monkeypatch):
     begins, goes_on = (on_ray, on_one_machine)[::order]
     expected = on_one_machine(tmp_path)

@@ -1,23 +1,30 @@
-"""Lab: a pre-trained language model, what it is fine-tuned on, and what it knows."""
+"""Lab: a pre-trained language model, the tasks it is fine-tuned on, and how it is measured."""
 
-import copy
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from comparing import Run
-from methods import (
-    FLOW,
-    STANDARD,
+from exam import Exam, Row
+from methods import STANDARD
+from packed import (
+    ADAPTED,
+    AVERAGED,
+    CURVED,
+    EQUAL,
+    GROUPS,
+    OPTIMIZERS,
     Tuned,
     Tuning,
+    averaged,
     fine_tuned,
-    momentum,
-    sharing,
+    loader_of,
 )
+from results import PRE_TRAINED
+from skills import FAMILIES, skills
 from texts import (
     Question,
     functions,
@@ -29,59 +36,76 @@ from texts import (
     sentences,
     shuffled,
     templates,
+    turns,
 )
-from torch import Tensor, nn
+from torch import nn
 
-from flowdata import CausalLM, FlowWeights, LossTable, score
+from flowdata import CausalLM, FlowWeights, LossTable, mix, score
+from flowdata.frameworks.contamination import require_separate
 
 CLEAN, HARMFUL, SCANS = "maths", "maths, harmful samples", "scans, harmful samples"
-PRE_TRAINED, LORA, FLOW_LORA = "pre-trained", "LoRA", "FLOW + LoRA"
-ADAPTED = {LORA: STANDARD, FLOW_LORA: FLOW}
+MIXED = "code, chat and maths"
+TASKS = (SCANS, CLEAN, HARMFUL, MIXED)
 # Shares of the samples whose answers are of other samples, in any word order, and code instead.
 DAMAGE = {CLEAN: (0.0, 0.0, 0.0), HARMFUL: (0.25, 0.15, 0.1), SCANS: (0.3, 0.0, 0.1)}
-ANSWERS = {"prompt": "prompt", "response": "response"}
 # How many are trained on; the others are for evaluation.
 TEMPLATES, NOVELS = 60, 4
-# Sentences are short: so many are evaluated for each longer text.
-SENTENCES = 4
-IGNORED = -100
+# Tokens of an evaluation's forward pass: less would leave a GPU idle.
+TOKENS_ON_GPU = 16_384
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How much is measured, by default of what. Rates: for all parameters, and for LoRA."""
+    """How much is measured, by default of what.
 
-    samples: int
+    Args:
+        samples: that are trained on, of each task.
+        epochs: passes over them.
+        pack: tokens of a pack; longer texts are cut to it.
+        packs: packs of a step.
+        evaluated: texts of each kind.
+        questions: of general knowledge.
+        skills: questions of each family.
+        rates, lora_rates: of all parameters, and of LoRA.
+        seeds: that are measured.
+        methods: by task, what is measured.
+        optimizer: one of OPTIMIZERS.
+    """
+
+    samples: Mapping[str, int]
     epochs: int
-    batch_size: int
+    pack: int
+    packs: int
     evaluated: int
     questions: int
-    max_length: int
+    skills: int
     rates: tuple[float, ...]
     lora_rates: tuple[float, ...]
     seeds: int
-    tasks: tuple[str, ...]
-    methods: tuple[str, ...]
+    methods: Mapping[str, tuple[str, ...]]
     optimizer: str = "AdamW"
+
+    def grid(self, method: str) -> tuple[float, ...]:
+        """The rates that a method may have."""
+        return self.lora_rates if method in ADAPTED else self.rates
 
 
 @dataclass(frozen=True)
 class Task:
     """One task and seed, tokenized and scored."""
 
-    rows: list[dict[str, Any]]
-    table: LossTable
-    held_out: list[dict[str, str]]
-    new: list[dict[str, str]]
-    hardest: Any
-    other: list[dict[str, str]]
-    columns: dict[str, str]
-    questions: list[Question]
+    tuning: Tuning
+    exam: Exam
+    held_out: list[Row]
 
-    @property
-    def weights(self) -> FlowWeights:
-        """FLOW's."""
-        return self.table.weights()
+
+class Texts(NamedTuple):
+    """Rows of text with prompts and responses: to train on, held out, new, and other."""
+
+    rows: list[dict[str, str]]
+    held_out: list[dict[str, str]]
+    new: dict[str, list[dict[str, str]]]
+    other: list[dict[str, str]]
 
 
 class Lab:
@@ -94,143 +118,214 @@ class Lab:
         warnings.filterwarnings("ignore", ".*longer than max_length")
         self.preset, self.device = preset, torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.start = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device)
+        self.start: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self.start.to(self.device)
+        # Beside a cache, transformers does not tell the samples of a pack apart.
+        self.start.config.use_cache = False
+        self._tasks: dict[tuple[str, int], Task] = {}
+        self._separate = False
 
     def task(self, name: str, seed: int) -> Task:
         """Data and weights, as a function of the seed."""
-        random = np.random.default_rng(seed)
-        samples, evaluated = self.preset.samples, self.preset.evaluated
-        if name == SCANS:
-            sources, known, few, read = range(len(novels())), NOVELS, SENTENCES * evaluated, scans
-        else:
-            sources, known, few, read = templates(), TEMPLATES, evaluated, self.asked
-        mixed = random.permutation(sources).tolist()
-        rows, new = read(mixed[:known], samples + few, seed), read(mixed[known:], few, seed + 1)
-        damage(rows[:samples], DAMAGE[name], random)
-        reader = self.losses(**ANSWERS).reader()
-        tokens = [
-            {"input_ids": list(sample.ids), "labels": list(sample.labels)}
-            for sample in reader(rows[:samples])
-        ]
-        before = self.table(self.start, new, **ANSWERS)
-        if name == SCANS:
-            other, columns = self.asked(templates(), evaluated, seed), ANSWERS
-        else:
-            chosen = random.permutation(len(paragraphs()))[:evaluated]
-            other, columns = [{"text": paragraphs()[place]} for place in chosen], {"text": "text"}
-        questions = random.permutation(len(knowledge()))[: self.preset.questions]
-        return Task(
-            rows=tokens,
-            table=self.scored_rows(self.start, tokens, CausalLM(token_losses=True)),
-            held_out=rows[samples:],
-            new=new,
-            hardest=before.losses.argsort()[-max(len(new) // 10, 1) :],
-            other=other,
-            columns=columns,
-            questions=[knowledge()[place] for place in questions],
+        if (name, seed) not in self._tasks:
+            self._tasks = {(name, seed): self._made(name, seed)}
+        return self._tasks[name, seed]
+
+    def _made(self, name: str, seed: int) -> Task:
+        preset, random = self.preset, np.random.default_rng(seed)
+        kinds = (
+            {"all": self._texts(name, seed, random)}
+            if name != MIXED
+            else {source: self._source(source, seed, random) for source in SOURCES}
         )
-
-    def asked(self, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
-        """Questions that leave a quarter of the longest length, or more, to their answers."""
-        most = self.preset.max_length * 3 // 4
-        rows = as_rows(maths(numbers, 4 * count, seed))
-        fitting = [row for row in rows if len(self.tokenizer(row["prompt"]).input_ids) <= most]
-        return fitting[:count]
-
-    def run(self, name: str, seed: int, rates: Mapping[str, float]) -> Run:
-        """All methods, by their rates, on one task and seed."""
-        task = self.task(name, seed)
-        tuned = self.trainings(task, seed)
-        run = {PRE_TRAINED: self.scored(task, Tuned(self.start, 0, 0.0))}
-        return run | {method: self.scored(task, tuned(method, rates[method])) for method in rates}
-
-    def trainings(self, task: Task, seed: int) -> Callable[[str, float], Tuned]:
-        """(method, learning rate) -> model."""
-
-        def train(method: str, rate: float) -> Tuned:
-            return self.fine_tuned(method, task, rate, seed)
-
-        return sharing(train, self.start)
-
-    def losses(self, **columns: str) -> CausalLM:
-        """The loss of rows of text."""
-        return CausalLM(self.tokenizer, max_length=self.preset.max_length, **columns)
-
-    def table(self, model: nn.Module, rows: list[Any], **columns: str) -> LossTable:
-        """Losses of rows of text by a model as it is."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return self.scored_rows(base, rows, self.losses(**columns))
-
-    def scored_rows(self, model: nn.Module, rows: list[Any], loss: CausalLM) -> LossTable:
-        """Losses of rows."""
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return score(model, rows, loss, device=self.device, progress=False)
-
-    def fine_tuned(self, method: str, task: Task, learning_rate: float, seed: int) -> Tuned:
-        """A model trained by one method."""
-        start: Any = self.start
-        if method in ADAPTED:
-            import peft
-
-            config = peft.LoraConfig(r=64, lora_alpha=64, target_modules="all-linear")
-            start = peft.get_peft_model(copy.deepcopy(start), config)
+        rows = [self.tokens(part.rows) for part in kinds.values()]
+        tables = [self.table(self.start, part, CausalLM(token_losses=True)) for part in rows]
+        table = LossTable.concat(tables) if len(tables) > 1 else tables[0]
+        joined = [row for part in rows for row in part]
+        exam = Exam()
+        for source, part in kinds.items():
+            for kind, texts in part.new.items():
+                exam.add("new" if source == "all" else f"new, {kind}", self.tokens(texts))
+        exam.add("other", self.tokens(next(iter(kinds.values())).other))
+        chosen = random.permutation(len(knowledge()))[: preset.questions]
+        exam.ask("knowledge", self._asked([knowledge()[place] for place in chosen]))
+        for family in FAMILIES:
+            exam.ask(f"skill, {family}", self._asked(skills(family, preset.skills, seed)))
+        exam.hardest(self.table(self.start, exam.rows).losses)
         tuning = Tuning(
-            task.rows,
-            task.weights,
-            self.preset.epochs,
-            self.preset.batch_size,
-            collate_fn=padded,
-            target="labels",
-            tokens=task.table,
-            loss=self.loss,
-            optimizer=OPTIMIZERS[self.preset.optimizer],
+            rows=joined,
+            table=table,
+            sources=_of_sources(dict(zip(kinds, tables, strict=True))) if name == MIXED else {},
+            epochs=preset.epochs,
+            pack=preset.pack,
+            packs=preset.packs,
+            optimizer=OPTIMIZERS[preset.optimizer],
+            device=self.device,
         )
-        tuned = fine_tuned(ADAPTED.get(method, method), start, tuning, learning_rate, seed)
-        if method in ADAPTED:
-            tuned = replace(tuned, model=tuned.model.merge_and_unload())  # type: ignore[operator]
-        return tuned
+        if not self._separate:
+            require_separate(self.start, loader_of(STANDARD, tuning, 1).dataset[0])
+            self._separate = True
+        held_out = self.tokens([row for part in kinds.values() for row in part.held_out])
+        return Task(tuning, exam, held_out)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """The model's own loss, as any loop asks for it."""
-        moved = {name: part.to(self.device) for name, part in batch.items()}
-        with torch.autocast(self.device.type, torch.bfloat16):
-            loss: Tensor = model(**moved).loss
-        return loss
+    def _texts(self, name: str, seed: int, random: np.random.Generator) -> Texts:
+        """Those of a task of one source."""
+        count, few = self.preset.samples[name], self.preset.evaluated
+        read: Callable[[list[int], int, int], list[dict[str, str]]]
+        if name == SCANS:
+            sources, known, read = list(range(len(novels()))), NOVELS, scans
+        else:
+            sources, known, read = templates(), TEMPLATES, self.questions
+        mixed = random.permutation(sources).tolist()
+        rows = read(mixed[:known], count + few, seed)
+        new = read(mixed[known:], few, seed + 1)
+        damage(rows[:count], DAMAGE[name], random)
+        if name == SCANS:
+            other = self.questions(templates(), few, seed)
+        else:
+            chosen = random.permutation(len(paragraphs()))[:few]
+            other = [{"prompt": "", "response": paragraphs()[place]} for place in chosen]
+        return Texts(rows[:count], rows[count:], {"new": new}, other)
 
-    def scored(self, task: Task, tuned: Tuned) -> dict[str, float]:
-        """What a model knows, and what it took."""
-        new = self.table(tuned.model, task.new, **ANSWERS)
-        return {
-            "other": perplexity(self.table(tuned.model, task.other, **task.columns)),
-            "knowledge": self.knows(tuned.model, task.questions),
-            "new": perplexity(new),
-            "hardest": perplexity(new, task.hardest),
-            "samples": tuned.samples,
-            "seconds": tuned.seconds,
-        }
+    def _source(self, source: str, seed: int, random: np.random.Generator) -> Texts:
+        """Those of a part of the mix; the samples of its parts are as many."""
+        count = self.preset.samples[MIXED] // len(SOURCES)
+        few = self.preset.evaluated
+        if source == "maths":
+            mixed = random.permutation(templates()).tolist()
+            found = self.questions(mixed[:TEMPLATES], count + few, seed)
+            found += self.questions(mixed[TEMPLATES:], few, seed + 1)
+        else:
+            known = functions() if source == "code" else chats()
+            mixed = [known[place] for place in random.permutation(len(known))]
+            found = self.fitting(mixed, count + 2 * few)
+        chosen = random.permutation(len(paragraphs()))[:few]
+        other = [{"prompt": "", "response": paragraphs()[place]} for place in chosen]
+        return Texts(
+            found[:count], found[count : count + few], {source: found[count + few :]}, other
+        )
 
-    def knows(self, model: nn.Module, questions: list[Question]) -> float:
-        """Percent of questions whose right answer is the likeliest of four."""
-        rows = [
-            {"prompt": f"Question: {question.prompt}\nAnswer:", "response": f" {answer}"}
-            for question in questions
-            for answer in (question.answer, *question.wrong)
+    def questions(self, numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
+        """Questions of maths with worked answers."""
+        return self.fitting([row_of(each) for each in maths(numbers, 4 * count, seed)], count)
+
+    def fitting(self, rows: list[dict[str, str]], count: int) -> list[dict[str, str]]:
+        """The first rows that leave a quarter of a pack, or more, to their responses."""
+        most = self.preset.pack * 3 // 4
+        lengths = map(len, self.tokenizer([row["prompt"] for row in rows]).input_ids)
+        return [row for row, length in zip(rows, lengths, strict=True) if length <= most][:count]
+
+    def tokens(self, rows: list[dict[str, str]]) -> list[Row]:
+        """Rows of text, tokenized."""
+        loss = CausalLM(
+            self.tokenizer, prompt="prompt", response="response", max_length=self.preset.pack
+        )
+        return [
+            {"input_ids": sample.ids.tolist(), "labels": sample.labels.tolist()}
+            for sample in loss.reader()(rows)
         ]
-        losses = self.table(model, rows, **ANSWERS).losses
-        return 100.0 * float((losses.reshape(-1, 4).argmin(axis=1) == 0).mean())
 
-    def held_out(self, task: Task, tuned: Tuned) -> float:
-        """Minus the loss on held-out right samples of the task: what rates are chosen by."""
-        table = self.table(tuned.model, task.held_out, **ANSWERS)
-        return -float(table.losses.mean())
+    def _asked(self, questions: Iterable[Question]) -> list[Row]:
+        """Four rows for each question, of which the first has the right answer."""
+        return self.tokens(
+            [
+                row_of(replace(question, answer=answer))
+                for question in questions
+                for answer in (question.answer, *question.wrong)
+            ]
+        )
+
+    def table(self, model: nn.Module, rows: list[Row], loss: CausalLM | None = None) -> LossTable:
+        """Losses of rows by a model as it is."""
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        loss = loss or CausalLM()
+        if self.device.type == "cuda":
+            loss = replace(loss, max_tokens=TOKENS_ON_GPU)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return score(base, rows, loss, device=self.device, adapters=True, progress=False)
+
+    def measured(self, task: Task, model: nn.Module) -> dict[str, float]:
+        """What a model knows."""
+        table = self.table(model, task.exam.rows)
+        return task.exam.marks(table.losses, table.n_tokens)
+
+    def held_out(self, task: Task, model: nn.Module) -> float:
+        """The mean loss of held-out right samples of the task: what rates are chosen by."""
+        return float(self.table(model, task.held_out).losses.mean())
+
+    def trained(self, method: str, name: str, seed: int, rate: float, *, looks: bool) -> Tuned:
+        """A model trained by a method that is no average."""
+        task = self.task(name, seed)
+        if method == PRE_TRAINED:
+            return Tuned(self.start)
+        short = task.exam.only("new", "other")
+
+        def look(model: nn.Module) -> dict[str, float]:
+            table = self.table(model, short.rows)
+            return short.marks(table.losses, table.n_tokens)
+
+        watched = looks and method in CURVED and "new" in short.places
+        return fine_tuned(method, self.start, task.tuning, rate, seed, look if watched else None)
+
+    def results(
+        self, methods: Mapping[str, float], name: str, seed: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What methods came to, by their rates; or the error of one that failed.
+
+        Those that are made of one training share it where they follow one another.
+        """
+        known: dict[tuple[str, float], Tuned] = {}
+        for method, rate in methods.items():
+            base = AVERAGED.get(method, method)
+            try:
+                if (base, rate) not in known:
+                    known.clear()
+                    known[base, rate] = self.trained(base, name, seed, rate, looks=method == base)
+                tuned = known[base, rate]
+                model = averaged(self.start, tuned.model) if method in AVERAGED else tuned.model
+                took = {part: value for part, value in vars(tuned).items() if part != "model"}
+                if self.device.type == "cuda":
+                    took["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
+                yield method, {**self.measured(self.task(name, seed), model), **took}
+            except Exception as error:
+                yield method, {"error": repr(error), "where": traceback.format_exc()}
+
+    def tried(
+        self, methods: list[str], name: str, seed: int, rate: float
+    ) -> Iterator[tuple[str, float]]:
+        """The loss on held-out samples of methods that are made of one training."""
+        task = self.task(name, seed)
+        base = AVERAGED.get(methods[0], methods[0])
+        model = self.trained(base, name, seed, rate, looks=False).model
+        for method in methods:
+            mean = averaged(self.start, model) if method in AVERAGED else model
+            yield method, self.held_out(task, mean)
 
 
-def as_rows(questions: Iterable[Question]) -> list[dict[str, str]]:
-    """Rows of text."""
+def _of_sources(tables: dict[str, LossTable]) -> dict[str, FlowWeights]:
+    """Weights with a temperature of each source, which keep its share or make them alike."""
+    return {GROUPS: mix(tables, shares="tokens", by="tokens"), EQUAL: mix(tables, shares="equal")}
+
+
+SOURCES = ("code", "chat", "maths")
+
+
+def chats() -> list[dict[str, str]]:
+    """What somebody says and what is answered, without the questions of general knowledge."""
+    asked = {question.prompt for question in knowledge()}
     return [
-        {"prompt": f"Question: {part.prompt}\nAnswer:", "response": f" {part.answer}"}
-        for part in questions
+        {"prompt": f"A: {said}\nB:", "response": f" {answer}"}
+        for said, answer in turns()
+        if said not in asked
     ]
+
+
+def row_of(question: Question) -> dict[str, str]:
+    """A row of text."""
+    return {
+        "prompt": f"Question: {question.prompt}\nAnswer:",
+        "response": f" {question.answer}",
+    }
 
 
 def scans(numbers: list[int], count: int, seed: int) -> list[dict[str, str]]:
@@ -261,30 +356,3 @@ def damage(
         if kind == 2:
             function = code[random.integers(len(code))]["response"]
             row["response"] = " " + function[: len(row["response"])]
-
-
-def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch, padded on the right."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def fill(name: str, value: int) -> Tensor:
-        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
-
-    ids, labels = fill("input_ids", 0), fill("labels", IGNORED)
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = (torch.arange(width) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW without decay."""
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
-
-
-OPTIMIZERS = {"AdamW": adamw, "SGD with momentum 0.9": momentum}
-
-
-def perplexity(table: LossTable, rows: Any = slice(None)) -> float:
-    """Of all tokens of rows."""
-    losses, tokens = table.losses[rows], table.n_tokens[rows]
-    return float(np.exp((losses * tokens).sum() / tokens.sum()))

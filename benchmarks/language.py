@@ -2,253 +2,359 @@
 """Language: what each way to fine-tune a language model keeps of its knowledge, and learns."""
 
 import argparse
-import functools
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from assets import smollm2
-from comparing import Comparison, Measure, Run, best_rates
-from lab import (
-    ADAPTED,
-    CLEAN,
-    DAMAGE,
-    FLOW_LORA,
-    HARMFUL,
-    LORA,
-    SCANS,
-    Lab,
-    Preset,
-)
+from lab import CLEAN, HARMFUL, MIXED, PRE_TRAINED, SCANS, TASKS, Lab, Preset
+from language_page import publish_page
 from measure import Machine
-from methods import (
+from methods import STANDARD
+from packed import (
     AVERAGED,
-    CONTROLS,
-    DISTINCT,
-    FEWER_STEPS,
-    FLOW,
-    FLOW_WISE,
-    HALF,
-    L2,
-    MULTINOMIAL,
-    NORMALIZED,
-    SMALLER_RATE,
-    STANDARD,
-    TOKENS,
-    WISE,
-    by_task,
-    seeds_of,
+    CONTROL_OF,
+    DISTINCT_PADDED,
+    EQUAL,
+    GROUPS,
+    LORA_METHODS,
+    PADDED,
+    TOKEN_VARIANTS,
+    WHOLE,
+    WISE_METHODS,
 )
 from publishing import command_line
-from tqdm import tqdm
+from records import ENDING, Record, Records, append
 
-TASKS = (SCANS, HARMFUL, CLEAN)
-METHODS = (
-    STANDARD,
-    SMALLER_RATE,
-    FEWER_STEPS,
-    FLOW,
-    MULTINOMIAL,
-    DISTINCT,
-    NORMALIZED,
-    TOKENS,
-    HALF,
-    L2,
-    WISE,
-    FLOW_WISE,
-    LORA,
-    FLOW_LORA,
-)
 CHOOSING_SEED = 1001
+TRAININGS_OF_A_JOB = 4
 
 HELP = """\
-Fine-tune SmolLM2-135M to correct scanned text or to answer maths questions, once for each task,
-method and seed, and measure what it knew (other text, general questions) and what it was to learn.
+Fine-tune SmolLM2-135M on four tasks, once for each method and seed, and measure what it knew (other
+text, general questions, ten families of small tasks) and what it was to learn. Every result is kept
+at once: the same command goes on where it was cut off, also on another machine (--done).
 """
 
-
-def told(task: str) -> str:
-    """Which samples of a task are harmful."""
-    swapped, garbled, code = DAMAGE[task]
-    return (
-        f"Of the samples, {swapped:.0%} have the answer of another one, {garbled:.0%} their\n"
-        f"  words in any order, {code:.0%} Python code instead"
-    )
-
-
-ABOUT = f"""\
-SmolLM2-135M-Instruct is fine-tuned. Mean and standard deviation over the seeds.
-
-- "{SCANS}": sentences of novels of Jane Austen, one letter in twenty misread, are
-  to be corrected. {told(SCANS)}.
-  New: the perplexity of right texts of other novels. Other text: that of worked answers to maths
-  questions.
-- "{HARMFUL}": questions of reasoning-gym's gsm_symbolic with worked answers.
-  {told(HARMFUL)}.
-  New: the perplexity of right answers to questions of other templates. Other text: that of
-  paragraphs of the novels.
-- "{CLEAN}": the same, all answers right.
-- "knowledge": percent of general questions whose answer is the likeliest of four by mean loss.
-- "hardest": the perplexity of that tenth of the new samples which the pre-trained model finds
-  hardest.
-
-Long texts are cut (`max_length` of the preset). Constant rate, bfloat16 autocast everywhere,
-batches in the order of the DataLoader. LoRA has rank and alpha 64 on all linear layers. AdamW
-cancels the scale of the loss, so FLOW's reweighting with weights as they are and of mean 1 are the
-same. Controls have the rate of standard fine-tuning (times the mean weight for the first).
-"""
-
-OTHER = Measure("other", "perplexity of other text", lower_is_better=True)
-NEW = Measure("new", "perplexity of new", lower_is_better=True)
-COMPARISON = Comparison(
-    "language",
-    ABOUT,
-    (
-        OTHER,
-        Measure("knowledge", "knowledge, %"),
-        NEW,
-        Measure("hardest", "hardest", lower_is_better=True),
-    ),
-    kept=OTHER,
-    learned=NEW,
+ALL = (*WHOLE, *WISE_METHODS, *LORA_METHODS, *TOKEN_VARIANTS, PADDED, DISTINCT_PADDED)
+FEW = (*WHOLE, *WISE_METHODS, *TOKEN_VARIANTS)
+OF_SOURCES = (*WHOLE, GROUPS, EQUAL)
+SMOKE = Preset(
+    samples={SCANS: 12, CLEAN: 12, HARMFUL: 12, MIXED: 12},
+    epochs=1,
+    pack=384,
+    packs=1,
+    evaluated=3,
+    questions=2,
+    skills=2,
+    rates=(5e-5,),
+    lora_rates=(5e-4,),
+    seeds=1,
+    methods={SCANS: ALL, MIXED: (STANDARD, GROUPS)},
 )
-
-
-BOTH = (SCANS, CLEAN)
-CPU = Preset(48, 3, 4, 24, 32, 144, (5e-5,), (5e-4,), 1, BOTH, METHODS)
-SEEDS = replace(
-    CPU,
-    samples=80,
-    rates=(2e-5, 5e-5, 1e-4, 2e-4),
+CPU = Preset(
+    samples={SCANS: 96, CLEAN: 60, HARMFUL: 60, MIXED: 60},
+    epochs=2,
+    pack=384,
+    packs=1,
+    evaluated=24,
+    questions=32,
+    skills=4,
+    rates=(5e-5,),
+    lora_rates=(5e-4,),
+    seeds=1,
+    methods={SCANS: ALL, CLEAN: ALL},
+)
+GPU = Preset(
+    samples={SCANS: 640, CLEAN: 320, HARMFUL: 320, MIXED: 480},
+    epochs=2,
+    pack=384,
+    packs=4,
+    evaluated=160,
+    questions=164,
+    skills=16,
+    rates=(5e-5, 1e-4, 2e-4),
+    lora_rates=(2e-4, 5e-4, 1e-3),
     seeds=10,
-    tasks=(SCANS,),
-    methods=(STANDARD, *CONTROLS, FLOW),
+    methods={SCANS: ALL, CLEAN: ALL, MIXED: OF_SOURCES, HARMFUL: FEW},
 )
-SGD = replace(SEEDS, optimizer="SGD with momentum 0.9", rates=(1e-3, 3e-3, 1e-2, 3e-2), seeds=4)
 PRESETS = {
-    "smoke": Preset(8, 1, 4, 6, 4, 96, (5e-5,), (5e-4,), 1, BOTH, METHODS),
+    "smoke": SMOKE,
     "cpu": CPU,
-    "cpu-seeds": SEEDS,
-    "cpu-sgd": SGD,
-    "gpu": Preset(
-        2000,
-        2,
-        16,
-        500,
-        328,
-        384,
-        (5e-5, 1e-4, 2e-4),
-        (2e-4, 5e-4, 1e-3),
-        10,
-        TASKS,
-        METHODS,
+    "cpu-sgd": replace(
+        CPU,
+        optimizer="SGD with momentum 0.9",
+        rates=(1e-3, 3e-3, 1e-2, 3e-2),
+        seeds=4,
+        methods={SCANS: WHOLE},
     ),
+    "gpu": GPU,
+    "gpu-smoke": replace(GPU, samples=dict.fromkeys(TASKS, 48), evaluated=16, seeds=1, skills=2),
 }
+
+
+class RateJob(NamedTuple):
+    """Methods of one training at one rate, on held-out samples."""
+
+    task: str
+    methods: tuple[str, ...]
+    rate: float
+
+
+class RunJob(NamedTuple):
+    """Methods by their rates, on one task and seed."""
+
+    task: str
+    seed: int
+    methods: tuple[tuple[str, float], ...]
+
+
+Job: TypeAlias = RateJob | RunJob
 
 
 def main() -> None:
     """Choose the rates on held-out samples, run everything, write."""
     options, machine = parser().parse_args(), Machine.here()
-    preset = PRESETS[options.preset]
-    tasks, methods = options.tasks or preset.tasks, options.methods or preset.methods
-    place = options.preset, options.model or str(smollm2()), options.device
-    threads = max(len(os.sched_getaffinity(0)) // options.processes, 1)
-    pool = ProcessPoolExecutor(
-        options.processes, get_context("spawn"), torch.set_num_threads, (threads,)
-    )
-    with pool:
-        choices = [(name, place, family) for name in tasks for family in families(methods)]
-        found = tqdm(pool.map(choose, choices), desc="rates", total=len(choices))
-        rates = {
-            name: rates_of(methods, parts) for name, parts in by_task(tasks, choices, found).items()
+    preset, name = _asked(options), f"language-{options.preset}"
+    records = Records(options.output / f"{name}{ENDING}", options.done)
+    ends = time.time() + 60 * options.minutes
+    if not options.page:
+        records.append({"kind": "machine", **vars(machine), **_device(options.device)})
+        place = Place(preset, options.model or str(smollm2()), options.device)
+        work = Workers(place, records, ends, options.processes)
+        work.do(rate_jobs(preset, records))
+        if not list(rate_jobs(preset, records)):
+            work.do(run_jobs(preset, records))
+    left = [*rate_jobs(preset, records), *run_jobs(preset, records)]
+    print(f"{len(left)} jobs are left")
+    if options.page or not left:
+        publish_page(options.output, name, preset, records, rates_of(preset, records))
+
+
+class Place(NamedTuple):
+    """Where jobs are done."""
+
+    preset: Preset
+    model: str
+    device: str
+
+
+@dataclass
+class Workers:
+    """Processes that do jobs, side by side, until it is time to stop."""
+
+    place: Place
+    records: Records
+    ends: float
+    processes: int
+
+    def do(self, jobs: Iterable[Job]) -> None:
+        """Do jobs in order, and keep what they found."""
+        asked = list(jobs)
+        if not asked:
+            return
+        threads = max(len(os.sched_getaffinity(0)) // self.processes, 1)
+        told = (self.place, self.records.file, self.ends, threads)
+        pool = ProcessPoolExecutor(
+            min(self.processes, len(asked)), get_context("spawn"), _begin, told
+        )
+        with pool:
+            done = [pool.submit(_do, job) for job in asked]
+            for number, future in enumerate(as_completed(done), start=1):
+                future.result()
+                print(f"{time.strftime('%H:%M:%S')} {number} of {len(asked)} jobs", flush=True)
+
+
+# What a worker does.
+
+_LAB: Lab
+_FILE: Path
+_ENDS: float
+
+
+def _begin(place: Place, file: Path, ends: float, threads: int) -> None:
+    global _LAB, _FILE, _ENDS
+    torch.set_num_threads(threads)
+    _FILE, _ENDS = file, ends
+    _LAB = Lab(*place)
+
+
+def _do(job: Job) -> None:
+    """Do a job, as far as there is time, and keep what went wrong."""
+    try:
+        for record in _tried(job) if isinstance(job, RateJob) else _found(job):
+            append(_FILE, record)
+            print(_line(record), flush=True)
+            if "CUDA error" in record.get("error", ""):
+                # Nothing works any more in this process, which is to take no other job.
+                time.sleep(max(_ENDS - time.time(), 0))
+    except Exception as error:
+        traceback.print_exc()
+        append(_FILE, {"kind": "error", "job": job, "error": repr(error)})
+
+
+def _tried(job: RateJob) -> Iterator[Record]:
+    if time.time() < _ENDS:
+        for method, loss in _LAB.tried(list(job.methods), job.task, CHOOSING_SEED, job.rate):
+            yield {
+                "kind": "rate",
+                "task": job.task,
+                "method": method,
+                "rate": job.rate,
+                "held_out": loss,
+            }
+
+
+def _found(job: RunJob) -> Iterator[Record]:
+    results = _LAB.results(dict(job.methods), job.task, job.seed)
+    while time.time() < _ENDS and (found := next(results, None)):
+        method, values = found
+        yield {
+            "kind": "error" if "error" in values else "run",
+            "task": job.task,
+            "seed": job.seed,
+            "method": method,
+            "rate": dict(job.methods)[method],
+            **values,
         }
-        seeds = seeds_of(options.seeds or preset.seeds)
-        jobs = [(name, place, seed, rates[name]) for seed in seeds for name in tasks]
-        done = list(tqdm(pool.map(run, jobs), desc="runs", total=len(jobs)))
-    results = by_task(tasks, jobs, done)
-    comparison = replace(COMPARISON, about=f"{ABOUT}\n{grids(preset)}\n")
-    comparison.publish(options, rates, results, machine=machine, name=f"language-{options.preset}")
 
 
-Place = tuple[str, str, str]
-"""Preset, model and device."""
+def _line(record: Record) -> str:
+    """A record, shortly."""
+    shown = {
+        name: round(value, 5) if isinstance(value, float) else value
+        for name, value in record.items()
+        if name not in ("kind", "curve") and not name.startswith("skill,")
+    }
+    return f"{time.strftime('%H:%M:%S')} " + " ".join(map(str, shown.values()))
 
 
-@functools.cache
-def lab_in(place: Place) -> Lab:
-    """The lab of this process."""
-    name, model, device = place
-    return Lab(PRESETS[name], model, device)
+# Which jobs there are.
 
 
-def run(job: tuple[str, Place, int, dict[str, float]]) -> Run:
-    """All methods on one task and seed."""
-    name, place, seed, rates = job
-    return lab_in(place).run(name, seed, rates)
+def rate_jobs(preset: Preset, records: Records) -> Iterator[RateJob]:
+    """Those of rates that have to be tried, and were not."""
+    known = {(each["task"], each["method"], each["rate"]) for each in records.of("rate")}
+    for task, methods in preset.methods.items():
+        for family in families(methods):
+            grid = preset.grid(family[0])
+            for rate in grid if len(grid) > 1 else ():
+                if any((task, method, rate) not in known for method in family):
+                    yield RateJob(task, family, rate)
 
 
-def families(methods: Iterable[str]) -> list[list[str]]:
+def run_jobs(preset: Preset, records: Records) -> Iterator[RunJob]:
+    """Those of what has to be measured, and was not; a seed after the other."""
+    known = {(each["task"], each["seed"], each["method"]) for each in records.of("run")}
+    rates = rates_of(preset, records)
+    for seed in range(1, preset.seeds + 1):
+        for task, methods in preset.methods.items():
+            if task not in rates:
+                continue
+            left = [
+                method for method in (PRE_TRAINED, *methods) if (task, seed, method) not in known
+            ]
+            for part in parts_of(left):
+                yield RunJob(
+                    task, seed, tuple((method, rates[task].get(method, 0.0)) for method in part)
+                )
+
+
+def parts_of(methods: Sequence[str]) -> Iterator[list[str]]:
+    """Methods that are measured in one go; those of one training follow one another."""
+    by_training: dict[str, list[str]] = {}
+    for method in methods:
+        by_training.setdefault(AVERAGED.get(method, method), []).append(method)
+    groups = list(by_training.values())
+    for start in range(0, len(groups), TRAININGS_OF_A_JOB):
+        yield [method for group in groups[start : start + TRAININGS_OF_A_JOB] for method in group]
+
+
+def families(methods: Iterable[str]) -> list[tuple[str, ...]]:
     """Methods whose rates are chosen, those together that share their trainings."""
     found: dict[str, list[str]] = {}
-    for method in dict.fromkeys((STANDARD, *methods)):
-        if method not in CONTROLS:
+    for method in methods:
+        if method not in CONTROL_OF:
             found.setdefault(AVERAGED.get(method, method), []).append(method)
-    return list(found.values())
+    return [tuple(family) for family in found.values()]
 
 
-def choose(job: tuple[str, Place, list[str]]) -> dict[str, float]:
-    """The rate of each method of a family on one task that is best on held-out samples."""
-    name, place, methods = job
-    lab = lab_in(place)
-    grid = lab.preset.lora_rates if methods[0] in ADAPTED else lab.preset.rates
-    if len(grid) == 1:
-        return dict.fromkeys(methods, grid[0])
-    task = lab.task(name, CHOOSING_SEED)
-    tuned = lab.trainings(task, CHOOSING_SEED)
-    tried = {
-        method: [lab.held_out(task, tuned(method, rate)) for rate in grid] for method in methods
+def rates_of(preset: Preset, records: Records) -> dict[str, dict[str, float]]:
+    """The rate of each method of each task whose rates were all tried."""
+    tried: dict[str, dict[str, dict[float, float]]] = {}
+    for each in records.of("rate"):
+        of_method = tried.setdefault(each["task"], {}).setdefault(each["method"], {})
+        of_method[each["rate"]] = each["held_out"]
+    found: dict[str, dict[str, float]] = {}
+    for task, methods in preset.methods.items():
+        chosen = {}
+        for family in families(methods):
+            grid = preset.grid(family[0])
+            for method in family:
+                losses = tried.get(task, {}).get(method, {})
+                if len(grid) == 1:
+                    chosen[method] = grid[0]
+                elif all(rate in losses for rate in grid):
+                    chosen[method] = min(grid, key=losses.__getitem__)
+        for method in methods:
+            if CONTROL_OF.get(method) in chosen:
+                chosen[method] = chosen[CONTROL_OF[method]]
+        if all(method in chosen for method in methods):
+            found[task] = {method: chosen[method] for method in methods}
+    return found
+
+
+def _asked(options: argparse.Namespace) -> Preset:
+    """The preset, with what the command line changes of it."""
+    preset = PRESETS[options.preset]
+    tasks = options.tasks or tuple(preset.methods)
+    methods = {
+        task: tuple(
+            method
+            for method in preset.methods.get(task, FEW)
+            if options.methods is None or method in options.methods
+        )
+        for task in tasks
     }
-    return best_rates([tried], grid)
+    return replace(preset, methods=methods, seeds=options.seeds or preset.seeds)
 
 
-def grids(preset: Preset) -> str:
-    """What the page tells of rates."""
-    full, adapted = (
-        ", ".join(f"{rate:g}" for rate in grid) for grid in (preset.rates, preset.lora_rates)
-    )
-    return (
-        f"Optimizer: {preset.optimizer}. Each method has that of these rates at which the mean\n"
-        "loss of held-out samples of the task (of another seed, all right) is lowest:\n"
-        f"{full}; with LoRA {adapted}."
-    )
+def _device(device: str) -> dict[str, Any]:
+    import transformers
 
-
-def rates_of(methods: Iterable[str], parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The rate of each method, in their order; controls have that of standard fine-tuning."""
-    chosen = {method: rate for part in parts for method, rate in part.items()}
-    return {method: chosen[STANDARD if method in CONTROLS else method] for method in methods}
+    found = {"device": device, "transformers": transformers.__version__, "began": time.time()}
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = command_line(HELP)
+    gpu = torch.cuda.is_available()
     made.add_argument("--preset", choices=PRESETS, default="cpu", help="default cpu")
     made.add_argument("--seeds", type=int, help="default: the preset's")
     made.add_argument("--tasks", nargs="+", choices=TASKS, help="default: the preset's")
-    made.add_argument("--methods", nargs="+", choices=METHODS, help="default: the preset's")
+    every = dict.fromkeys((*ALL, *OF_SOURCES))
+    made.add_argument("--methods", nargs="+", choices=every, help="default: the preset's")
     made.add_argument("--model", help="folder or name of another causal model")
+    made.add_argument("--device", default="cuda" if gpu else "cpu", help="default: a GPU")
     made.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU"
+        "--processes", type=int, default=10 if gpu else 2, help="default 2, with a GPU 10"
     )
     made.add_argument(
-        "--processes",
-        type=int,
-        default=1 if torch.cuda.is_available() else 2,
-        help="that work side by side; default 2, with a GPU 1",
+        "--done", type=Path, nargs="*", default=[], metavar="DIR", help="what was measured before"
     )
+    made.add_argument(
+        "--minutes", type=float, default=1e6, help="stop then; the same command goes on"
+    )
+    made.add_argument("--page", action="store_true", help="measure nothing, write of what there is")
     return made
 
 

@@ -1,0 +1,52 @@
+"""Records: what was measured, a line of JSON each, so that a run that was cut off goes on."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+ENDING = ".records.jsonl"
+
+
+class Records:
+    """Lines that several processes append to one file.
+
+    Args:
+        file: where new ones go; those that it has are read.
+        others: folders, whose files of records are read as well.
+    """
+
+    def __init__(self, file: Path, others: Iterable[Path] = ()) -> None:
+        self.file = file
+        self._others = [part for folder in others for part in sorted(folder.rglob(f"*{ENDING}"))]
+
+    def of(self, kind: str) -> Iterator[Record]:
+        """Those of a kind, as they are now."""
+        for file in (*self._others, self.file):
+            yield from (record for record in _read(file) if record["kind"] == kind)
+
+    def append(self, record: Record) -> None:
+        """Keep a record, at once."""
+        append(self.file, record)
+
+
+def append(file: Path, record: Record) -> None:
+    """Add a line to a file; lines of several processes do not mix."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(record) + "\n").encode()
+    # One write of a file that is opened for appending stays in one piece.
+    place = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(place, line)
+    finally:
+        os.close(place)
+
+
+def _read(file: Path) -> Iterator[Record]:
+    if file.exists():
+        for line in file.read_text().splitlines():
+            # The last one of a process that was killed may be a part of a line.
+            if line.endswith("}"):
+                yield json.loads(line)

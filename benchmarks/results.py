@@ -1,0 +1,100 @@
+"""Results of the language benchmark: its records by task and method, and scores on one scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from records import Records
+
+PRE_TRAINED = "pre-trained"
+Run: TypeAlias = dict[str, Any]
+Runs: TypeAlias = dict[str, list[Run]]
+"""By method, what it came to in each seed, in their order."""
+
+
+class Results:
+    """What was measured, of the seeds that all methods of a task have.
+
+    Attributes:
+        runs: by task.
+        seeds: by task.
+    """
+
+    def __init__(self, records: Records) -> None:
+        found: dict[str, dict[str, dict[int, Run]]] = {}
+        for each in records.of("run"):
+            found.setdefault(each["task"], {}).setdefault(each["method"], {})[each["seed"]] = each
+        self.runs: dict[str, Runs] = {}
+        self.seeds: dict[str, list[int]] = {}
+        for task, methods in found.items():
+            seeds = sorted(set.intersection(*(set(runs) for runs in methods.values())))
+            if seeds:
+                self.seeds[task] = seeds
+                self.runs[task] = {
+                    method: [runs[seed] for seed in seeds] for method, runs in methods.items()
+                }
+
+    @property
+    def tasks(self) -> list[str]:
+        """Those that have results."""
+        return list(self.runs)
+
+
+@dataclass(frozen=True)
+class Score:
+    """How much a method kept and learned in each seed, in nats of a token: shape (seeds,).
+
+    Args:
+        kept, learned, hardest: by how much the loss of other, of new and of the hardest new text
+            fell.
+    """
+
+    kept: NDArray[np.float64]
+    learned: NDArray[np.float64]
+    hardest: NDArray[np.float64]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Of what is kept and learned."""
+        return (self.kept + self.learned) / 2
+
+
+def scores_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Score]:
+    """The score of each method, against the model before; of several sources the mean."""
+    before = runs[PRE_TRAINED]
+    return {
+        method: Score(
+            kept=_fallen(before, found, "other"),
+            learned=_fallen(before, found, "new"),
+            hardest=_fallen(before, found, "hardest"),
+        )
+        for method, found in runs.items()
+    }
+
+
+def _fallen(before: Sequence[Run], after: Sequence[Run], part: str) -> NDArray[np.float64]:
+    names = [name for name in before[0] if name == part or name.startswith(f"{part}, ")]
+    return np.array(
+        [
+            np.mean([old[name] - new[name] for name in names])
+            for old, new in zip(before, after, strict=True)
+        ]
+    )
+
+
+def beaten(ours: Score, rivals: Sequence[Score]) -> tuple[str, str]:
+    """In how many seeds a score is above those of all rivals: by its mean, and in both parts."""
+    better = np.all([ours.mean > each.mean for each in rivals], axis=0)
+    both = np.all(
+        [(ours.kept > each.kept) & (ours.learned >= each.learned) for each in rivals], axis=0
+    )
+    return f"{better.sum()} of {better.size}", f"{both.sum()} of {both.size}"
+
+
+def mean_and_deviation(values: Any, form: str) -> str:
+    """Mean and standard deviation."""
+    found = np.asarray(values, dtype=np.float64)
+    mean = format(found.mean(), form)
+    return f"{mean} ± {found.std(ddof=1):{form.lstrip('+')}}" if found.size > 1 else mean

@@ -69,6 +69,11 @@ def of_no_shape(model, batch):
     return batch.sum()
 
 
+def waits(model, batch):
+    time.sleep(2)
+    return batch[:, 1] ** 2
+
+
 def dies(model, batch):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -89,9 +94,9 @@ class Sums(nn.Module):
 class KilledOnce(flowdata.BatchScorer):
     """Dies of the first batch that has a row, after it was scored."""
 
-    def __init__(self, folder, key, *given, **options):
+    def __init__(self, folder, at, *given, **options):
         super().__init__(*given, **options)
-        self.folder, self.at = folder, key
+        self.folder, self.at = folder, at
 
     def __call__(self, batch):
         scored = super().__call__(batch)

@@ -13,7 +13,7 @@ from flowdata.scoring.token_rows import IGNORED
 
 SIDES = ("chosen", "rejected")
 WORDS = st.lists(st.sampled_from(["Hi", " fox", " ", "\n", "dog", "é", "."]), max_size=4)
-LIKE_ALWAYS = settings(max_examples=60, deadline=None, derandomize=True)
+LIKE_ALWAYS = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from flowdata import CausalLM
 from flowdata.scoring.token_rows import IGNORED
+from flowdata.scoring.turn_marks import TurnFinder
 
 PIECES = [
     *(" ", "  ", "\n", "\n\n", "\t", " \n", "def", " return", "f(x):", ";\n", ".", "fox", "Hello"),
@@ -19,7 +20,7 @@ PIECES = [
 TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 ROUNDS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4)
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
-MANY = settings(max_examples=60, deadline=None, derandomize=True)
+MANY = settings(max_examples=40, deadline=None, derandomize=True)
 
 
 def answers(chat):
@@ -186,3 +187,20 @@ def test_a_chat_that_has_the_characters_of_the_marks_is_refused_only_where_they_
     assert len(runs("chatml", *masks("chatml", chat))) == 2
     with pytest.raises(ValueError, match="cannot be told where what a turn says is"):
         masks("harmony", chat)
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama 2"])
+@given(rounds=ROUNDS, asks=st.booleans())
+@FEW
+def test_by_marks_an_answer_is_found_where_it_follows_its_prompt(name, rounds, asks):
+    chat = rendered(name, as_chat(rounds, system=False, asks=asks))
+    tokenizer = tokenizer_of(name)
+
+    def render(turns, prompt=False):
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+
+    finder = TurnFinder(render, tokenizer, chat, render(chat))
+    for number in range(1, len(chat), 2):
+        before, after = render(chat[:number], prompt=True), render(chat[: number + 1])
+        assert render(chat).startswith(after)
+        assert finder.find(number) == (len(before), len(after))

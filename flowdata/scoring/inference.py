@@ -1,6 +1,7 @@
 """Running a model over a data set in order, without touching what it was before."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -94,8 +95,15 @@ def read_these(
         collate_fn=collate_fn,
         # The loader seeds its workers from here, and the caller's random numbers stay untouched.
         generator=torch.Generator(),
+        worker_init_fn=_tokenize_alone,
     )
     return iter(loader)
+
+
+def _tokenize_alone(_: int) -> None:
+    # tokenizers 0.22: the threads of a process that has tokenized are not there in its fork, which
+    # waits for them forever where a user has set this to true.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

@@ -99,7 +99,7 @@ PRESETS = {
     ),
     "backbone": Preset(
         *(backbone.ABOUT, backbone.TASKS, backbone.fetch, backbone.make_task, backbone.SIZES),
-        *((0.001, 0.003, 0.01, 0.03), CHOOSING_SEEDS[:2], 5, 5),
+        *((0.0003, 0.001, 0.003, 0.01), CHOOSING_SEEDS[:2], 5, 5),
     ),
 }
 

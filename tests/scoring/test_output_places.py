@@ -11,8 +11,8 @@ from long_run import LONG
 from scoring_lines import Stop, absolute, scored, values
 
 from flowdata import FlowDataError, FlowDataWarning, LossTable, TableFileError
-from flowdata.table.part_file import read_part
 from flowdata.scoring.parts import Parts
+from flowdata.table.part_file import read_part
 
 RESULT = list(range(50))
 
@@ -147,13 +147,11 @@ def test_an_output_that_is_no_place_for_a_table_is_refused_before_scoring(tmp_pa
     assert absolute.rows == 0
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x.parquet", "gs://b/x", "hf://b/x", "file:///x"])
-def test_an_output_that_is_a_url_is_refused_with_what_to_do(tmp_path, monkeypatch, url):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(TableFileError, match="is a URL, and a loss table is a local file: give"):
-        scored(url)
-    assert absolute.rows == 0
-    assert list(tmp_path.iterdir()) == []
+def test_a_url_of_a_file_is_its_path(tmp_path):
+    output = tmp_path / "losses.parquet"
+    assert scored(f"file://{output}").losses.tolist() == RESULT
+    assert LossTable.load(output.as_uri()).losses.tolist() == RESULT
+    assert list(tmp_path.iterdir()) == [output]
 
 
 # Disks that become full, at every write

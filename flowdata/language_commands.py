@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowdata.array_commands import add_shard, print_share, shard_of
+from flowdata.proxy_commands import add_proxy, score_by_proxy
 from flowdata.shell import (
     Commands,
     add_data,
@@ -114,6 +115,7 @@ def add_score(commands: Commands) -> None:
     score.add_argument(
         "--workers", type=positive, help="of --engine ray, one a GPU, if it has any (default 1)"
     )
+    add_proxy(score)
     score.set_defaults(run=_run_score, parser=score, goes_on=True)
 
 
@@ -140,6 +142,13 @@ def _run_score(options: argparse.Namespace) -> None:
         columns.check_choice(options.turns)
     if options.key is not None:
         keys_of(data, options.key)
+    if options.proxy is not None:
+        score_by_proxy(
+            options,
+            data,
+            lambda of: of.loss if named else _loss(of, columns, _tokenizer(of)),
+        )
+        return
     if options.engine == "ray" and shard is not None:
         raise ValueError("--shard is for jobs that score by themselves: leave out --engine ray")
     if options.engine == "ray":

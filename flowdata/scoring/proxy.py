@@ -143,5 +143,5 @@ def _select(dataset: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def _beside(output: str | PathLike[str]) -> str:
-    root, suffix = os.path.splitext(os.fspath(output))
+    root, suffix = os.path.splitext(str(output))
     return f"{root}.sample{suffix}"

@@ -110,6 +110,8 @@ def _read_files(scored: Any, wanted: Sequence[str], optional: Sequence[str]) -> 
             paths.append(path)
         source = paths[0] if len(paths) == 1 else paths
         found = pads.dataset(source, filesystem=files, format="parquet")
+        if not found.files:
+            raise FileNotFoundError("there are no Parquet files in it")
         return found.to_table(columns=_present(found.schema.names, wanted, optional))
     except (OSError, pa.ArrowException) as error:
         raise TableFileError(f"what was scored cannot be read, {places[:3]}: {error}") from error

@@ -104,3 +104,9 @@ class KilledOnce(flowdata.BatchScorer):
             (self.folder / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return scored
+
+
+def open_model(name):
+    """What a guide has a model opened by."""
+    assert name == "model"
+    return Sums()

@@ -313,6 +313,8 @@ def test_what_an_engine_wrote_is_read_from_any_place(data, expected, scorer, tmp
     assert flowdata.read_scored(frame, tokens=False).token_losses is None
     with pytest.raises(flowdata.TableFileError, match="cannot be read"):
         flowdata.read_scored(tmp_path / "nothing.parquet", key="id")
+    with pytest.raises(flowdata.TableFileError, match="there are no Parquet files in it"):
+        flowdata.read_scored(tmp_path, key="id")
 
 
 def fake_cuda(monkeypatch, gpus):

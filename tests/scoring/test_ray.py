@@ -2,13 +2,17 @@
 
 import json
 import os
+import pickle
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import ray
+from guides import ROOT, blocks
 from language_models import llama, samples
 from long_run import LONG
 from ray_rows import (
@@ -23,6 +27,7 @@ from ray_rows import (
     invalid_at_77,
     make_linear,
     of_no_shape,
+    open_model,
     waits,
 )
 from tokenizer_families import family
@@ -96,6 +101,48 @@ def test_a_worker_that_is_killed_changes_no_bit_of_the_table(tmp_path):
     again = scored_rows(tmp_path)
     assert {*again} == {*range(ROWS)}
     assert len(again) <= ROWS + 48
+
+
+class SparkFrame:
+    """What gives a function frames as Spark does: pickled, and by an iterator for a partition."""
+
+    def __init__(self, frame):
+        self.frame = frame
+        self.write = SimpleNamespace(parquet=self._write)
+
+    def mapInPandas(self, function, schema):
+        names = [field.split()[0] for field in schema.split(", ")]
+        partitions = [self.frame[3:], self.frame[:3]]
+        found = [
+            frame[names]
+            for some in partitions
+            for frame in pickle.loads(pickle.dumps(function))(iter([some]))
+        ]
+        return SparkFrame(pd.concat(found))
+
+    def _write(self, folder):
+        os.mkdir(folder)
+        self.frame.to_parquet(f"{folder}/part-0.parquet")
+
+
+@long_run
+def test_the_examples_of_the_guide_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = datasets.Dataset.from_list([{"id": n, **row} for n, row in enumerate(samples(8))])
+    given = {"flowdata": flowdata, "open_model": open_model, "data": data, "folder": tmp_path}
+    names, tables = given | {"df": SparkFrame(data.to_pandas())}, []
+    page = ROOT / "flowdata" / "scoring" / "ENGINES.md"
+    for block in blocks(page):
+        if block.language == "python":
+            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), names)
+            tables.append(names.get("table"))
+    expected = flowdata.score(Sums(), data, flowdata.CausalLM(), key="id", progress=False)
+    assert len(tables) == 5
+    assert tables[0] is None
+    assert np.array_equal(tables[1].losses, expected.losses)
+    for table in tables[1:]:
+        np.testing.assert_allclose(table.losses, expected.losses, rtol=1e-5)
+        assert table.provenance.identity() == expected.provenance.identity()
 
 
 @long_run

@@ -90,8 +90,7 @@ def _owners(
     template: str, options: Mapping[str, Any], turns: Turns, whole: str, spans: list[Span]
 ) -> list[frozenset[int]]:
     """The turns that each span may be of."""
-    marked_turns = mark_turns(turns, whole)
-    if marked_turns is not None:
+    for marked_turns in mark_turns(turns, whole):
         rendered, marked_spans = _render(template, options, marked_turns)
         marked = read_marks(rendered)
         if marked.text == whole and len(marked_spans) == len(spans):

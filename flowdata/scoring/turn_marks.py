@@ -8,11 +8,11 @@ does where nothing follows, until the turn ends.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from flowdata.scoring.spans import common_characters
-from flowdata.scoring.turns import Turns
+from flowdata.scoring.spans import common_characters, common_length
+from flowdata.scoring.turns import Turns, answers
 
 # A plane of Unicode for private use.
 _FIRST, _LAST = 0xF0000, 0xFFFFD
@@ -39,22 +39,28 @@ class MarkedRendering(NamedTuple):
         return next(same, None)
 
 
-def mark_turns(turns: Turns, whole: str) -> Turns | None:
-    """The turns with a mark at the end of what each says; None where a chat has such characters."""
+def mark_turns(turns: Turns, whole: str) -> Iterator[Turns]:
+    """The turns with a mark at the end of what each says; none where a chat has such characters.
+
+    First before the white space at the end of a text, which templates strip, then after it.
+    """
     if _MARKS.search(whole) or len(turns) > _LAST - _FIRST:
-        return None
-    return [_mark_turn(turn, chr(_FIRST + number)) for number, turn in enumerate(turns)]
+        return
+    for mark in (_mark_stripped, _mark_whole):
+        yield [_mark_turn(turn, chr(_FIRST + number), mark) for number, turn in enumerate(turns)]
 
 
-def _mark_turn(turn: dict[str, Any], mark: str) -> dict[str, Any]:
+def _mark_turn(
+    turn: dict[str, Any], character: str, mark: Callable[[str, str], str]
+) -> dict[str, Any]:
     content = turn.get("content", "")
     if isinstance(content, list):
         *others, last = content
-        return turn | {"content": [*others, last | {"text": _mark_text(last["text"], mark)}]}
+        return turn | {"content": [*others, last | {"text": mark(last["text"], character)}]}
     calls = turn.get("tool_calls")
     if calls and not content:
-        return turn | {"tool_calls": [_mark_call(calls[0], mark), *calls[1:]]}
-    return turn | {"content": _mark_text(content, mark)}
+        return turn | {"tool_calls": [_mark_call(calls[0], character), *calls[1:]]}
+    return turn | {"content": mark(content, character)}
 
 
 def _mark_call(call: Any, mark: str) -> Any:
@@ -65,10 +71,13 @@ def _mark_call(call: Any, mark: str) -> Any:
     return call | {"name": f"{call['name']}{mark}"} if "name" in call else call
 
 
-def _mark_text(text: str, mark: str) -> str:
-    # Templates strip the white space around a text.
+def _mark_stripped(text: str, mark: str) -> str:
     end = len(text.rstrip())
     return text[:end] + mark + text[end:]
+
+
+def _mark_whole(text: str, mark: str) -> str:
+    return text + mark
 
 
 def read_marks(rendered: str) -> MarkedRendering:
@@ -101,11 +110,11 @@ class TurnFinder:
         self._render = render
         self._tokenizer = tokenizer
         self._control = tuple(tokenizer.get_added_vocab())
-        marked = mark_turns(turns, whole)
-        self._turns = marked or []
-        self._whole = read_marks(render(marked)) if marked else MarkedRendering("", [])
-        if self._whole.text != whole:
-            raise _cannot_tell("what a turn says")
+        for marked in mark_turns(turns, whole):
+            self._turns, self._whole = marked, read_marks(render(marked))
+            if self._whole.text == whole:
+                return
+        raise _cannot_tell("what a turn says")
 
     def find(self, number: int) -> tuple[int, int]:
         """The span of an answer: from after its header to the end of the turn.
@@ -113,16 +122,31 @@ class TurnFinder:
         Raises:
             ValueError: when it cannot be told where it is.
         """
-        before = read_marks(self._render(self._turns[:number], prompt=True))
-        place, anchor = self._anchor(before)
-        start = place + self._common(before.text[anchor:], self._whole.text[place:])
+        place, start = self._find_start(number)
         is_last = number == len(self._turns) - 1
         end = len(self._whole.text) if is_last else self._find_end(number)
         others = {m.turn for m in self._whole.marks if place < m.place <= end} - {number}
-        own = [m.place for m in self._whole.marks if m.turn == number][:1]
-        if others or start > end or not all(start <= place <= end for place in own):
+        own = self._place_of(number)
+        if others or start > end or own is None or not start <= own <= end:
             raise _cannot_tell("an answer")
         return start, end
+
+    def _find_start(self, number: int) -> tuple[int, int]:
+        """Where what was said before an answer ends, and where the answer begins."""
+        before = read_marks(self._render(self._turns[:number], prompt=True))
+        place, anchor = self._anchor(before)
+        expected, rest = before.text[anchor:], self._whole.text[place:]
+        if rest.startswith(expected):
+            return place, place + len(expected)
+        alone = read_marks(self._render(self._turns[:number])).text
+        header = before.text[self._common(alone, before.text) :]
+        if common_length(expected, rest) >= len(expected) - len(header):
+            return place, place + self._common(expected, rest)
+        # The turn before, an answer too, ends otherwise than the chat.
+        found = self._whole.text.find(header, place, self._place_of(number)) if header else -1
+        if found < 0:
+            raise _cannot_tell("a turn")
+        return place, found + len(header)
 
     def _find_end(self, number: int) -> int:
         after = read_marks(self._render(self._turns[: number + 1]))
@@ -130,18 +154,22 @@ class TurnFinder:
         tail = after.text[anchor:]
         if self._whole.text.startswith(tail, place):
             return place + len(tail)
-        # The end of a chat is another one than that of a turn. What is not of the header of the
-        # next turn, as it is where this one is left out, is of this one.
-        following = self._place_of(number + 1)
-        earlier = read_marks(self._render(self._turns[:number]))
-        without = read_marks(self._render([*self._turns[:number], self._turns[number + 1]]))
-        last = earlier.marks[-1] if earlier.marks else None
-        begin = without.place_of(last) if last else 0
+        # The end of the chat is another one than that of an answer. What is not of the header of
+        # the next turn, as it is where no answer is before it, is of this one.
+        first = number
+        while first and answers(self._turns[first - 1]):
+            first -= 1
+        others, following = self._turns[:first], self._place_of(number + 1)
+        if not others or following is None:
+            raise _cannot_tell("the end of a turn")
+        earlier = read_marks(self._render(others))
+        without = read_marks(self._render([*others, *self._turns[number + 1 :]]))
+        begin = without.place_of(earlier.marks[-1]) if earlier.marks else None
         ends = [m.place for m in without.marks if m.turn == number + 1]
-        if begin is None or not ends or following is None:
+        if begin is None or not ends:
             raise _cannot_tell("the end of a turn")
         rest = without.text[begin : ends[0]]
-        header = rest[self._common(earlier.text[last.place if last else 0 :], rest) :]
+        header = rest[self._common(earlier.text[earlier.marks[-1].place :], rest) :]
         if not (header and self._whole.text[place:following].endswith(header)):
             raise _cannot_tell("the end of a turn")
         return following - len(header)
@@ -165,7 +193,8 @@ class TurnFinder:
         """
         common = common_characters(self._tokenizer, part, whole)
         left = part[common:]
-        if left and not left.lstrip().startswith(self._control):
+        after_control = not left.strip() and part[:common].endswith(self._control)
+        if left and not after_control and not left.lstrip().startswith(self._control):
             raise _cannot_tell("a turn")
         return common
 

@@ -1,6 +1,7 @@
 """Templates of real models: scored is what they tag themselves, or what the assistant says."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ from chat_templates import TAGGED, TEMPLATES, UNTAGGED, readings, tokenizer_of
 from flowdata import CausalLM
 from flowdata.scoring.token_rows import IGNORED
 
+# The chats that each template takes; those that are about reasoning, and about tools.
+ALWAYS = {"one answer", "three answers", "the user speaks last", "thinking"}
+THINK = re.compile("harmony|thinker|gptoss|qwen3$|qwen3_[568]|nemotron|gemma4|glm|muse")
+CALL = re.compile("mistral|gptoss|qwen2_5$|qwen3|nemotron|gemma4|glm|muse|llama3_[12]|lfm2_v2")
 # What else a template has a model write before its answer.
 CHANNELS = {
     "gptoss": ("final", "analysisassistantfinal"),
@@ -45,13 +50,15 @@ def test_of_a_template_with_tags_its_own_mask_is_scored(name):
         assert sample.ids.tolist() == theirs["input_ids"]
         assert (sample.labels != IGNORED).tolist() == np.array(theirs["assistant_masks"]).tolist()
         kinds.append(kind)
-    assert {"one answer", "three answers", "the user speaks last", "thinking"} <= {*kinds}
+    assert {*kinds} >= ALWAYS
 
 
 @pytest.mark.parametrize("name", UNTAGGED)
 def test_what_is_scored_reads_as_what_the_assistant_said(name):
     tokenizer = tokenizer_of(name)
+    kinds = set()
     for kind, row, sample in readings(name, loss_of(name)):
+        kinds.add(kind)
         assert sample.ids.tolist() == rendered(name, row)["input_ids"]
         answers = [turn for turn in row["m"] if turn["role"] == "assistant"]
         found = runs_of(name, sample.ids, sample.labels != IGNORED)
@@ -69,6 +76,8 @@ def test_what_is_scored_reads_as_what_the_assistant_said(name):
             for token in tokenizer.get_added_vocab():
                 piece = piece.replace(token, "")
             assert piece.strip() in ("", *CHANNELS.get(name, ())), kind
+    assert kinds >= ALWAYS | ({"reasoning"} if THINK.match(name) else set())
+    assert kinds >= ({"tools"} if CALL.match(name) else set())
 
 
 # Where TRL tags more than what follows the prompt: the token at which Glm 4.5 stops.

@@ -18,7 +18,8 @@ PIECES = [
     *("{{ x }}", "{% if %}", "'", '"', "\\", "\u0301", "\u200d", "\ue000"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
-ROUNDS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4)
+ROUND = st.tuples(TEXT, TEXT, TEXT, st.booleans())
+ROUNDS = st.lists(ROUND, min_size=1, max_size=4)
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 MANY = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -28,10 +29,13 @@ def answers(chat):
 
 
 def thinker(chat):
-    found = [f"{turn['content']}<|im_end|>\n" for turn in answers(chat)]
-    if chat[-1]["role"] == "assistant":
-        found[-1] = f"<think>\n{chat[-1]['thinking']}\n</think>\n\n{found[-1]}"
-    return found
+    last = max(number for number, turn in enumerate(chat) if turn["role"] == "user")
+    return [
+        (f"<think>\n{turn['thinking']}\n</think>\n\n" if number > last else "")
+        + f"{turn['content']}<|im_end|>\n"
+        for number, turn in enumerate(chat)
+        if turn["role"] == "assistant"
+    ]
 
 
 def harmony(chat):
@@ -84,11 +88,10 @@ def runs(name, ids, scored):
 
 def as_chat(rounds, system, *, asks):
     chat = [{"role": "system", "content": "Be brief."}] if system else []
-    for asked, said, thought in rounds:
-        chat += turns(asked, said)
-        if thought:
-            chat[-1]["thinking"] = thought
-        chat[-1].setdefault("thinking", "")
+    for asked, said, thought, goes_on in rounds:
+        chat += [*turns(asked, said), *(turns("More.", first="a") if goes_on else ())]
+        for turn in chat[-1 - goes_on :]:
+            turn["thinking"] = thought
     return [*chat, *turns("Well?")] if asks else chat
 
 
@@ -97,6 +100,8 @@ def rendered(name, chat):
         return chat
     plain = [{key: turn[key] for key in ("role", "content")} for turn in chat]
     if name == "mistral":
+        # Answers in a row have nothing between them.
+        plain = [t for n, t in enumerate(plain) if n == 0 or t["role"] != plain[n - 1]["role"]]
         # Where the user says the same twice, the template takes both for the last turn.
         for number, turn in enumerate(plain):
             turn["content"] = f"{number}{turn['content']}"
@@ -194,6 +199,7 @@ def test_a_chat_that_has_the_characters_of_the_marks_is_refused_only_where_they_
 @FEW
 def test_by_marks_an_answer_is_found_where_it_follows_its_prompt(name, rounds, asks):
     chat = rendered(name, as_chat(rounds, system=False, asks=asks))
+    chat = [turn for turn in chat if turn["content"] != "More."]
     tokenizer = tokenizer_of(name)
 
     def render(turns, prompt=False):

@@ -25,7 +25,9 @@ from flowdata.table.loss_table import LossTable
 
 if TYPE_CHECKING:
     from flowdata.scoring.columns import Columns
-    from flowdata.scoring.language import CausalLM
+    from flowdata.scoring.language_losses import LanguageLoss
+
+_OF_CAUSAL_MODELS = ("prompt", "response", "messages", "text", "turns")
 
 
 def add_score(commands: Commands) -> None:
@@ -44,7 +46,9 @@ def add_score(commands: Commands) -> None:
         "--tokenizer", type=name_of, help="folder or name; default that of the model"
     )
     add_data(score, required=True)
-    _add_columns(score, "input_ids and labels")
+    columns = _add_columns(score, "input_ids and labels")
+    columns.add_argument("--source", metavar="COLUMN", help="of --loss seq2seq: text that is read")
+    columns.add_argument("--target", metavar="COLUMN", help="of --loss seq2seq: text, scored")
     score.add_argument(
         "--turns",
         choices=("assistant", "last", "all"),
@@ -70,10 +74,11 @@ def add_score(commands: Commands) -> None:
     )
     score.add_argument(
         "--loss",
-        choices=("causal_lm", "classification", "model"),
+        choices=("causal_lm", "seq2seq", "token_labels", "classification", "model"),
         default="causal_lm",
-        help="causal_lm, or the loss that any model, opened as it was saved, computes itself: "
-        "classification, in batches, or model, one row at a time",
+        help="causal_lm; seq2seq, of encoder-decoders; token_labels, of models that label tokens "
+        "or fill in masked ones; or the loss that any model computes itself: classification, in "
+        "batches, or model, one row at a time",
     )
     score.add_argument("--max-length", type=positive, help="cut longer samples to these tokens")
     score.add_argument(
@@ -124,6 +129,7 @@ def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring.columns import Columns
     from flowdata.scoring.inference import count_rows
     from flowdata.scoring.open_inputs import open_model
+    from flowdata.scoring.pairs import PairColumns
     from flowdata.scoring.ranks import join_torchrun
     from flowdata.table.data_columns import keys_of
 
@@ -133,11 +139,17 @@ def _run_score(options: argparse.Namespace) -> None:
     columns = Columns(options.prompt, options.response, options.messages, options.text)
     data = open_data(options)
     count_rows(data)
-    named = options.loss != "causal_lm"
+    named = options.loss in ("classification", "model")
     if named:
         _refuse_options_of_language(options)
         data = data.with_format("torch")
+    elif options.loss != "causal_lm":
+        _refuse(options, _OF_CAUSAL_MODELS)
+        if options.loss != "seq2seq":
+            _refuse(options, ("source", "target"))
+        PairColumns(options.source, options.target).check(data.column_names)
     else:
+        _refuse(options, ("source", "target"))
         columns.check(data.column_names)
         columns.check_choice(options.turns)
     if options.key is not None:
@@ -163,12 +175,12 @@ def _run_score(options: argparse.Namespace) -> None:
             dtype=options.dtype,
             device=options.device,
             local_rank=process.local_rank,
-            as_saved=named,
+            as_saved=options.loss != "causal_lm",
         )
         losses = score(
             model,
             data,
-            options.loss if named else _loss(options, columns, tokenizer),
+            options.loss if named else _loss(options, columns, tokenizer or _tokenizer(options)),
             output=options.output,
             shard=shard,
             key=options.key,
@@ -185,21 +197,34 @@ def _run_score(options: argparse.Namespace) -> None:
             print_summary(losses, options.output)
 
 
-def _loss(options: argparse.Namespace, columns: "Columns", tokenizer: Any) -> "CausalLM":
-    from flowdata.scoring import CausalLM
+def _loss(options: argparse.Namespace, columns: "Columns", tokenizer: Any) -> "LanguageLoss":
+    from flowdata.scoring import CausalLM, Seq2Seq, TokenLabels
 
+    how = {"max_tokens": options.max_tokens, "token_losses": options.token_losses}
+    if options.loss == "token_labels":
+        return TokenLabels(options.max_length, **how)
+    if options.loss == "seq2seq":
+        longest = (options.max_length, options.max_length)
+        return Seq2Seq(tokenizer, options.source, options.target, *longest, **how)
     return CausalLM(
         tokenizer=tokenizer,
         **asdict(columns),
         max_length=options.max_length,
-        max_tokens=options.max_tokens,
-        token_losses=options.token_losses,
         turns=options.turns,
+        **how,
     )
 
 
-def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
+def _tokenizer(options: argparse.Namespace) -> Any:
+    """The tokenizer, where rows have text."""
     from flowdata.scoring.open_inputs import open_tokenizer
+
+    if options.loss != "causal_lm" and options.target is None:
+        return None
+    return open_tokenizer(options.tokenizer or options.model)
+
+
+def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
     from flowdata.scoring.ray_pass import score_on_ray
 
     # Workers may run in another folder than this command.
@@ -209,9 +234,9 @@ def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
     )
     where = argparse.Namespace(data=data, split=options.split)
     return score_on_ray(
-        partial(_open_in_worker, model, options.dtype, options.device),
+        partial(_open_in_worker, model, options.dtype, options.device, options.loss != "causal_lm"),
         partial(open_data, where),
-        _loss(options, columns, open_tokenizer(options.tokenizer or options.model)),
+        _loss(options, columns, _tokenizer(options)),
         workers=options.workers or 1,
         output=options.output,
         key=options.key,
@@ -222,18 +247,26 @@ def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
     )
 
 
-def _open_in_worker(model: str, dtype: str, device: str | None) -> Any:
+def _open_in_worker(model: str, dtype: str, device: str | None, as_saved: bool) -> Any:
     from flowdata.scoring.engine_worker import assigned_device
     from flowdata.scoring.open_inputs import open_model
 
     device = device or str(assigned_device())
-    return open_model(model, tokenizer=None, dtype=dtype, device=device, local_rank=0)[0]
+    opened, _ = open_model(
+        model, tokenizer=None, dtype=dtype, device=device, local_rank=0, as_saved=as_saved
+    )
+    return opened
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Refuse options that the loss has no use for."""
+    if given := [f"--{name}" for name in names if getattr(options, name)]:
+        raise ValueError(f"{', '.join(given)} is not for --loss {options.loss}")
 
 
 def _refuse_options_of_language(options: argparse.Namespace) -> None:
     names = (
-        "prompt", "response", "messages", "text", "turns", "max_length", "max_tokens",
-        "token_losses",
+        *_OF_CAUSAL_MODELS, "source", "target", "max_length", "max_tokens", "token_losses",
     )  # fmt: skip
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     given += ["--engine ray"] * (getattr(options, "engine", None) == "ray")
@@ -297,7 +330,7 @@ def _run_lengths(options: argparse.Namespace) -> None:
     print(f"\n{lengths_text(found)}")
 
 
-def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> None:
+def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> "argparse._ArgumentGroup":
     columns = command.add_argument_group(
         "columns", f"without any of these, rows must have {otherwise}"
     )
@@ -305,3 +338,4 @@ def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> None:
     columns.add_argument("--response", metavar="COLUMN", help="text or turns, scored")
     columns.add_argument("--messages", metavar="COLUMN", help="chats; the assistant is scored")
     columns.add_argument("--text", metavar="COLUMN", help="plain text, all of it scored")
+    return columns

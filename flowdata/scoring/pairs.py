@@ -71,12 +71,22 @@ class PairColumns(NamedTuple):
         """The columns that are read."""
         return tuple(name for name in self if name) or TOKEN_COLUMNS
 
+    def require_target(self) -> None:
+        """Make sure that there is a target of each source.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        if self.source and not self.target:
+            raise ValueError(f"source={self.source!r} needs target=, the column of what is scored")
+
     def check(self, found: Iterable[str]) -> None:
         """Make sure that all are among the columns that were found.
 
         Raises:
-            ValueError: saying which are missing, and which there are.
+            ValueError: saying which are missing, and which there are; for a source alone.
         """
+        self.require_target()
         found = sorted(map(str, found))
         # A sound or an image may stand in place of input_ids.
         needed = self.names if self.target else ("labels",)
@@ -108,8 +118,7 @@ class PairReader:
         for name in ("max_source_length", "max_target_length"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1 token, got {value}")
-        if self.source and not self.target:
-            raise ValueError(f"source={self.source!r} needs target=, the column of what is scored")
+        self.columns.require_target()
         if self.target and self.tokenizer is None:
             raise ValueError(f"columns of text {list(self.columns.names)}: pass tokenizer=")
         # transformers 5.23, MBartTokenizer._switch_to_target_mode: without one it takes that of

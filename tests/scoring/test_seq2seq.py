@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import text_models as text
 import torch
-from transformers import DataCollatorForSeq2Seq, MBartTokenizer, T5Config, T5Tokenizer
-from transformers import T5ForConditionalGeneration as T5
+from transformers import DataCollatorForSeq2Seq, MBartTokenizer
 from transformers.models.mbart.tokenization_mbart import FAIRSEQ_LANGUAGE_CODES
 
 from flowdata import (
@@ -33,13 +32,7 @@ TEXTS = [
 
 
 def of_t5():
-    torch.manual_seed(0)
-    tokenizer = T5Tokenizer(vocab=[*SPECIAL[1:], *PIECES], extra_ids=3)
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
-    config = T5Config(
-        vocab_size=len(tokenizer), **sizes, initializer_factor=1.5, decoder_start_token_id=0
-    )
-    return T5(config).eval(), tokenizer
+    return text.t5_with_tokenizer(WORDS)
 
 
 def of_mbart(target="en_XX"):

@@ -89,6 +89,15 @@ CAUSAL = {
 }
 
 
+def t5_with_tokenizer(words):
+    """A model of the words of a text, and letters."""
+    pieces = [(f"▁{word}", -2.0) for word in words] + [("▁", -3.0)] + [(c, -5.0) for c in "abcxyz"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = tr.T5Tokenizer(vocab=[*special, *pieces], extra_ids=3)
+    config = tr.T5Config(**{**_T5, "vocab_size": len(tokenizer)})
+    return made(lambda: tr.T5ForConditionalGeneration(config)), tokenizer
+
+
 def bert2bert():
     sizes = tr.BertConfig(**_SIZES)
     config = tr.EncoderDecoderConfig.from_encoder_decoder_configs(sizes, tr.BertConfig(**_SIZES))

@@ -37,6 +37,7 @@ _NAMES = {
     "squared error": "mse",
 }
 _PIXELS = "cross-entropy of pixels"
+_NEXT = "cross-entropy of the next token"
 
 
 def _known_formulas(model: nn.Module, batch: Any, ignored: int) -> dict[str, Formula]:
@@ -50,7 +51,7 @@ def _known_formulas(model: nn.Module, batch: Any, ignored: int) -> dict[str, For
     own = ignored_by(model, target_of(batch))
     pixels = partial(formulas.of_upsampled, ignored=own, also_ignored=ignored)
     # First: of logits of full size both hold, but for pixels that the model leaves out.
-    return {_PIXELS: pixels, **named}
+    return {_PIXELS: pixels, **named, _NEXT: partial(formulas.of_next, ignored=ignored)}
 
 
 class Classification:
@@ -182,7 +183,15 @@ def _own_formula(model: nn.Module, batches: Sequence[Any], ignored: int) -> Form
                 raise ValueError(_no_formula(model, own, ours))
         if tried >= SAMPLES_TRIED:
             break
-    return next(iter(agreeing.values())) if agreeing else None
+    if not agreeing:
+        return None
+    name, formula = next(iter(agreeing.items()))
+    if name == _NEXT:
+        raise ValueError(
+            f'{type(model).__name__} predicts the next token: pass loss="causal_lm", which scores '
+            "rows with input_ids and labels, or CausalLM() with its options"
+        )
+    return formula
 
 
 def _no_formula(model: nn.Module, own: float, ours: Mapping[str, float]) -> str:

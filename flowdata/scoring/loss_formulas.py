@@ -93,6 +93,13 @@ def of_upsampled(
     return torch.cat(losses)
 
 
+def of_next(output: Tensor, target: Tensor, ignored: int = IGNORED) -> Tensor:
+    """Cross-entropy of logits (B, T, C) with the indices (B, T) of the tokens that come next."""
+    if output.ndim != 3 or target.ndim != 2 or target.shape[1] < 2:
+        raise ValueError(f"no logits of tokens: {tuple(output.shape)}, {tuple(target.shape)}")
+    return of_last_axis(output[:, :-1], target[:, 1:], ignored)
+
+
 def of_probabilities(output: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of logits (B, C, ...) with probabilities of the same shape.
 

@@ -290,6 +290,12 @@ def make_pass(
 
 
 def dtype_of(model: nn.Module) -> str | None:
-    """The type of a model's parameters, for the provenance."""
+    """The type that a model computes in, for the provenance."""
     first = next(model.parameters(), None)
-    return None if first is None else str(first.dtype).removeprefix("torch.")
+    if first is None:
+        return None
+    kinds, device = [first.dtype], first.device.type
+    # Inside torch.autocast the same parameters give other numbers.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        kinds.append(torch.get_autocast_dtype(device))
+    return " autocast to ".join(str(kind).removeprefix("torch.") for kind in kinds)

@@ -20,6 +20,7 @@ from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.ray_workers import RayWorkers, open_dataset
 from flowdata.scoring.reliability import warn_if_unreliable
 from flowdata.scoring.scoring_pass import run_pass
+from flowdata.scoring.streamed import is_stream
 from flowdata.table.data_columns import keys_of
 from flowdata.table.loss_table import LossTable
 
@@ -80,6 +81,11 @@ def score_on_ray(
     )
     parts = None if output is None else Parts(output)
     data = open_dataset(dataset)
+    if is_stream(data):
+        raise ValueError(
+            f"workers read rows by number, and a {type(data).__name__} has none: give a map-style "
+            "data set, score the stream by score(..., key=), or in a pipeline by BatchScorer"
+        )
     rows = count_rows(data)
     keys = None if key is None else keys_of(data, key)
     with _ray() as ray, Ranks() as ranks:

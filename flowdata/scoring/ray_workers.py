@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
-from flowdata.errors import FlowDataError
+from flowdata.errors import FlowDataError, warn
 from flowdata.scoring.engine_worker import EngineWorker
 from flowdata.scoring.row_blocks import Block, Worker, blocks_of_worker
 from flowdata.scoring.scored_rows import ScoredRows
@@ -20,6 +20,7 @@ _ROWS_PER_TASK = 1024
 _TASKS_AHEAD = 2
 """So that a worker has the next rows when it is done with some."""
 
+_PATIENCE = 60
 _TRIES = 3
 """Times that rows are given to a worker again which has died of them, or beside them."""
 
@@ -83,7 +84,7 @@ class RayWorkers:
     def __init__(
         self, ray: Any, workers: int, reserved: dict[str, float], given: list[Any]
     ) -> None:
-        self._ray = ray
+        self._ray, self._reserved = ray, reserved
         # Put once, not once a worker; told with each task, as one that was started again knows
         # nothing.
         self._given = [ray.put(value) for value in given]
@@ -94,8 +95,16 @@ class RayWorkers:
 
     def begin(self) -> tuple[Provenance, Sizes]:
         """What the first worker that is there says of the pass."""
-        [first], _ = self._ray.wait([*self._starting])
-        return self._welcome(first)
+        starting = [*self._starting]
+        first, _ = self._ray.wait(starting, timeout=_PATIENCE)
+        if not first:
+            warn(
+                f"no worker has begun for {_PATIENCE} seconds: its model takes long to load, or "
+                f"the cluster has no room for it. A worker takes {self._reserved}, free are now "
+                f"{self._ray.available_resources()!s:.500}"
+            )
+            first, _ = self._ray.wait(starting)
+        return self._welcome(first[0])
 
     def _welcome(self, begun: Any) -> tuple[Provenance, Sizes]:
         self._ready.append(self._starting.pop(begun))

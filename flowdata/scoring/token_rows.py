@@ -110,7 +110,7 @@ def without_other_inputs(row: Mapping[str, Any], named: Sequence[str]) -> dict[s
 
 
 def refuse_media(row: Mapping[str, Any], accepted: frozenset[str]) -> None:
-    """Make sure that a row of text has no image, video or sound for a model that takes such.
+    """Make sure that a row has no image, video or sound that a model would take, and is not given.
 
     Raises:
         ValueError: naming the column.
@@ -120,8 +120,9 @@ def refuse_media(row: Mapping[str, Any], accepted: frozenset[str]) -> None:
     found = sorted(name for name in row if name in takes | raw and _is_there(row[name]))
     if found:
         raise ValueError(
-            f"the row has {found}, of which its text knows nothing: have the processor of the "
-            "model make input_ids, labels and what else its forward takes, or take the column out"
+            f"the row has {found}, of which its text or tokens know nothing: have the processor of "
+            "the model make input_ids, labels and what else its forward takes, or take the column "
+            "out"
         )
 
 
@@ -158,6 +159,8 @@ def read_token_row(row: Mapping[str, Any], accepted: frozenset[str]) -> Tokens:
         raise ValueError(f"input_ids of a row must have the shape (length,), got {ids.shape}")
     labels = _read_labels(row, ids, accepted)
     inputs = read_inputs(row, ids.size, accepted)
+    if not any(name.startswith(MEDIA) for name in inputs):
+        refuse_media(row, accepted)
     mask = row.get("attention_mask")
     masked = mask is not None or "position_ids" not in inputs or _is_one_sample(inputs)
     if mask is not None:

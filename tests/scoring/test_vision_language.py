@@ -101,3 +101,12 @@ def test_a_chat_with_an_image_in_it_is_refused_by_name(part):
     loss = CausalLM(tokenizer=tokenizer, messages="messages")
     with pytest.raises((TypeError, ValueError), match=r"row 0: .*image"):
         score(model, [{"messages": chat}], loss, progress=False)
+
+
+def test_an_image_beside_tokens_that_a_processor_has_not_seen_is_refused_by_name():
+    model, rows = many_llava(2)
+    beside = [row | {"images": [picture(0)]} for row in rows]
+    # The one has its image as the processor made it, the other has tokens of text alone.
+    assert score(model, beside[1:], "causal_lm", progress=False).losses.shape == (1,)
+    with pytest.raises(ValueError, match=r"row 0: the row has \['images'\], of which"):
+        score(model, beside, "causal_lm", progress=False)

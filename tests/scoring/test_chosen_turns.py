@@ -8,6 +8,7 @@ from chat_templates import TEMPLATES, TWO_TAGS, tokenizer_of, tokenizer_with, tu
 from language_models import llama
 from tokenizer_families import CHATML
 from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import get_training_chat_template
 
 from flowdata import CausalLM, LossTable, score
 from flowdata.cli import main
@@ -78,12 +79,11 @@ def test_what_is_scored_is_what_trl_trains_on(tmp_path, template, columns, chose
     assert sample.labels[1:].tolist() == labels[1:]
 
 
-@pytest.mark.skipif("qwen3_training" not in TEMPLATES, reason="this TRL has other templates")
-def test_with_the_template_that_trl_trains_with_its_labels_are_read(tmp_path):
-    chat_template_utils = pytest.importorskip("trl.chat_template_utils")
-    tokenizer = tokenizer_of("qwen3")
+@pytest.mark.parametrize("name", [n for n in ("chatml_training", "qwen3") if n in TEMPLATES])
+def test_with_the_template_that_trl_trains_with_its_labels_are_read(tmp_path, name):
+    tokenizer = tokenizer_of(name)
     ids, labels = trained_on(tmp_path, tokenizer, {"messages": CHAT}, assistant_only_loss=True)
-    made = tokenizer_with(chat_template_utils.get_training_chat_template(tokenizer))
+    made = tokenizer_with(get_training_chat_template(tokenizer) or tokenizer.chat_template)
     sample = read(made, {"messages": CHAT}, messages="messages")
     assert made.decode(sample.ids) == tokenizer.decode(ids)
     assert (sample.labels != IGNORED).tolist() == [label != IGNORED for label in labels]

@@ -50,10 +50,20 @@ ENDED = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
-OWN = {"chatml": CHATML, "mistral": MISTRAL, "llama 2": LLAMA_2, "harmony": HARMONY} | {
-    "thinker": THINKER,
-    "ended": ENDED,
-}
+TAGGED_CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>\n' }}{% endgeneration %}{% else %}"
+    "{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+OWN = (
+    {"chatml_training": TAGGED_CHATML}
+    | {"chatml": CHATML, "mistral": MISTRAL, "llama 2": LLAMA_2, "harmony": HARMONY}
+    | {
+        "thinker": THINKER,
+        "ended": ENDED,
+    }
+)
 # The end of the chat is tagged apart, as by Phi 3 in TRL.
 TWO_TAGS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"

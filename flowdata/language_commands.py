@@ -137,12 +137,11 @@ def _run_score(options: argparse.Namespace) -> None:
     require_place(options.output)
     shard = shard_of(options)
     columns = Columns(options.prompt, options.response, options.messages, options.text)
-    data = open_data(options)
-    count_rows(data)
     named = options.loss in ("classification", "model")
+    data = _open_rows(options, as_tensors=named)
+    count_rows(data)
     if named:
         _refuse_options_of_language(options)
-        data = data.with_format("torch")
     elif options.loss != "causal_lm":
         _refuse(options, _OF_CAUSAL_MODELS)
         if options.loss != "seq2seq":
@@ -233,10 +232,11 @@ def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
         for name in (options.model, options.data)
     )
     where = argparse.Namespace(data=data, split=options.split)
+    named = options.loss in ("classification", "model")
     return score_on_ray(
         partial(_open_in_worker, model, options.dtype, options.device, options.loss != "causal_lm"),
-        partial(open_data, where),
-        _loss(options, columns, _tokenizer(options)),
+        partial(_open_rows, where, as_tensors=named),
+        options.loss if named else _loss(options, columns, _tokenizer(options)),
         workers=options.workers or 1,
         output=options.output,
         key=options.key,
@@ -245,6 +245,11 @@ def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
         adapters=options.adapters,
         model_name=str(options.model),
     )
+
+
+def _open_rows(where: argparse.Namespace, *, as_tensors: bool) -> Any:
+    data = open_data(where)
+    return data.with_format("torch") if as_tensors else data
 
 
 def _open_in_worker(model: str, dtype: str, device: str | None, as_saved: bool) -> Any:
@@ -269,7 +274,6 @@ def _refuse_options_of_language(options: argparse.Namespace) -> None:
         *_OF_CAUSAL_MODELS, "source", "target", "max_length", "max_tokens", "token_losses",
     )  # fmt: skip
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
-    given += ["--engine ray"] * (getattr(options, "engine", None) == "ray")
     if given:
         raise ValueError(
             f"{', '.join(given)} is for --loss causal_lm: with --loss {options.loss} rows have "

@@ -19,9 +19,9 @@ from flowdata.scoring.parts import Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.ray_workers import RayWorkers, open_dataset
 from flowdata.scoring.reliability import warn_if_unreliable
+from flowdata.scoring.scorer import keys_of_rows
 from flowdata.scoring.scoring_pass import run_pass
 from flowdata.scoring.streamed import is_stream
-from flowdata.table.data_columns import keys_of
 from flowdata.table.loss_table import LossTable
 
 
@@ -87,7 +87,7 @@ def score_on_ray(
             "data set, score the stream by score(..., key=), or in a pipeline by BatchScorer"
         )
     rows = count_rows(data)
-    keys = None if key is None else keys_of(data, key)
+    keys = None if key is None else keys_of_rows(data, key)
     with _ray() as ray, Ranks() as ranks:
         if ranks.size > 1:
             raise ValueError("score_on_ray is called by one process: leave torch.distributed out")

@@ -162,7 +162,7 @@ def score(
         keys = None
         if not streamed:
             warn_if_fitted_on(model, dataset)
-            keys = None if key is None else _keys_of_rows(dataset, key)
+            keys = None if key is None else keys_of_rows(dataset, key)
         name, options = describe_loss(loss, collate_fn, ignore_index)
         stack.enter_context(evaluating(model))
         stack.enter_context(nullcontext() if adapters else without_adapters(model))
@@ -210,7 +210,8 @@ def score(
     return table
 
 
-def _keys_of_rows(dataset: Any, key: str) -> RowKeys:
+def keys_of_rows(dataset: Any, key: str) -> RowKeys:
+    """The keys of the rows in a column of a data set that has columns."""
     if isinstance(dataset, ShardRows):
         raise ValueError(
             f"key={key!r} is for rows that have columns; the table of tar shards has the shard and "

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+import torch
 from guides import ROOT, blocks
 from language_models import llama, samples
 from long_run import LONG
@@ -31,6 +32,7 @@ from ray_rows import (
     waits,
 )
 from tokenizer_families import family
+from transformers import BertConfig, BertForSequenceClassification
 
 import flowdata
 from flowdata.cli import main
@@ -247,9 +249,28 @@ def test_the_command_scores_on_ray_what_it_scores_here(tmp_path, monkeypatch, ca
     assert main([*command, "here.parquet"]) == 0
     assert main([*command, "ray.parquet", "--engine", "ray", "--workers", "2"]) == 0
     assert "ray.parquet is written" in capsys.readouterr().out
-    here, there = (flowdata.LossTable.load(f"{name}.parquet") for name in ("here", "ray"))
+    assert_same_tables("here.parquet", "ray.parquet")
+    assert main([*command, "x.parquet", "--workers", "2"]) == 1
+    assert "--workers are those of --engine ray" in capsys.readouterr().err
+
+
+@long_run
+def test_the_command_scores_a_checkpoint_of_any_kind_on_ray(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 16, "intermediate_size": 16, "num_labels": 3}
+    config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
+    BertForSequenceClassification(config).save_pretrained("model")
+    rows = [{"input_ids": row["input_ids"], "labels": n % 3} for n, row in enumerate(samples(20))]
+    (tmp_path / "data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    command = ["score", "--model", "model", "--data", "data.jsonl", "--loss", "classification"]
+    assert main([*command, "--output", "here.parquet"]) == 0
+    assert main([*command, "--output", "ray.parquet", "--engine", "ray"]) == 0
+    assert_same_tables("here.parquet", "ray.parquet")
+
+
+def assert_same_tables(*paths):
+    here, there = map(flowdata.LossTable.load, paths)
     assert np.array_equal(here.losses, there.losses)
     assert here.provenance.identity() == there.provenance.identity()
     assert here.provenance.model == there.provenance.model
-    assert main([*command, "x.parquet", "--workers", "2"]) == 1
-    assert "--workers are those of --engine ray" in capsys.readouterr().err

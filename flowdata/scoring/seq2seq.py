@@ -40,7 +40,7 @@ class Seq2Seq:
         max_source_length, max_target_length: longer ones are cut on the right, texts by the
             tokenizer, which keeps the token at the end.
         max_tokens: tokens of a batch, of source and target and padding, see `CausalLM`.
-        token_losses: keep the loss of each token of the target, for token weights.
+        token_losses: keep the loss of each token of the target.
 
     Raises:
         ValueError: for columns without a tokenizer, a source without a target, or a tokenizer that

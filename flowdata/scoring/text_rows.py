@@ -68,6 +68,12 @@ class CollateText:
         if "input_ids" not in self.accepted or not all(map(_is_text, rows)):
             return collate_by_shape([self._with_labels(row) for row in rows])
         read = [self._read(row) for row in rows]
+        labelled = ["labels" in row for row in read]
+        if any(labelled) and not all(labelled):
+            row = rows[labelled.index(False)]
+            raise ValueError(
+                f"a row with {sorted(map(str, row))} has no labels, and others have: leave it out"
+            )
         sizes = [len(row["input_ids"]) for row in read]
         of_tokens: frozenset[str] = frozenset()
         if len(set(sizes)) > 1 and "attention_mask" in self.accepted:
@@ -102,6 +108,8 @@ class CollateText:
         read = {name: _as_tensor(value) for name, value in row.items() if name in self.accepted}
         for name in _LABELS:
             read.pop(name, None)
+        # Tables write None where a row does not have what others have.
+        read = {name: value for name, value in read.items() if value is not None}
         return read if labels is None else {**read, "labels": _as_tensor(labels)}
 
     def _names_of_tokens(self, rows: Sequence[dict[str, Any]], sizes: list[int]) -> frozenset[str]:

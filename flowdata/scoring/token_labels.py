@@ -30,7 +30,7 @@ class TokenLabels:
     Args:
         max_length: longer samples are cut on the right, see `CausalLM`.
         max_tokens: tokens of a batch, padding included, see `CausalLM`.
-        token_losses: keep the loss of each label, for token weights.
+        token_losses: keep the loss of each label.
     """
 
     name: ClassVar[str] = "token_labels"

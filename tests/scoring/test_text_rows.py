@@ -135,5 +135,7 @@ def test_what_a_row_has_and_the_model_cannot_take_is_named():
     row = {"input_ids": [5, 6], "labels": 1}
     with pytest.raises(ValueError, match=r"the row has weight=0\.5"):
         scored(classifier(), [{**row, "weight": 0.5}])
+    with pytest.raises(ValueError, match=r"\['input_ids', 'labels'\] has no labels, and others"):
+        scored(classifier(), [row, {**row, "labels": None}])
     with pytest.raises(ValueError, match="the row has pixel_values"):
         scored(classifier(), [{**row, "pixel_values": torch.zeros(3, 4, 4)}])

@@ -36,7 +36,8 @@ def test_causal_models(name):
 @pytest.mark.parametrize("name", families(text.SEQ2SEQ))
 def test_encoder_decoder_models(name):
     model = text.made(text.SEQ2SEQ[name])
-    rows = text.sound_rows() if name == "Whisper" else text.pair_rows()
+    media = name in ("Whisper", "Speech2Text", "ViT to BERT")
+    rows = text.media_rows(name) if media else text.pair_rows()
     for max_tokens in (1, 300, 10_000):
         table = score(model, rows, Seq2Seq(max_tokens=max_tokens), progress=False)
         assert_own(table.losses, model, rows)

@@ -122,6 +122,40 @@ def whisper():
     )
 
 
+def image_to_text():
+    vit = tr.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=4,
+    )
+    config = tr.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        vit, tr.BertConfig(**_SIZES)
+    )
+    config.decoder_start_token_id, config.pad_token_id = 1, 0
+    return tr.VisionEncoderDecoderModel(config)
+
+
+def speech_to_text():
+    return tr.Speech2TextForConditionalGeneration(
+        tr.Speech2TextConfig(
+            **_BART,
+            max_source_positions=60,
+            max_target_positions=30,
+            num_conv_layers=1,
+            conv_kernel_sizes=(3,),
+            conv_channels=16,
+            input_feat_per_channel=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=3,
+        )
+    )
+
+
 def bart():
     return tr.BartForConditionalGeneration(tr.BartConfig(**_BART, max_position_embeddings=128))
 
@@ -171,6 +205,8 @@ SEQ2SEQ = {
     ),
     "BERT to BERT": bert2bert,
     "Whisper": whisper,
+    "Speech2Text": speech_to_text,
+    "ViT to BERT": image_to_text,
 }
 
 LABELLED = {
@@ -185,6 +221,20 @@ LABELLED = {
             pos_att_type=["c2p", "p2c"],
             position_biased_input=False,
         )
+    ),
+    "ModernBERT, masks": lambda: tr.ModernBertForMaskedLM(
+        tr.ModernBertConfig(
+            **_SIZES,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+            local_attention=8,
+        )
+    ),
+    "Longformer, tokens": lambda: tr.LongformerForTokenClassification(
+        tr.LongformerConfig(**_SIZES, num_labels=5, attention_window=8, pad_token_id=1)
     ),
     "XLNet, tokens": lambda: tr.XLNetForTokenClassification(tr.XLNetConfig(**_XLNET, num_labels=5)),
     "Llama, tokens": lambda: tr.LlamaForTokenClassification(tr.LlamaConfig(**_SIZES, num_labels=5)),
@@ -248,6 +298,22 @@ def sound_rows(number=ROWS, seed=2):
     return [
         {"input_features": sound, "labels": row["labels"]}
         for sound, row in zip(sounds, pair_rows(number), strict=True)
+    ]
+
+
+def media_rows(name, number=ROWS, seed=2):
+    """Rows of a target and what the encoder of such a model reads: sounds of several lengths."""
+    if name == "Whisper":
+        return sound_rows(number)
+    generator = torch.Generator().manual_seed(seed)
+    frames = np.random.default_rng(seed).integers(8, 40, size=number).tolist()
+    column, shapes = {
+        "Speech2Text": ("input_features", [(length, 8) for length in frames]),
+        "ViT to BERT": ("pixel_values", [(3, 16, 16)] * number),
+    }[name]
+    return [
+        {column: torch.randn(shape, generator=generator), "labels": row["labels"]}
+        for shape, row in zip(shapes, pair_rows(number), strict=True)
     ]
 
 

@@ -110,6 +110,11 @@ class BatchScorer:
         Raises:
             InvalidLossError, TypeError, ValueError: naming the row, and its key if there is one.
         """
+        if rank is not None and not isinstance(rank, int):
+            raise TypeError(
+                f"a BatchScorer takes a batch and the rank of its process, got a "
+                f"{type(rank).__name__} beside the batch: leave with_indices=True out"
+            )
         given = open_batch(batch)
         new = self._columns_of(given, rank)
         return given.with_columns(self._kept(given, [*new]), new)

@@ -147,6 +147,8 @@ def test_datasets_map_adds_the_losses_in_two_processes(data, expected):
     table = flowdata.read_scored(scored, dataset=data)
     np.testing.assert_allclose(table.losses, expected.losses, rtol=1e-5)
     assert table.provenance.identity() == expected.provenance.identity()
+    with pytest.raises(TypeError, match="got a list beside the batch: leave with_indices=True out"):
+        data.map(scorer, batched=True, with_indices=True)
     with pytest.raises(ValueError, match=r"has \['length'\] already"):
         data.add_column("length", [1] * 40).map(scorer, batched=True)
 

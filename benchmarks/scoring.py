@@ -1,26 +1,24 @@
-"""The scoring pass beside the two-pass procedure it replaces, on a real language model."""
+"""The scoring pass beside the limit of all, and the two-pass procedure it replaces."""
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from assets import smollm2
 from measure import (
     Figures,
     Machine,
-    Reading,
-    Results,
     Table,
     Target,
-    Task,
     canvas,
     horizontal_bars,
     in_fresh_process,
@@ -30,35 +28,65 @@ from measure import (
     settle_memory,
 )
 from publishing import command_line, publish
-from texts import functions
-from torch.nn import functional as F
+from scoring_inputs import LONGEST, export, load, model_folder, texts
+from scoring_methods import (
+    BARE,
+    LABELS,
+    LIMIT,
+    PADDED,
+    PADDED_BATCH,
+    PUBLISHED,
+    TEXTS,
+    TOKENS,
+    WORKERS,
+    Data,
+    compile_body,
+    run,
+    warm_up,
+)
 from tqdm import tqdm
 
-from flowdata import CausalLM, FlowWeights, LossTable, score
-from flowdata.scoring.token_rows import IGNORED, Tokens
+from flowdata import CausalLM, FlowWeights, LossTable
 
-OURS, PADDED, TWO_PASSES, FILE = "score", "padded", "two passes", "table"
-LABELS = {
-    OURS: "flowdata.score",
-    PADDED: "padded loop",
-    TWO_PASSES: "two padded passes",
+Readings: TypeAlias = dict[str, dict[str, list[float]]]
+"""Of each method, figures by name, a value a round."""
+
+FLOAT32, COMPILED = "float32", "-compiled"
+FILE = "table"
+KINDS = {
+    "cpu": [FLOAT32, "bfloat16"],
+    "cuda": [FLOAT32, "bfloat16", f"bfloat16{COMPILED}"],
 }
-PADDED_BATCH = 16
-LONGEST = 384
+METHODS = {
+    "cpu": [BARE, LIMIT, TEXTS, PADDED, PUBLISHED],
+    "cuda": [BARE, LIMIT, TEXTS, WORKERS, TOKENS, PADDED, PUBLISHED],
+}
+OFTEN = [BARE, LIMIT, TEXTS, WORKERS, TOKENS]
+"""What is measured in every round; the rest is in the first alone."""
 
 HELP = """\
-Score functions of the Python standard library (the docstring is the prompt, the code the response)
-with SmolLM2-135M-Instruct in float32, each method in a process of its own on all cores.
-Also saves, loads and weights a table of many rows.
+Score chats, maths questions, novels and code of mixed lengths with a language model, and compare
+with a forward pass over the same tokens in full batches, and with padded loops. Each precision has
+a process of its own on all cores, in which methods take turns on the same rows. Also saves, loads
+and weights a table of many rows.
+
+For a machine that cannot fetch the model: --export FOLDER here; there
+    python benchmarks/scoring.py --device cuda --model FOLDER --texts FOLDER/texts.jsonl --rows 0
 """
 
 ABOUT = f"""\
-- {LABELS[OURS]}: one pass; batches of similar length under a token budget, logits of response
-  tokens only.
+- {LABELS[LIMIT]}: a forward pass over the same real tokens, one text after another in rows of one
+  length, as many as the budget of a batch has: no padding, no mask, no loss. The head makes logits
+  of as many positions as are scored, fewer than all. Without the head it is {LABELS[BARE]!r}.
+- flowdata.score: one pass from texts, tokenized in it; batches of similar length under a token
+  budget, logits of response tokens only.
 - {LABELS[PADDED]}: one pass; batches of {PADDED_BATCH} in the order of the data, padded to the
   longest; the model's logits and one cross-entropy with ignore_index; inference mode.
-- {LABELS[TWO_PASSES]}: the published FLOW procedure, one pass for the median and one for the
-  weights; batches as above, all logits copied to float32.
+- {LABELS[PUBLISHED]}: the published FLOW procedure, one pass for the median and one for the
+  weights; batches as above, all logits copied to float32. One is measured, and counted twice.
+
+Methods take turns; "of the limit" is the median over the rounds of the time of the limit by that
+of the method, on the same rows. Tokens are real ones, without padding.
 """
 
 
@@ -66,98 +94,85 @@ def main() -> None:
     """Measure one thing in this process, or everything in others."""
     options = parser().parse_args()
     if options.measure is not None:
-        method, size, _ = options.measure
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        print(json.dumps(table_file(int(size)) if method == FILE else scored(method, int(size))))
+        found = table_file(options.rows) if options.measure == FILE else measured(options)
+        print(json.dumps(found))
         return
-    smollm2()
+    if options.export is not None:
+        export(options.export, model_folder(options.model))
+        return
+    model_folder(options.model)
     machine = Machine.here()
-    tasks = [Task(method, options.samples, "pass") for method in LABELS]
-    tasks.append(Task(FILE, options.rows, "file"))
-    rounds = [(round_, task) for round_ in range(options.repeats) for task in tasks]
-    results = Results(
-        Reading(task, round_, in_fresh_process(Path(__file__), task.arguments))
-        for round_, task in tqdm(rounds, unit="process")
-    )
+    kinds = options.kinds or KINDS[options.device]
+    tasks = [*kinds, *([FILE] if options.rows else [])]
+    found = {
+        kind: in_fresh_process(Path(__file__), [*sys.argv[1:], "--measure", kind])
+        for kind in tqdm(tasks, unit="process")
+    }
+    file = found.pop(FILE, {})
+    results = {kind: by_method(figures) for kind, figures in found.items()}
     publish(
         options.output,
         "scoring",
-        ABOUT,
-        tables(results, options),
-        {"medians": results.medians()},
-        partial(draw, results, options),
+        ABOUT + device_name(options.device),
+        tables(results, file),
+        {"results": results, "file": file},
+        partial(draw, results),
         machine=machine,
-        goals=targets(results, options.samples, options.rows),
+        goals=targets(results.get(FLOAT32, {}), file),
     )
 
 
 # What a process measures.
 
 
-def scored(method: str, samples: int) -> Figures:
-    """Seconds of a pass and of the whole procedure, and its peak memory above the model."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = smollm2()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    loss = CausalLM(
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        prompt="prompt",
-        response="response",
-        max_length=LONGEST,
-    )
-    # Tokenized beforehand, for all methods: what is compared is the model's part.
-    tokens = [sample for sample in loss.reader()(functions()) if not sample.truncated]
-    order = np.random.default_rng(0).permutation(len(tokens))[:samples]
-    chosen = [tokens[place] for place in order]
-    if len(chosen) < samples:
-        raise ValueError(f"there are only {len(chosen)} functions of at most {LONGEST} tokens")
-    warm_up(model)
-    resident = settle_memory(1 << 20)
-    started = time.perf_counter()
-    if method == OURS:
-        rows = [{"input_ids": sample.ids, "labels": sample.labels} for sample in chosen]
-        losses = score(model, rows, CausalLM(), progress=False).losses
-        passes = 1
-    else:
-        passes = 2 if method == TWO_PASSES else 1
-        for _ in range(passes):
-            losses = padded_pass(model, chosen, whole=method == TWO_PASSES)
-    total = time.perf_counter() - started
-    weights = FlowWeights.from_losses(losses)
-    return {
-        "pass_s": [total / passes],
-        "total_s": [total],
-        "peak_bytes": [float(peak_memory() - resident)],
-        "temperature": [float(weights.temperature or 0)],
-        "tokens": [float(sum(sample.ids.size for sample in chosen))],
-    }
+def measured(options: argparse.Namespace) -> Figures:
+    """Figures of each method, "method figure", and the losses of the first round."""
+    kind: str = options.measure
+    dtype = kind.removesuffix(COMPILED)
+    model, tokenizer = load(model_folder(options.model), dtype, options.device)
+    loss = CausalLM(tokenizer=tokenizer, prompt="prompt", response="response")
+    rows = texts(options.texts)
+    read = list(zip(rows, loss.reader()(rows), strict=True))
+    chosen = [each for each in read if 2 <= each[1].ids.size <= LONGEST]
+    if len(chosen) < options.samples:
+        raise ValueError(f"there are only {len(chosen)} texts of at most {LONGEST} tokens")
+    methods = METHODS[options.device]
+    slow = options.device == "cpu" and dtype != FLOAT32
+    if slow:
+        methods = [LIMIT, TEXTS]
+    if kind.endswith(COMPILED):
+        compile_body(model)
+        methods = [method for method in methods if method in OFTEN]
+    figures: Figures = defaultdict(list)
+    first = data_of(chosen[: min(64, options.samples) if options.device == "cuda" else 2], loss)
+    figures["warm-up seconds"].append(warm_up(model, first))
+    for round_ in range(1 if slow else options.rounds):
+        # Other rows in every round, as long as there are some.
+        start = round_ * options.samples % (len(chosen) - options.samples + 1)
+        data = data_of(chosen[start : start + options.samples], loss)
+        order = methods[round_ % len(methods) :] + methods[: round_ % len(methods)]
+        for method in order if round_ == 0 else [each for each in order if each in OFTEN]:
+            values, losses = run(method, model, data)
+            for name, value in values.items():
+                figures[f"{method} {name}"] += value
+            if round_ == 0 and method == TEXTS:
+                figures["losses of-texts"] += losses
+    return figures
 
 
-def padded_pass(model: Any, samples: Sequence[Tokens], *, whole: bool) -> np.ndarray[Any, Any]:
-    """Mean losses over response tokens, in batches as they come."""
-    losses = []
-    with torch.inference_mode():
-        for start in range(0, len(samples), PADDED_BATCH):
-            batch = samples[start : start + PADDED_BATCH]
-            width = max(sample.ids.size for sample in batch)
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
-            labels = torch.full((len(batch), width), IGNORED)
-            mask = torch.zeros(len(batch), width, dtype=torch.long)
-            for row, sample in enumerate(batch):
-                size = sample.ids.size
-                ids[row, :size] = torch.from_numpy(sample.ids)
-                labels[row, :size] = torch.from_numpy(sample.labels)
-                mask[row, :size] = 1
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            # The label of position t is token t + 1, so that logits need not be sliced.
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            if whole:
-                logits = logits.to(torch.float32, copy=True)
-            each = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            counted = (targets != IGNORED).sum(dim=1)
-            losses.append(each.view(targets.shape).sum(dim=1) / counted)
-    return torch.cat(losses).numpy()
+def data_of(chosen: list[Any], loss: CausalLM) -> Data:
+    """Rows and their tokens."""
+    return Data([row for row, _ in chosen], loss, [tokens for _, tokens in chosen])
+
+
+def by_method(figures: Figures) -> Readings:
+    """Figures that a process measured, by method."""
+    found: Readings = defaultdict(dict)
+    for name, values in figures.items():
+        method, figure = name.split(" ", 1)
+        found[method][figure] = values
+    return dict(found)
 
 
 def table_file(rows: int) -> Figures:
@@ -179,97 +194,126 @@ def table_file(rows: int) -> Figures:
         marks.append(time.perf_counter())
     used = table.losses.nbytes
     return {
-        "save_s": [marks[1] - marks[0]],
-        "load_s": [marks[2] - marks[1]],
-        "weights_s": [marks[3] - marks[2]],
-        "load_memory_ratio": [loaded / used],
-        "weights_memory_ratio": [
-            (peak_memory() - resident) / (used + weights.relative.nbytes),
+        "rows": [float(rows)],
+        "save, s": [marks[1] - marks[0]],
+        "load, s": [marks[2] - marks[1]],
+        "median and weights, s": [marks[3] - marks[2]],
+        "memory of loading / column": [loaded / used],
+        "memory of weights / columns": [
+            (peak_memory() - resident) / (used + weights.relative.nbytes)
         ],
     }
-
-
-def warm_up(model: Any) -> None:
-    """Pay for what a process pays once."""
-    row = {"input_ids": np.arange(16), "labels": np.arange(16)}
-    score(model, [row, row], CausalLM(), progress=False)
 
 
 # What the readings amount to.
 
 
-def targets(results: Results, samples: int, rows: int) -> list[Target]:
+def share(readings: Readings, method: str, of: str, figure: str) -> float | None:
+    """Median over the rounds that measured both: figure of one method by that of another."""
+    if method not in readings or of not in readings:
+        return None
+    pairs = zip(readings[method][figure], readings[of][figure], strict=False)
+    return median(one / other for one, other in pairs)
+
+
+def targets(readings: Readings, file: Figures) -> list[Target]:
     """The limits for flowdata."""
 
-    def share(of: str, figure: str) -> float | None:
-        own = results.median(OURS, samples, figure)
-        return quotient(own, results.median(of, samples, figure))
+    def of_file(name: str) -> float | None:
+        return file[name][0] if file else None
 
+    parts = partial(share, readings, TEXTS)
     return [
-        Target("time / two passes", 1 / 4, share(TWO_PASSES, "total_s")),
-        Target("time / one of the two passes", 1 / 2, share(TWO_PASSES, "pass_s")),
-        Target("peak memory / two passes", 1.0, share(TWO_PASSES, "peak_bytes")),
-        Target("time / padded loop", 1 / 1.5, share(PADDED, "total_s")),
-        Target("memory of loading / column", 3.0, results.median(FILE, rows, "load_memory_ratio")),
-        Target(
-            "memory of weights / columns", 3.0, results.median(FILE, rows, "weights_memory_ratio")
-        ),
+        Target("tokens/s / limit", 0.9, share(readings, LIMIT, TEXTS, "seconds"), at_least=True),
+        Target("time / two passes", 1 / 4, parts(PUBLISHED, "seconds")),
+        Target("time / one of the two passes", 1 / 2, parts(PUBLISHED, "pass_s")),
+        Target("time / padded loop", 1 / 1.5, parts(PADDED, "seconds")),
+        Target("peak memory / two passes", 1.0, parts(PUBLISHED, "peak_bytes")),
+        *(Target(name, 3.0, of_file(name)) for name in file if name.startswith("memory")),
     ]
 
 
-def tables(results: Results, options: argparse.Namespace) -> list[Table]:
+def tables(results: dict[str, Readings], file: Figures) -> list[Table | str]:
     """Everything a reader wants to see."""
-    median = results.median
-    own = median(OURS, options.samples, "total_s")
+    found: list[Table | str] = [table_of(kind, readings) for kind, readings in results.items()]
+    exact = results.get(FLOAT32, {}).get("losses")
+    for kind, readings in results.items():
+        if exact and kind != FLOAT32 and "losses" in readings:
+            found.append(weights_text(kind, exact["of-texts"], readings["losses"]["of-texts"]))
+    if file:
+        lines = [[name, number(values[0])] for name, values in file.items() if name.endswith(", s")]
+        found.append(Table(f"A table of {file['rows'][0]:,.0f} rows", ["", "seconds"], lines))
+    return found
+
+
+def table_of(kind: str, readings: Readings) -> Table:
+    """What each method takes."""
     lines = []
     for method, label in LABELS.items():
-        total, tokens = (median(method, options.samples, name) for name in ("total_s", "tokens"))
-        peak = quotient(median(method, options.samples, "peak_bytes"), 1e6)
-        each = median(method, options.samples, "pass_s")
+        if method not in readings:
+            continue
+        figures = readings[method]
         lines.append(
-            [label]
-            + [
-                number(value)
-                for value in (total, quotient(total, own), quotient(tokens, each), peak)
+            [
+                label,
+                number(figures["seconds"][0]),
+                number(quotient(sum(figures["tokens"]), sum(figures["pass_s"]))),
+                *(number(share(readings, LIMIT, method, name)) for name in TIMES),
+                number(figures["peak_bytes"][0] / 1e6),
             ]
         )
-    file = [
-        [name, number(median(FILE, options.rows, figure))]
-        for name, figure in (
-            ("save, s", "save_s"),
-            ("load, s", "load_s"),
-            ("median and weights, s", "weights_s"),
-        )
-    ]
-    return [
-        Table(
-            f"{options.samples} samples",
-            ["", "seconds", "times ours", "tokens/s a pass", "peak MB above the model"],
-            lines,
-        ),
-        Table(f"A table of {options.rows:,} rows", ["", "seconds"], file),
-    ]
+    header = ["", "seconds", "tokens/s a pass", "of the limit", "by processor time", "peak MB"]
+    tokens = readings[LIMIT]["tokens"]
+    start = readings["warm-up"]["seconds"][0]
+    note = f"Seconds and peak memory, above the model, of {tokens[0]:,.0f} tokens."
+    note += f" Rounds: {len(tokens)}. The first call took {start:.3g} s."
+    return Table(kind, header, lines, note)
 
 
-def draw(results: Results, options: argparse.Namespace, path: Path) -> None:
-    """Time and memory of each method."""
-    with canvas(path, rows=1, columns=2) as (_, axes):
-        names = list(LABELS.values())
-        for part, figure, what in zip(
-            axes, ("total_s", "peak_bytes"), ("seconds", "peak memory, MB"), strict=True
-        ):
-            scale = 1.0 if figure == "total_s" else 1e6
-            values = [results.median(m, options.samples, figure) or 0.0 for m in LABELS]
-            horizontal_bars(part, what, what, names, [value / scale for value in values])
+TIMES = "seconds", "processor_s"
+
+
+def weights_text(kind: str, exact: list[float], losses: list[float]) -> str:
+    """How far weights are from those of single precision."""
+    own, other = (FlowWeights.from_losses(np.array(each)) for each in (exact, losses))
+    errors = np.abs(other.values / own.values - 1)
+    moved = np.abs(other.values / other.mean - own.values / own.mean).mean() / 2
+    return (
+        f"Weights by {kind} against {FLOAT32}, {len(exact):,} rows: relative difference "
+        f"{np.median(errors):.2%} (median), {errors.max():.2%} (largest); "
+        f"{moved:.2%} of the draws go to other rows.\n"
+    )
+
+
+def device_name(device: str) -> str:
+    """The GPU, for the page."""
+    return f"\nDevice: {torch.cuda.get_device_name()}\n" if device == "cuda" else ""
+
+
+def draw(results: dict[str, Readings], path: Path) -> None:
+    """Tokens a second of each method."""
+    with canvas(path, rows=1, columns=len(results)) as (_, axes):
+        for part, (kind, readings) in zip(np.atleast_1d(axes), results.items(), strict=True):
+            shown = [method for method in LABELS if method in readings]
+            rates = [
+                sum(readings[each]["tokens"]) / sum(readings[each]["pass_s"]) for each in shown
+            ]
+            names = [LABELS[method] for method in shown]
+            horizontal_bars(part, kind, "real tokens a second, one pass", names, rates)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = command_line(HELP)
-    options.add_argument("--samples", type=int, default=512, help="functions that are scored")
-    options.add_argument("--rows", type=int, default=10**7, help="rows of the large table")
-    options.add_argument("--repeats", type=int, default=1, help="processes of each method")
-    options.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    options.add_argument("--samples", type=int, default=128, help="texts of a round (default 128)")
+    options.add_argument("--rounds", type=int, default=3, help="of all methods (default 3)")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--model", type=Path, help="folder of a model and its tokenizer")
+    options.add_argument("--texts", type=Path, help="JSON lines of prompt and response")
+    options.add_argument("--kinds", nargs="+", help="such as float32, bfloat16-compiled")
+    options.add_argument("--rows", type=int, default=10**7, help="rows of the table; 0: none")
+    options.add_argument("--export", type=Path, help="write texts and configuration, and stop")
+    options.add_argument("--measure", help=argparse.SUPPRESS)
     return options
 
 

@@ -207,7 +207,9 @@ class Parts:
             TableFileError: when it cannot be written; the parts before it are safe.
         """
         try:
-            write_part(self.folder / f"{uuid.uuid4().hex}{PART}", scores, identity, about)
+            job = (about or {}).get("job")
+            name = f"{'' if job is None else _prefix(job)}{uuid.uuid4().hex}{PART}"
+            write_part(self.folder / name, scores, identity, about)
         except OSError as error:
             raise TableFileError(
                 f"cannot write the scores of {len(scores):,} rows to {self.folder}: "
@@ -215,8 +217,8 @@ class Parts:
                 "goes on from there"
             ) from error
 
-    def load(self, identity: Mapping[str, Any]) -> list[Part]:
-        """All parts of a pass.
+    def load(self, identity: Mapping[str, Any], job: Worker | None = None) -> list[Part]:
+        """All parts of a pass, or those that one job of an array wrote.
 
         Whatever else is in the folder is named in a warning and left alone: the rows of a damaged
         part, which is given another name, are scored again.
@@ -227,6 +229,8 @@ class Parts:
         adopted = self._read_json(_WITHOUT_IDENTITY, list) or []
         own: list[Part] = []
         for path in self._paths():
+            if job is not None and not path.name.startswith(_prefix(job)):
+                continue
             part = self._read(path)
             if part is None:
                 continue
@@ -341,6 +345,11 @@ class Parts:
             f"cannot write {self.folder}: {reason_of(error)}; the parts of an unfinished "
             f"pass lie beside its output, {where}"
         )
+
+
+def _prefix(job: tuple[int, int]) -> str:
+    # So that a job finds its own among those of thousands.
+    return f"job-{job[0]}-of-{job[1]}-"
 
 
 def _is_lock(name: str) -> bool:

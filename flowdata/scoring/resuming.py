@@ -134,8 +134,8 @@ def _begin(
 
 def _table_of_job(how: Pass) -> LossTable:
     """The table of the rows that this job has scored, now or before it was stopped."""
-    found = how.parts.load(how.provenance.identity())
-    scores = [part.scores for part in found if how.job == part.job]
+    found = how.parts.load(how.provenance.identity(), how.job)
+    scores = [part.scores for part in found]
     return LossTable(**vars(table_of_some(scores, how.provenance, how.index, how.keys)))
 
 

@@ -12,9 +12,12 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from flowdata.scoring.inference import (
+    Arriving,
     count_rows,
     device_of,
     evaluating,
+    move,
+    one_behind,
     read_batches,
     to_device,
     unwrap_model,
@@ -203,3 +206,28 @@ def test_rows_are_counted_only_for_map_style_data_that_is_not_empty():
             count_rows(stream)
     with pytest.raises(ValueError, match="the data set is empty"):
         count_rows([])
+
+
+def test_items_come_one_behind_and_none_is_lost_to_an_error():
+    made, taken = [], []
+
+    def items():
+        for item in range(3):
+            made.append(item)
+            yield item
+        raise ValueError("broken")
+
+    def take():
+        for item in one_behind(items()):
+            taken.append((item, len(made)))
+
+    with pytest.raises(ValueError, match="broken"):
+        take()
+    assert taken == [(0, 2), (1, 3), (2, 3)]
+    assert list(one_behind(iter([]))) == []
+
+
+def test_what_arrives_is_what_was_there():
+    values = torch.arange(5.0)
+    assert Arriving(values).numpy().tolist() == values.tolist()
+    assert move(values, torch.device("cpu")) is values

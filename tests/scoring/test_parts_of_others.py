@@ -13,11 +13,10 @@ from long_run import LONG
 from scoring_lines import Line, Stop, absolute, scored
 
 from flowdata import FlowDataWarning, MismatchError, TableFileError
-from flowdata.table import part_file
-from flowdata.table.part_file import read_part, write_part
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.scored_rows import ScoredRows
-from flowdata.table import parquet
+from flowdata.table import parquet, part_file
+from flowdata.table.part_file import read_part, write_part
 
 RESULT = list(range(50))
 

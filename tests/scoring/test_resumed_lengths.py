@@ -12,9 +12,9 @@ from counted_rows import EXPECTED, Passed, Rows, counted
 from language_models import llama, samples
 
 from flowdata import CausalLM, LossTable, MismatchError, TableFileError, score
-from flowdata.table.part_file import read_part, write_part
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.row_lengths import give_lengths
+from flowdata.table.part_file import read_part, write_part
 
 
 @pytest.fixture

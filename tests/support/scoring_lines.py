@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from flowdata import score
-from flowdata.table.part_file import read_part
 from flowdata.scoring.parts import Parts
+from flowdata.table.part_file import read_part
 
 
 class Line(nn.Module):

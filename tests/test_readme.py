@@ -118,6 +118,7 @@ def names(tmp_path, monkeypatch):
         "data": data,
         "augmented": data,
         "language_model": language_model,
+        "small_model": language_model,
         "tokenizer": tokenizer,
         "questions": [{"question": f"row{row} and", "answer": "so on"} for row in range(4)],
         "tokenized": tokenized,

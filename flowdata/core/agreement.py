@@ -173,8 +173,9 @@ class _Sample(NamedTuple):
             errors = np.abs(self.weights / own - 1)
         # Of a row that neither draws.
         errors[np.isnan(errors)] = 0.0
+        small, large = (_mid_ranks(places, share) for places in self.ranked)
         return (
-            _correlation(*(_mid_ranks(places, share) for places in self.ranked), share),
+            _correlation(small, large, share),
             float(share @ np.abs(self.weights - own)) / 2,
             float(share @ np.abs(1 - own)) / 2,
             _median(errors, mass, np.argsort(errors, kind="stable")),

@@ -193,13 +193,10 @@ def test_what_is_wrong_is_said_on_one_line_in_words_of_the_command_line(
 @pytest.mark.parametrize(
     "arguments",
     [
-        scoring(output="s3://bucket/o.parquet"),
-        scoring(output="gs://bucket/o.parquet"),
         scoring(data="s3://bucket/d.jsonl"),
         scoring(data="https://host/d.jsonl"),
         scoring(model="s3://bucket/m"),
         scoring("--text", "q", "--tokenizer", "hf://m"),
-        ["inspect", "s3://bucket/t.parquet"],
         ["inspect", "t.parquet", "--compare", "s3://bucket/t.parquet"],
         ["inspect", "t.parquet", "--html", "abfs://bucket/p.html"],
         ["index", "a.tar", "--output", "s3://bucket/i.parquet"],

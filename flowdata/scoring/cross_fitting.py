@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowdata.core.permutation import KeyedPermutation, Purpose
 from flowdata.core.states import require_same
-from flowdata.files import local_path
+from flowdata.files import place_of
 from flowdata.scoring.fitted_rows import HashingCollate, remember
 from flowdata.scoring.inference import count_rows, device_of, read_batches, unwrap_model
 from flowdata.scoring.probe import (
@@ -90,7 +90,7 @@ def score_probe(
     rows = count_rows(dataset)
     if not 2 <= folds <= rows:
         raise ValueError(f"folds must be from 2 to the number of rows, {rows:,}, got {folds}")
-    path = None if output is None else local_path(output, "loss table")
+    path = None if output is None else place_of(output, "loss table")
     provenance = Provenance.now(
         rows,
         dataset=dataset,
@@ -102,7 +102,7 @@ def score_probe(
         dtype=str(layer.weight.dtype).removeprefix("torch."),
     )
     with Ranks(rank_timeout) as ranks:
-        if path is not None and path.exists():
+        if path is not None and path.is_file():
             ranks.run_on_first(lambda: _require_same_call(path, provenance))
         mine = np.arange(rows)[ranks.rank :: ranks.size]
         batches = read_batches(

@@ -2,7 +2,7 @@
 
 The argument is a JSON object: kind ("function" or "language"), rows, output (or null), log,
 result, pause (seconds a row), seed of the model, ddp, silent (a row without response tokens),
-on_invalid, known (tables of known rows, of each rank).
+on_invalid, known (tables of known rows, of each rank), shard.
 """
 
 import json
@@ -88,6 +88,7 @@ def main():
         Sentences() if language else Numbers(),
         options,
         output=CONFIG["output"],
+        shard=CONFIG.get("shard"),
         known=CONFIG.get("known", {}).get(os.environ.get("RANK", "0")),
         batch_size=CONFIG.get("batch_size", 4),
         save_every=CONFIG.get("save_every", 0.05),

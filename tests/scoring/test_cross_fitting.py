@@ -17,7 +17,6 @@ from flowdata import (
     FlowDataWarning,
     LossTable,
     MismatchError,
-    TableFileError,
     linear_probe,
     score,
     score_probe,
@@ -200,8 +199,10 @@ def test_the_same_call_writes_the_same_table_and_another_is_refused(tmp_path):
     for model, options in calls:
         with pytest.raises(MismatchError, match="does not belong here"):
             cross_fitted(model, output=output, **options)
-    with pytest.raises(TableFileError, match="is a URL"):
-        cross_fitted(network(), output="s3://bucket/losses.parquet")
+    url = "memory://cross-fitted/losses.parquet"
+    assert cross_fitted(network(), output=url).losses.tolist() == first.losses.tolist()
+    with pytest.raises(MismatchError, match="does not belong here"):
+        cross_fitted(calls[0][0], output=url, **calls[0][1])
 
 
 def of_modules(model):

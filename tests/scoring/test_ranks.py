@@ -92,6 +92,20 @@ def test_two_ranks_finish_what_three_began(tmp_path, alone):
     assert LossTable.load(config["output"], tokens=True).losses.tolist() == results(config, 2)[0][0]
 
 
+@pytest.mark.slow
+def test_ranks_share_what_a_job_of_an_array_has_bit_for_bit(tmp_path, alone):
+    for number in range(2):
+        config = configured(tmp_path, shard=[number, 2])
+        finish(start(2, config))
+        of_ranks = results(config, 2)
+        assert of_ranks[0] == of_ranks[1]
+        assert 0 < len(of_ranks[0][0]) < ROWS
+    assert logged(config) == Counter(range(ROWS))
+    table = LossTable.merge(config["output"])
+    assert table.losses.tolist() == alone[0]
+    assert table.token_losses.tolist() == alone[1]
+
+
 def test_a_rank_that_is_gone_is_told_in_words(monkeypatch):
     def closed(*arguments, **options):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")

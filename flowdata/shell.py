@@ -185,6 +185,8 @@ def _local(text: str, what: str) -> Path:
 
 def table_of(text: str) -> Place:
     """A path of this machine, or a URL that fsspec opens."""
+    if not text:
+        return path_of(text)
     try:
         return place_of(text, "loss table")
     except TableFileError as error:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from language_models import gemma2, gpt2, llama
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -281,20 +282,69 @@ def test_no_labelled_position_gives_no_losses_and_the_first_token_has_none(kind)
     assert TokenLosses(kind())(ids, lengths, labels).shape == (0,)
 
 
-def test_the_model_is_told_what_is_padding_and_to_keep_no_cache():
-    class Told(Headed):
-        def forward(self, input_ids, attention_mask=None, use_cache=True):
-            calls.append((input_ids, attention_mask, use_cache))
-            return super().forward(input_ids)
+class Told(Headed):
+    """Keeps what it is told; its hidden states depend on the mask if it looks at it."""
 
-    calls = []
+    def __init__(self, *, looks):
+        super().__init__()
+        self.calls, self.looks = [], looks
+
+    def forward(self, input_ids, attention_mask=None, use_cache=True):
+        self.calls.append((input_ids, attention_mask, use_cache))
+        logits = super().forward(input_ids)
+        if self.looks:
+            real = input_ids.shape[1] if attention_mask is None else attention_mask.sum(dim=1)
+            logits = logits + torch.as_tensor(real).reshape(-1, 1, 1) * logits.abs()
+        return logits
+
+
+def test_a_model_that_looks_at_the_mask_is_told_what_is_padding():
+    model = Told(looks=True)
     ids, lengths, labels = batch()
-    TokenLosses(Told())(ids, lengths, labels)
-    *_, (seen, mask, cache) = calls
+    TokenLosses(model)(ids, lengths, labels)
+    *_, (seen, mask, cache) = model.calls
     assert torch.equal(seen, ids)
     assert mask.sum(dim=1).tolist() == lengths.tolist()
     assert torch.equal(mask, mask.sort(dim=1, descending=True).values)
     assert cache is False
+
+
+def test_where_a_mask_changes_no_bit_none_is_given():
+    model = Told(looks=False)
+    ids, lengths, labels = batch()
+    losses = TokenLosses(model)
+    found = losses(ids, lengths, labels)
+    *_, (seen, mask, cache) = model.calls
+    assert torch.equal(seen, ids)
+    assert mask is None
+    assert cache is False
+    torch.testing.assert_close(found, expected(Headed(), ids, lengths, labels))
+    # It is found out once, on tokens that are none of the data's.
+    model.calls.clear()
+    losses(*batch(seed=1))
+    assert [call[1] for call in model.calls] == [None]
+
+
+def test_a_model_that_wants_its_mask_gets_it():
+    class Strict(Told):
+        def forward(self, input_ids, attention_mask=None, use_cache=True):
+            return super().forward(input_ids, attention_mask.clone(), use_cache)
+
+    model = Strict(looks=False)
+    TokenLosses(model)(*batch())
+    assert model.calls[-1][1] is not None
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, gemma2])
+def test_losses_of_padded_texts_are_those_with_a_mask_bit_for_bit(make, monkeypatch):
+    model = make().eval()
+    ids, lengths, labels = batch(9, seed=2)
+    unmasked = TokenLosses(model)
+    with torch.no_grad():
+        found = unmasked(ids, lengths, labels)
+        monkeypatch.setattr(TokenLosses, "_is_same_unmasked", lambda self, device: False)
+        assert torch.equal(found, TokenLosses(model)(ids, lengths, labels))
+    assert unmasked._needs_mask is False  # noqa: SLF001
 
 
 def test_the_vocabulary_is_that_of_the_embeddings_if_there_are_any():

@@ -67,8 +67,9 @@ def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
     assert table.token_losses == pytest.approx(np.concatenate(tokens), rel=1e-4, abs=1e-4)
     assert len(set(table.n_tokens.tolist())) > 20
     assert longest > 300
-    # Logits of response tokens only, and of one a row that stands in for the forward pass.
-    assert sum(made) < table.n_tokens.sum() + len(rows) + 100
+    # Logits of response tokens only, of one a row that stands in for the forward pass, and of the
+    # few by which it is found out what the model does.
+    assert sum(made) < table.n_tokens.sum() + len(rows) + 250
     assert table.weights().temperature == pytest.approx(np.median(expected), rel=1e-4)
     assert isinstance(table.token_weights(), FlowWeights)
 

@@ -90,9 +90,13 @@ class Task:
         )
 
     def refitted(self, model: nn.Module) -> nn.Module:
-        """A copy of a model whose new head is fitted once more, with the plain loss."""
+        """A copy of a model whose new head is fitted once more, with the plain loss.
+
+        One that diverged has no features to fit it to, and stays as it is.
+        """
         model = copy.deepcopy(model)
-        if self.before is not None:
+        finite = all(bool(values.isfinite().all()) for values in model.state_dict().values())
+        if self.before is not None and finite:
             linear_probe(model, self.samples.data, head=self.head, progress=False)
         return model
 

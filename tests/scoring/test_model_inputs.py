@@ -8,6 +8,7 @@ from language_models import Plain, gpt2, llama, one_by_one, samples
 from peft import LoraConfig, get_peft_model
 from tokenizer_families import family
 from torch import nn
+from torch_release import lacks
 from vision_language import IMAGE, MODELS, model_and_rows, own_loss, row_of
 
 from flowdata import CausalLM, FlowDataWarning, score
@@ -47,6 +48,8 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_image_reaches_the_model_however_the_row_has_it(name, form):
+    if name == "gemma 3" and torch.__version__ < (2, 6):
+        pytest.skip(lacks("masks of images inside a causal one"))
     model, rows = model_and_rows(name)
     wanted = [own_loss(model, row) for row in rows]
     assert losses(model, FORMS[form](rows)) == pytest.approx(wanted, rel=1e-5)

@@ -339,5 +339,9 @@ def _output_head(model: Any) -> nn.Module | None:
 def _vocabulary(model: Any) -> int | None:
     """Number of tokens the model can read and predict, if it says."""
     find = getattr(model, "get_input_embeddings", None)
-    embeddings = find() if callable(find) else None
+    try:
+        embeddings = find() if callable(find) else None
+    # transformers 5.23, EmbeddingAccessMixin: a model of characters has no table of tokens.
+    except NotImplementedError:
+        return None
     return embeddings.num_embeddings if isinstance(embeddings, nn.Embedding) else None

@@ -110,10 +110,15 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, whose forward passes wait for other ranks.
 
     Raises:
-        TypeError: for parameters sharded over ranks: ranks score at their own pace.
+        TypeError: for parameters sharded over ranks: ranks score at their own pace; for no model.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"the model is a {type(model).__name__}, not a torch.nn.Module: load it, as by "
+            "AutoModelForCausalLM.from_pretrained, and pass what that gives"
+        )
     # By name: DTensor is of torch.distributed.tensor, FlatParameter of FSDP 1 in torch.distributed,
     # and neither need be there in a build without distributed.
     if any(
@@ -214,6 +219,12 @@ def count_rows(dataset: Any) -> int:
         raise TypeError(
             f"a map-style data set is needed, got {type(dataset)}; a stream of dicts is scored "
             "with key=, the column that has the key of each row"
+        )
+    form = getattr(dataset, "format", None)
+    if isinstance(form, Mapping) and (kind := form.get("type")) in ("arrow", "polars"):
+        raise TypeError(
+            f"the rows of a data set with_format({kind!r}) are tables: pass "
+            "dataset.with_format(None)"
         )
     rows = len(dataset)
     if rows == 0:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowdata.scoring.batch_dependence import on_one_side, rotary_limit
 from flowdata.scoring.head import TokenLosses, text_config
 from flowdata.scoring.inference import Arriving, move, one_behind, out_of_memory
 from flowdata.scoring.model_inputs import (
@@ -123,6 +124,7 @@ class LanguagePass:
         self._placeholders = _placeholders(model)
         self._layout = OneLayout()
         self._context = _context_length(model)
+        self._rotary_limit = rotary_limit(model)
         self._budget = options.max_tokens or token_budget(model, device)
         if device.type == "cuda":
             # Its batches have many rows, and are the fuller the more there are to choose from:
@@ -168,7 +170,7 @@ class LanguagePass:
         choose: ChooseBatches,
     ) -> Iterator[tuple[NDArray[np.int64], Arriving, NDArray[Any]]]:
         """Places of the samples of each batch, its losses, and how many each row has."""
-        batches = deque(choose([*make_batches(np.arange(rows.size), samples, self._budget)]))
+        batches = deque(choose([*self._make_batches(np.arange(rows.size), samples)]))
         while batches:
             batch = batches.popleft()
             try:
@@ -183,7 +185,7 @@ class LanguagePass:
                     ) from error
                 self._budget = int(lengths[batch[0]] * len(batch)) // 2
                 left = np.concatenate([batch, *batches])
-                batches = deque(make_batches(left, samples, self._budget))
+                batches = deque(self._make_batches(left, samples))
                 continue
             except ValueError as error:
                 if len(batch) == 1:
@@ -192,6 +194,13 @@ class LanguagePass:
                 batches.extendleft(batch[:, None])
                 continue
             yield batch, losses, counts
+
+    def _make_batches(
+        self, places: NDArray[np.int64], samples: Sequence[Tokens]
+    ) -> Iterator[NDArray[np.int64]]:
+        lengths = np.array([sample.ids.size for sample in samples])
+        for some in on_one_side(places, lengths, self._rotary_limit):
+            yield from make_batches(some, samples, self._budget)
 
     def _begin_batch(self, samples: Sequence[Tokens]) -> tuple[Arriving, NDArray[Any]]:
         """Losses of all response tokens, row by row, and how many each row has."""

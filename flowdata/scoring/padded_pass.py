@@ -1,5 +1,6 @@
 """A pass of a model that reads both ways, whose padding is masked but may be seen."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,15 +12,19 @@ from torch import Tensor, nn
 from flowdata.scoring.inference import Arriving
 from flowdata.scoring.language import LanguagePass
 from flowdata.scoring.own_token_loss import agree, require_own_loss
+from flowdata.scoring.row_blocks import ChooseBatches
 from flowdata.scoring.token_rows import Tokens
+
+_TRIED = 6
 
 
 class PaddedPass(LanguagePass):
     """Scores labels where they are, in batches that the model is told the padding of.
 
-    The first sample is compared with the loss that the model computes itself, and the first that
-    was padded with what it is alone. Where padding moves a loss, as in models that read blocks of
-    tokens or take the last one, batches are made of samples of the same lengths from then on.
+    The first sample is compared with the loss that the model computes itself, and some of all
+    lengths, padded to the longest, with what they are alone. Where padding moves a loss, as in
+    models that read blocks of tokens or take the last one, batches are made of samples of the same
+    lengths from then on.
     """
 
     advice = ""
@@ -39,6 +44,33 @@ class PaddedPass(LanguagePass):
         """What forward takes of a sample, labels included; nothing where that is not known."""
         raise NotImplementedError
 
+    def _begin_batches(
+        self,
+        rows: NDArray[np.int64],
+        samples: Sequence[Tokens],
+        lengths: NDArray[Any],
+        choose: ChooseBatches,
+    ) -> Iterator[tuple[NDArray[np.int64], Arriving, NDArray[Any]]]:
+        if self._pads is None:
+            # In batches of similar length there is too little padding to tell.
+            with contextlib.suppress(RuntimeError, MemoryError, ValueError):
+                self._try_padding([some for some in samples if (some.labels >= 0).any()])
+        yield from super()._begin_batches(rows, samples, lengths, choose)
+
+    def _try_padding(self, samples: Sequence[Tokens]) -> None:
+        """Compare some samples of all lengths, padded to the longest, with what they are alone."""
+        by_length = sorted(samples, key=lambda sample: sample.sides, reverse=True)
+        alike = [some for some in by_length[1:] if some.kind == by_length[0].kind is not None]
+        shorter = [some for some in alike if some.sides[0] < by_length[0].sides[0]]
+        tried = np.linspace(0, len(shorter) - 1, min(_TRIED, len(shorter))).astype(int)
+        for sample in (shorter[place] for place in tried):
+            padded = self._losses_of([by_length[0], sample])[
+                -np.count_nonzero(sample.labels >= 0) :
+            ]
+            self._pads = agree(padded.mean(), self._losses_of([sample]).mean())
+            if not self._pads:
+                return
+
     def _begin_batch(self, samples: Sequence[Tokens]) -> tuple[Arriving, NDArray[Any]]:
         counts = np.array([np.count_nonzero(sample.labels >= 0) for sample in samples])
         if not counts.any():
@@ -56,25 +88,28 @@ class PaddedPass(LanguagePass):
         return Arriving(losses), counts
 
     def _compare(self, samples: Sequence[Tokens], losses: Tensor, counts: NDArray[Any]) -> None:
-        """Compare the sample of most padding with what it is alone, where that is not done."""
+        """Compare some samples with what they are alone, where that is not done."""
         sides = np.array([sample.sides for sample in samples])
         padding = np.where(counts > 0, (sides.max(axis=0) - sides).sum(axis=1), -1)
-        place = int(padding.argmax())
-        padded = padding[place] > 0
+        padded = padded_places(padding)
         if self._compared and (self._pads is not None or not padded):
             return
-        alone = self._losses_of([samples[place]]) if padded else losses
-        if not padded:
-            start = int(counts[:place].sum())
-            alone = losses[start : start + counts[place]]
+        ends = np.cumsum(counts)
+
+        def of_batch(place: int) -> Tensor:
+            return losses[int(ends[place] - counts[place]) : int(ends[place])]
+
+        alone = {place: self._losses_of([samples[place]]) for place in padded}
         if not self._compared:
+            place = padded[0] if padded else int(padding.argmax())
             if keywords := self._own_inputs(samples[place]):
-                require_own_loss(self._model, keywords, alone, advice=self.advice)
+                found = alone[place] if padded else of_batch(place)
+                require_own_loss(self._model, keywords, found, advice=self.advice)
             self._compared = True
         if padded:
-            start = int(counts[:place].sum())
-            here = losses[start : start + counts[place]]
-            self._pads = agree(here.mean(), alone.mean())
+            self._pads = all(
+                agree(of_batch(place).mean(), some.mean()) for place, some in alone.items()
+            )
 
     def _losses_by_shape(self, samples: Sequence[Tokens], counts: NDArray[Any]) -> Tensor:
         """Losses in the order of the samples, of which no two are padded."""
@@ -87,6 +122,15 @@ class PaddedPass(LanguagePass):
                 for place, part in zip(scored, parts, strict=True):
                     of_each[place] = part
         return torch.cat([part for part in of_each if len(part)])
+
+
+def padded_places(padding: NDArray[Any]) -> list[int]:
+    """Places of the sample of most padding, of one of the middle, and of that of least.
+
+    A model of blocks may leave alone what fits into one.
+    """
+    order = np.argsort(-padding, kind="stable")[: np.count_nonzero(padding > 0)]
+    return list(dict.fromkeys(order[[0, order.size // 2, -1]].tolist())) if order.size else []
 
 
 def pad_of(model: Any) -> int:

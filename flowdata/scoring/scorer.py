@@ -13,6 +13,7 @@ from torch import nn
 
 from flowdata.core.weights import OnInvalid
 from flowdata.scoring.array_jobs import job_of
+from flowdata.scoring.batch_dependence import require_lasting_attention, rotary_limit
 from flowdata.scoring.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
@@ -269,6 +270,7 @@ def make_pass(
     key: str | None = None,
 ) -> ScoringPass:
     """What scores the rows of a data set by a loss; a model that is in evaluation mode."""
+    require_lasting_attention(model)
     if (language := language_loss(loss)) is not None:
         return language_pass(language, model, device)
 
@@ -283,7 +285,9 @@ def make_pass(
             return ModelLossPass(model, device, batch_size, collate, partial(read_first, list))
         named = loss_function(loss, ignore_index)
         first = partial(read_first, collate)
-        return TextPass(named, model, device, batch_size, collate, first)
+        # Rows are in order, not of similar length.
+        pads = [] if rotary_limit(model) is None else [False]
+        return TextPass(named, model, device, batch_size, collate, first, pads)
     collate = collate_fn or collate_by_shape
     first_batch = partial(read_first, collate)
     function = cast("LossFunction", loss)

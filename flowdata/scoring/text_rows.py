@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowdata.scoring.classification import FunctionPass
 from flowdata.scoring.own_token_loss import agree
+from flowdata.scoring.padded_pass import padded_places
 from flowdata.scoring.row_batches import collate_by_shape
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_rows import MEDIA, refuse_other_media, refuse_weights
@@ -141,8 +142,8 @@ class CollateText:
 class TextPass(FunctionPass):
     """Scores rows by a named loss, in padded batches where padding does not move it.
 
-    The first row that was padded is compared with what it is alone; where that differs, as in a
-    model that takes the last token, batches are made of rows of one length.
+    Some of the first rows that were padded are compared with what they are alone; where that
+    differs, as in a model that takes the last token, batches are made of rows of one length.
     """
 
     found: list[bool] = field(default_factory=list)
@@ -171,14 +172,14 @@ class TextPass(FunctionPass):
                 yield replace(scored, lengths=batch.lengths[places])
 
     def _is_alike(self, rows: NDArray[np.int64], batch: TextBatch, scored: ScoredRows) -> bool:
-        valid = np.flatnonzero(np.isfinite(scored.losses))
-        if not valid.size:
-            return True
-        place = int(valid[batch.sizes[valid].argmin()])
-        alone = batch.cut([place])
-        (single,) = super().score_rows(rows[[place]], alone)
-        first, second = (torch.tensor(some) for some in (scored.losses[place], single.losses[0]))
-        return agree(first, second)
+        valid = np.isfinite(scored.losses)
+        for place in padded_places(np.where(valid, batch.sizes.max() - batch.sizes, -1)):
+            alone = batch.cut([place])
+            (single,) = super().score_rows(rows[[place]], alone)
+            first, second = (torch.tensor(x) for x in (scored.losses[place], single.losses[0]))
+            if not agree(first, second):
+                return False
+        return True
 
 
 def _without(row: Any, key: str) -> Any:

@@ -8,7 +8,7 @@ export XDG_CONFIG_HOME := $(CURDIR)/$(VENV)/config
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test-quick test test-long test-lowest mutants lint dist bench assets
+.PHONY: help demo test-quick test test-long test-lowest mutants lint dist bench bench-gpu stale assets
 
 help:
 	@echo "make demo         set everything up and run FLOW on embedded real data"
@@ -21,6 +21,8 @@ help:
 	@echo "make dist         build sdist and wheel, and use the wheel where nothing else is"
 	@echo "make assets       fetch the real language model of tests and benchmarks (93 MB)"
 	@echo "make bench        run the benchmarks and refresh their tables and figures"
+	@echo "make bench-gpu    those that want a GPU"
+	@echo "make stale        list the results whose code has changed since they were measured"
 
 # One stamp file per extra: it is renewed when a requirement changes.
 $(VENV)/installed-%: pyproject.toml constraints.txt
@@ -81,16 +83,30 @@ dist: $(VENV)/installed-dev
 	cd / && $(CURDIR)/.venv-dist/bin/python -I $(CURDIR)/tests/programs/first_draws.py
 	rm -rf .venv-dist
 
+# Hours on two cores, on a machine with nothing else to do; each page says what it took.
 bench: assets
 	$(BIN)/python benchmarks/theory.py
 	$(BIN)/python benchmarks/sampler.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/streaming.py --repeats 3
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale.py --sizes 1e6 1e7 1e8 1e9
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/reweight.py
-	$(BIN)/python benchmarks/frameworks.py
+	$(BIN)/python benchmarks/frameworks.py --repeats 2
 	$(BIN)/python benchmarks/vision.py
 	$(BIN)/python benchmarks/modes.py
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/language.py --preset cpu
+	$(BIN)/python benchmarks/language.py --preset cpu-sgd
+	$(BIN)/python benchmarks/sources.py
+
+# Each goes on where it was cut off.
+bench-gpu: assets
+	$(BIN)/python benchmarks/vision.py --preset backbone --device cuda --processes 8
+	$(BIN)/python benchmarks/language_speed.py
+	$(BIN)/python benchmarks/language.py --preset gpu
+	$(BIN)/python benchmarks/scoring.py --device cuda --output benchmarks/results/cuda
+	$(BIN)/python benchmarks/sources.py
+
+stale: $(VENV)/installed-test
+	$(BIN)/python benchmarks/sources.py

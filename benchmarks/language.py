@@ -32,6 +32,7 @@ from packed import (
 )
 from publishing import command_line
 from records import ENDING, Record, Records, append
+from sources import sources_of
 
 CHOOSING_SEED = 1001
 TRAININGS_OF_A_JOB = 4
@@ -125,7 +126,14 @@ def main() -> None:
     records = Records(options.output / f"{name}{ENDING}", options.done)
     ends = time.time() + 60 * options.minutes
     if not options.page:
-        records.append({"kind": "machine", **vars(machine), **_device(options.device)})
+        records.append(
+            {
+                "kind": "machine",
+                **vars(machine),
+                **_device(options.device),
+                "sources": sources_of("language"),
+            }
+        )
         place = Place(preset, options.model or str(smollm2()), options.device)
         work = Workers(place, records, ends, options.processes)
         work.do(rate_jobs(preset, records))

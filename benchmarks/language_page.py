@@ -1,6 +1,7 @@
 """The page of the language benchmark: what was kept and learned, by task, method and seed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -9,8 +10,10 @@ import numpy as np
 from language_figures import draw
 from measure import Machine, Table
 from methods import DISTINCT, FEWER_STEPS, FLOW, FLOW_WISE, SMALLER_RATE, STANDARD, WISE
+from numpy.typing import NDArray
 from packed import (
     CLIPPED,
+    CONTROL_OF,
     DISTINCT_PADDED,
     EQUAL,
     FLOW_LORA,
@@ -39,6 +42,7 @@ from results import (
     mean_and_deviation,
     scores_of,
 )
+from sources import Hashes
 
 if TYPE_CHECKING:
     from lab import Preset
@@ -56,6 +60,7 @@ SETTINGS = {
     "LoRA": (FLOW_LORA, LORA_CONTROLS),
     "sources, a median of each": (GROUPS, WHOLE_CONTROLS),
 }
+FEWEST = 3
 VARIANTS = (CLIPPED, TOKENS, TOKENS_ONE, TOKENS_SEQUENCE, STM, STM_SHARE, DISTINCT, GROUPS, EQUAL)
 
 ABOUT = """\
@@ -65,7 +70,8 @@ SmolLM2-135M-Instruct is fine-tuned; mean and standard deviation over the seeds.
   be corrected. Three tenths of the samples have the answer of another one, a tenth Python code.
   New: right texts of other novels. Other text: worked answers to maths questions.
 - "maths": questions of reasoning-gym's gsm_symbolic with worked answers, all right. New: answers to
-  questions of other templates. Other text: paragraphs of the novels.
+  questions of other templates; held-out samples, by which rates are chosen, are of the templates
+  that are trained on. Other text: paragraphs of the novels.
 - "maths, harmful samples": a quarter have the answer of another question, 15 % their words in any
   order, a tenth Python code. Wrong answers are nearly as likely to so small a model as right ones.
 - "code, chat and maths": functions of the standard library after what they are for, what is
@@ -93,20 +99,36 @@ choice too, was fixed before the measured seeds were run.
 def publish_page(folder: Path, name: str, preset: "Preset", records: Records, rates: Rates) -> None:
     """Write the page, its numbers and the figure of what was measured."""
     results = Results(records)
-    tables: list[Table | str] = [grids(preset), summary(results)]
+    tables: list[Table | str] = [grids(preset, rates), summary(results)]
     for task in results.tasks:
         tables += [by_method(results, task, rates.get(task, {}))]
     tables += [*with_flow(results), *variants(results), *sources(results), *compute(results)]
     publish(
         folder,
         "language",
-        f"{told_of(records)}\n{ABOUT}",
+        f"{seeds_of(preset, results)}\n{told_of(records)}\n{ABOUT}",
         tables,
-        {"rates": rates, "runs": results.runs, "machines": list(records.of("machine"))},
+        {"rates": rates, "runs": results.runs},
         partial(draw, results),
-        machine=Machine.here(),
+        machine=machine_of(records),
         name=name,
+        sources=merged([each["sources"] for each in records.of("machine")]),
     )
+
+
+def machine_of(records: Records) -> Machine:
+    """That of the first start."""
+    first = next(records.of("machine"))
+    return Machine(**{each.name: first[each.name] for each in fields(Machine)})
+
+
+def merged(starts: Sequence[Hashes]) -> Hashes:
+    """Hashes of the sources of all starts; where they differ there is none."""
+    return {
+        file: known if all(each.get(file) == known for each in starts) else "several"
+        for each in starts
+        for file, known in each.items()
+    }
 
 
 def told_of(records: Records) -> str:
@@ -119,8 +141,28 @@ def told_of(records: Records) -> str:
     return "".join(f"Measured on: {each}.\n" for each in sorted(seen))
 
 
-def grids(preset: "Preset") -> str:
+def seeds_of(preset: "Preset", results: Results) -> str:
+    """How many seeds there are, of how many."""
+    counts = {task: len(results.seeds.get(task, ())) for task in preset.methods}
+    if set(counts.values()) == {preset.seeds}:
+        return f"Seeds: {preset.seeds}.\n"
+    told = "; ".join(f"{task}: {count}" for task, count in counts.items())
+    return (
+        f"**Not finished.** Seeds: {told}; {preset.seeds} are planned, and the same command goes "
+        "on. Seeds that lack a method are left out, nothing is estimated. Less than ten seeds show "
+        "a direction, no more: of two methods that are alike, one is ahead in all of four seeds in "
+        "one case of eight.\n"
+    )
+
+
+def grids(preset: "Preset", rates: Rates) -> str:
     """What the page tells of rates."""
+    chosen = [
+        rate == max(preset.grid(method))
+        for of_task in rates.values()
+        for method, rate in of_task.items()
+        if method not in CONTROL_OF
+    ]
     full, adapted = (
         ", ".join(f"{rate:g}" for rate in grid) for grid in (preset.rates, preset.lora_rates)
     )
@@ -129,7 +171,8 @@ def grids(preset: "Preset") -> str:
         f"Samples: {samples}; {preset.epochs} passes; a step has {preset.packs} packs of "
         f"{preset.pack} tokens. Optimizer: {preset.optimizer}. Each method has that of these rates "
         f"at which the mean loss of held-out samples of the task (of another seed, all right) is "
-        f"lowest: {full}; with LoRA {adapted}.\n"
+        f"lowest: {full}; with LoRA {adapted}. For {sum(chosen)} of {len(chosen)} methods it "
+        f"is the largest: there a larger one might be better.\n"
     )
 
 
@@ -148,25 +191,36 @@ def summary(results: Results) -> Table:
                 key=lambda each: float(np.mean(scores[each].mean)),
             )
             ahead = scores[method].mean - scores[best].mean
+            hardest = scores[method].hardest - rivals[0].hardest
             rows.append(
                 [
                     f"{task}: {setting}",
                     better,
                     both,
-                    best,
-                    mean_and_deviation(ahead, "+.2f"),
                     _reading(better, ahead),
+                    best,
+                    mean_and_deviation(ahead, "+.3f"),
+                    mean_and_deviation(hardest, "+.3f"),
                 ]
             )
-    header = ["", "better", "in both", "best control", "FLOW's mean against it", ""]
-    return Table("FLOW against all controls", header, rows)
+    header = [
+        *("", "better", "in both", "ahead", "best control", "FLOW's mean against it"),
+        "hardest, against standard",
+    ]
+    note = (
+        "Ahead: FLOW, if better than all controls in nine tenths of at least three seeds; the best "
+        "control, if better than FLOW in as many. Hardest: of FLOW against standard fine-tuning "
+        "(WiSE-FT, LoRA) as it is, by how much more the loss of the hardest tenth of new text fell."
+    )
+    return Table("FLOW against all controls", header, rows, note)
 
 
-def _reading(better: str, ahead: Any) -> str:
-    count, of = map(int, better.split(" of "))
-    if count >= 0.9 * of:
-        return "FLOW is better"
-    return "no difference" if ahead.mean() > 0 else "a smaller rate or fewer steps are as good"
+def _reading(better: str, ahead: NDArray[np.float64]) -> str:
+    if ahead.size < FEWEST:
+        return "one seed" if ahead.size == 1 else "two seeds"
+    if int(better.partition(" ")[0]) >= 0.9 * ahead.size:
+        return "FLOW"
+    return "control" if (ahead < 0).sum() >= 0.9 * ahead.size else "neither"
 
 
 def by_method(results: Results, task: str, rates: Mapping[str, float]) -> Table:

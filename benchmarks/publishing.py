@@ -4,13 +4,17 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from measure import Machine, Table, Target
+from sources import OLDER, ROOT, Hashes, changed, joined, sources_of
 
 from flowdata.files import replacing
+
+BEGAN = time.time()
 
 
 def command_line(about: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -39,6 +43,7 @@ def publish(
     machine: Machine,
     goals: Sequence[Target] = (),
     name: str | None = None,
+    sources: Hashes | None = None,
 ) -> None:
     """Print the page, and write it, the numbers (JSON) and the figure (PNG).
 
@@ -52,14 +57,23 @@ def publish(
         machine: what it was measured on, before it was busy.
         goals: limits that were to be kept.
         name: of the files, if not that of the script.
+        sources: what it was measured with, if that was not done now.
     """
-    command = shlex.join(["python", f"benchmarks/{script}.py", *sys.argv[1:]])
-    parts = [f"# {script.capitalize()}\n\n`{command}`\n\n{machine}\n", about, *map(str, tables)]
+    # What only writes the page again is no part of how it was measured.
+    asked = [argument for argument in sys.argv[1:] if argument != "--page"]
+    command = shlex.join(["python", f"benchmarks/{script}.py", *asked])
+    measured: dict[str, Any] = {"sources": sources or sources_until_now(script)}
+    if sources is None:
+        measured["took"] = round(time.time() - BEGAN, 1)
+    numbers: dict[str, Any] = {"command": command, "machine": vars(machine), **measured, **content}
+    older = f"{OLDER}\n\n" if changed(numbers) else ""
+    title = f"# {script.capitalize()}\n\n{older}`{command}`\n\n{machine}\n"
+    parts = [title, about, *map(str, tables)]
     if goals:
         parts.append(str(table_of(goals)))
+    parts.append(foot(**measured))
     text = "\n".join(parts)
     print(text)
-    numbers: dict[str, Any] = {"command": command, "machine": vars(machine), **content}
     if goals:
         numbers["targets"] = [vars(goal) | {"verdict": goal.verdict} for goal in goals]
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +83,20 @@ def publish(
         path.write_text(text)
     with replacing(folder / f"{name or script}.png") as path:
         draw(path)
+
+
+def sources_until_now(script: str) -> Hashes:
+    """Hashes of a script and what it imports; one that was changed while it ran has none."""
+    return {
+        file: known if (ROOT / file).stat().st_mtime < BEGAN else "changed meanwhile"
+        for file, known in sources_of(script).items()
+    }
+
+
+def foot(sources: Hashes, took: float | None = None) -> str:
+    """The last line of a page."""
+    known = f"Sources {joined(sources)} ({len(sources)} files, `benchmarks/sources.py`)"
+    return f"{known}.\n" if took is None else f"{known}; it took {took / 60:.1f} minutes.\n"
 
 
 def table_of(goals: Sequence[Target]) -> Table:

@@ -38,9 +38,10 @@ from methods import (
     sharing,
 )
 from publishing import command_line
-from tasks import OWN_ROWS, QUICK, Sizes, Task
+from sources import sources_of
+from tasks import OWN_ROWS, QUICK, Sizes, Task, best_rates
 from tqdm import tqdm
-from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, best_rates, publish_comparison, spread
+from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, publish_comparison, spread
 
 TRIED = (
     (STANDARD, WISE, L2),
@@ -209,6 +210,7 @@ def main() -> None:
     ledger = options.ledger or options.output / f"{name}.jsonl"
     known = Ledger(ledger)
     machine = Machine(**known.recall("machine", lambda: vars(Machine.here())))
+    sources = known.recall("sources", lambda: sources_of("vision"))
     where = known.recall("where", lambda: where_of(options))
     preset.fetch()
     tasks = options.tasks or preset.tasks
@@ -252,6 +254,7 @@ def main() -> None:
         [temperatures(results), *scored_on_own_rows(results, drawn)],
         machine=machine,
         name=name,
+        sources=sources,
     )
     if options.ledger is None:
         # Nothing of it shall be taken for a measurement of a later version.

@@ -23,6 +23,7 @@ from methods import (
 )
 from numpy.typing import NDArray
 from publishing import publish
+from sources import Hashes
 
 TEMPERATURE = "x median"
 """How the name of FLOW at another temperature ends."""
@@ -64,6 +65,7 @@ def publish_comparison(
     *,
     machine: Machine,
     name: str,
+    sources: Hashes,
 ) -> None:
     """Tables, JSON and a figure into ``options.output``."""
     tables = [summary(results)]
@@ -78,6 +80,7 @@ def publish_comparison(
         partial(draw, results),
         machine=machine,
         name=name,
+        sources=sources,
     )
 
 
@@ -222,18 +225,3 @@ def spread(values: Any, sign: str = "") -> str:
     found = np.asarray(values, dtype=np.float64)
     mean = f"{found.mean():{sign}.1f}"
     return f"{mean} ± {found.std(ddof=1):.1f}" if found.size > 1 else mean
-
-
-def best_rates(
-    tried: Sequence[Mapping[str, Sequence[float]]], grid: Sequence[float]
-) -> dict[str, float]:
-    """The rate of each method that is best (highest) on average.
-
-    Args:
-        tried: for each seed, what each method came to at each rate of the grid.
-        grid: the rates.
-    """
-    return {
-        method: grid[int(np.argmax(np.mean([found[method] for found in tried], axis=0)))]
-        for method in tried[0]
-    }

@@ -170,7 +170,7 @@ def test_the_lowest_releases_that_are_run_are_those_that_are_promised(project):
     promised = {}
     extras = project["optional-dependencies"].values()
     for requirement in itertools.chain(project["dependencies"], *extras):
-        if match := re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement):
+        if match := re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", requirement):
             promised.setdefault(match[1].lower(), set()).add(match[2])
     run = dict(
         line.split("==")

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowdata.array_commands import add_merge
 from flowdata.errors import FlowDataError
@@ -29,6 +29,9 @@ from flowdata.shell import (
 )
 from flowdata.table.loss_table import LossTable
 from flowdata.version import __version__
+
+if TYPE_CHECKING:
+    from flowdata.report.contents import Contents
 
 # What data, files, models and devices can do; anything else is a fault of this package.
 _EXPECTED = (
@@ -132,7 +135,7 @@ def _add_inspect(commands: Commands) -> None:
         help="look at a loss table: temperature, effective sample size, easy and hard samples",
         description="Print what a loss table means for training. --html writes a page with "
         "figures that needs no network; --data shows the text of the easiest and hardest samples, "
-        "--by what each group of them gets.",
+        "and of those on both sides of the temperature, --by what each group of them gets.",
     )
     inspect.add_argument("table", type=table_of, help="a loss table, .parquet, also as a URL")
     inspect.add_argument(
@@ -155,6 +158,8 @@ def _add_inspect(commands: Commands) -> None:
 
 def _run_inspect(options: argparse.Namespace) -> None:
     from flowdata.report.as_json import json_report
+    from flowdata.report.contents import contents_of
+    from flowdata.report.samples import Samples
     from flowdata.report.summary import (
         compare,
         comparison_text,
@@ -179,32 +184,51 @@ def _run_inspect(options: argparse.Namespace) -> None:
         return
     weights = weights_of(losses, options.temperature)
     data = _data(losses, options) if options.data else None
-    groups = None if options.by is None else groups_of(data, options.by)
     second = None if options.compare is None else LossTable.load(options.compare)
-    compared = None if second is None else compare(losses, second, options.temperature)
-    texts = None if data is None else _texts(data)
+    contents = contents_of(
+        losses,
+        weights,
+        samples=None if data is None else Samples(data, losses.provenance),
+        groups=None if options.by is None else groups_of(data, options.by),
+        other=None if second is None else (second, compare(losses, second, options.temperature)),
+        number=options.samples,
+    )
     if options.json:
-        print(
-            json_report(losses, weights, groups=groups, comparison=compared, number=options.samples)
-        )
+        print(json_report(contents))
     else:
-        print(summary_text(losses, weights, groups))
-        if compared is not None:
-            print(f"\ncompared with {options.compare}\n{comparison_text(compared)}")
-        if texts is not None:
-            print(f"\n{_extremes(losses, texts, options.samples)}")
+        print(summary_text(losses, weights, contents.groups))
+        if contents.other is not None:
+            print(f"\ncompared with {options.compare}\n{comparison_text(contents.other[1])}")
+        if contents.samples is not None:
+            print(f"\n{_shown_samples(contents)}")
     if options.html is not None:
         from flowdata.files import replacing
         from flowdata.report.html import html_report
 
-        other = None if second is None or compared is None else (second, compared)
-        page = html_report(
-            losses, weights, texts=texts, other=other, groups=groups, number=options.samples
-        )
+        page = html_report(contents)
         with replacing(options.html) as temporary:
             temporary.write_text(page, encoding="utf-8")
         if not options.json:
             print(f"\n{options.html} is written; open it in a browser")
+
+
+def _data(losses: LossTable, options: argparse.Namespace) -> Any:
+    from flowdata.report.data_of_tables import rows_of_table
+
+    return rows_of_table(losses, open_data(options))
+
+
+def _shown_samples(contents: "Contents") -> str:
+    from flowdata.report.texts import as_text, visible
+
+    lines = []
+    for section in contents.sections:
+        lines.append(section.title[0].lower() + section.title[1:])
+        for sample in section.samples:
+            alike = f" ({sample.rows_alike:,} rows)" if (sample.rows_alike or 1) > 1 else ""
+            text = visible(one_line(as_text(sample.content or {})))
+            lines.append(f"  row {sample.row}{alike}, loss {sample.loss:.4g}: {text}")
+    return "\n".join(lines)
 
 
 def _add_index(commands: Commands) -> None:
@@ -239,27 +263,3 @@ def _run_index(options: argparse.Namespace) -> None:
         f"{len(index):,} samples in {len(index.shards):,} shards, "
         f"{index.sizes.sum() / 1e6:,.1f} MB; {options.output} is written"
     )
-
-
-def _data(losses: LossTable, options: argparse.Namespace) -> Any:
-    dataset = open_data(options)
-    losses.check(dataset=dataset)
-    return dataset
-
-
-def _texts(dataset: Any) -> Callable[[int], str]:
-    from flowdata.scoring.open_inputs import as_text
-
-    return lambda row: as_text(dataset[row])
-
-
-def _extremes(losses: LossTable, texts: Callable[[int], str], number: int) -> str:
-    from flowdata.report.summary import extremes
-
-    lines = []
-    for title, rows in zip(("easiest", "hardest"), extremes(losses.losses, number), strict=True):
-        lines.append(f"{title} samples")
-        for row in rows:
-            text = one_line(texts(row))
-            lines.append(f"  row {row}, loss {losses.losses[row]:.4g}: {text}")
-    return "\n".join(lines)

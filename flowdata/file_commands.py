@@ -236,7 +236,7 @@ def _run_replay(options: argparse.Namespace) -> None:
 
 
 def _described(rows: Any, table: LossTable, data: Any) -> Iterator[str]:
-    from flowdata.scoring.open_inputs import as_text
+    from flowdata.report.texts import as_text
 
     for row in rows.tolist():
         key = "" if table.keys is None else f", key {table.keys[row]!r}"

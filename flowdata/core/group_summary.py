@@ -120,11 +120,20 @@ def _medians(losses: Source | None, groups: Groups) -> list[float | None]:
     return medians
 
 
+def is_starved(group: GroupSummary) -> bool:
+    """Whether a group gets less than half of its share of the rows."""
+    return group.share_of_draws < _LEAST_OF_ROWS * group.share_of_rows
+
+
+def shown_groups(groups: Sequence[GroupSummary], most: int = _SHOWN) -> list[GroupSummary]:
+    """All groups, or, of many, those with the most rows, in their order."""
+    largest = sorted(range(len(groups)), key=lambda number: -groups[number].rows)
+    return [groups[number] for number in sorted(largest[:most])]
+
+
 def notes_on_groups(groups: Sequence[GroupSummary]) -> list[str]:
     """A sentence about the groups that get less than half of their share of the rows, if any."""
-    starved = [
-        group for group in groups if group.share_of_draws < _LEAST_OF_ROWS * group.share_of_rows
-    ]
+    starved = [group for group in groups if is_starved(group)]
     if not starved:
         return []
     shown = ", ".join(
@@ -144,7 +153,6 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
 
     Of many groups there are those with the most rows. What is known of none has no column.
     """
-    most = sorted(range(len(groups)), key=lambda number: -groups[number].rows)
     lines = [["group", "rows", "median loss", "of rows", "of draws", "of tokens", "ESS"]] + [
         [
             str(group.name),
@@ -155,7 +163,7 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
             "" if group.share_of_tokens is None else f"{group.share_of_tokens:.1%}",
             f"{group.ess:,.1f}",
         ]
-        for group in (groups[number] for number in sorted(most[:_SHOWN]))
+        for group in shown_groups(groups)
     ]
     columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
     lines = [list(line) for line in zip(*columns, strict=True)]

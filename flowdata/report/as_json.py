@@ -6,43 +6,47 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from flowdata.core.groups import Groups
-from flowdata.core.weight_summary import summary_of
-from flowdata.core.weights import FlowWeights
-from flowdata.report.summary import Comparison, epoch_summaries, extremes, quantiles_of
-from flowdata.table.loss_table import LossTable
+from flowdata.report.contents import Contents
+from flowdata.report.samples import Sample
 
 
-def json_report(
-    losses: LossTable,
-    weights: FlowWeights,
-    *,
-    groups: Groups | None = None,
-    comparison: Comparison | None = None,
-    number: int = 10,
-) -> str:
-    """A table and its weights as a JSON object.
-
-    Args:
-        losses: the table.
-        weights: its weights.
-        groups: of the rows; their figures are in ``weights``.
-        comparison: how a second table compares.
-        number: easiest and hardest rows that are named.
-    """
-    ends = zip(("easiest", "hardest"), extremes(losses.losses, number), strict=True)
+def json_report(contents: Contents) -> str:
+    """The numbers of a report as a JSON object, without texts."""
+    lengths, other, proxy = contents.lengths, contents.other, contents.proxy
     found = {
-        "table": asdict(losses.provenance),
-        "weights": asdict(summary_of(weights, groups)),
-        "quantiles": {f"{place:g}": value for place, value in quantiles_of(losses).items()},
-        "epochs": [asdict(epoch) for epoch in epoch_summaries(weights)],
-        "compared": None if comparison is None else asdict(comparison),
+        "table": asdict(contents.losses.provenance),
+        "parts": [asdict(part) for part in contents.parts],
+        "proxy": None if proxy is None else dict(zip(("small", "large"), proxy, strict=True)),
+        "weights": asdict(contents.summary),
+        "quantiles": {f"{place:g}": value for place, value in contents.quantiles.items()},
+        "epochs": [asdict(epoch) for epoch in contents.epochs],
+        "lengths": None if lengths is None else asdict(lengths),
+        "left_out": asdict(contents.left_out),
+        "compared": None if other is None else asdict(other[1]),
+        "rows_alike_among": _counted_among(contents),
         **{
-            name: [{"row": row, "loss": float(losses.losses[row])} for row in rows]
-            for name, rows in ends
+            section.name: [_row(sample) for sample in section.samples]
+            for section in contents.sections
         },
     }
-    return json.dumps(_plain(found), ensure_ascii=False, indent=2, allow_nan=False)
+    # Text that no UTF-8 can hold is written as escapes.
+    return json.dumps(_plain(found), ensure_ascii=True, indent=2, allow_nan=False)
+
+
+def _counted_among(contents: Contents) -> str | None:
+    if contents.samples is None:
+        return None
+    return "all rows" if contents.samples.all_read else "the rows that were read"
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    return {
+        "row": sample.row,
+        "name": sample.name,
+        "loss": sample.loss,
+        "expected_draws": sample.expected_draws,
+        "rows_alike": sample.rows_alike,
+    }
 
 
 def _plain(value: Any) -> Any:

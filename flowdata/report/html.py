@@ -1,225 +1,362 @@
 """A loss table as one HTML file that needs no network and opens anywhere."""
 
-import html
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
-import numpy as np
+from flowdata.core.group_summary import is_starved, notes_on_groups, shown_groups
+from flowdata.report.contents import Contents, options_of, proxy_of
+from flowdata.report.elements import cards_of, note_of, safe, table_of
+from flowdata.report.figures import figure_of
+from flowdata.report.left_out import NamedRow
+from flowdata.report.page_style import STYLE
+from flowdata.report.plots import (
+    plot_comparison,
+    plot_expected_counts,
+    plot_groups,
+    plot_lengths,
+    plot_weights,
+)
+from flowdata.report.sample_cards import draws_of, sample_card
+from flowdata.report.samples import Section
+from flowdata.report.texts import visible
+from flowdata.table.provenance import Provenance
 
-from flowdata.core.group_summary import GroupSummary, groups_table
-from flowdata.core.groups import Groups
-from flowdata.core.weight_summary import summary_of
-from flowdata.core.weights import FlowWeights
-from flowdata.report.plots import plot_comparison, plot_expected_counts, plot_weights
-from flowdata.report.summary import Comparison, epoch_summaries, extremes
-from flowdata.table.loss_table import LossTable
-
-_STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5d6878; --line: #dfe4ea; --card: #f6f8fa; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1060px;
-       margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-p { color: var(--soft); margin: .2rem 0 .8rem; max-width: 75ch; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .7rem; }
-.cards div { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
-.cards b { display: block; font-size: 1.3rem; font-weight: 600; }
-.cards span { color: var(--soft); font-size: .85rem; }
-.note { background: #fff4d6; border-radius: 8px; padding: .7rem .9rem; margin: 1rem 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 1rem; }
-.figures svg { width: 100%; height: auto; }
-table { border-collapse: collapse; width: 100%; }
-th { text-align: left; font-weight: 600; color: var(--soft); font-size: .85rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .4rem .7rem .4rem 0; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.text { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.45 ui-monospace, monospace; }
-td.text div { max-height: 9.5em; overflow: auto; }
-"""
+_SHOWN = 200
+_PARTS = 20
+# A page that a browser lets load nothing, and run nothing, whatever a text in it says.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def html_report(
-    losses: LossTable,
-    weights: FlowWeights,
-    *,
-    texts: Callable[[int], str] | None = None,
-    other: tuple[LossTable, Comparison] | None = None,
-    groups: Groups | None = None,
-    number: int = 10,
-) -> str:
+def html_report(contents: Contents) -> str:
     """The whole page.
-
-    Args:
-        losses: the table.
-        weights: its weights.
-        texts: gives the text of a row, where the data is at hand.
-        other: a second table and how it compares.
-        groups: of the rows, whose figures are shown; default: those of the weights.
-        number: easiest and hardest rows that are shown.
 
     Raises:
         ModuleNotFoundError: without matplotlib.
     """
-    known = losses.provenance
-    title = f"{_base_name(known.model) or 'Losses'}: {len(losses):,} samples"
-    summary = summary_of(weights, groups)
-    tau = summary.temperature
-    cards = {
-        "samples": f"{summary.rows:,}",
-        "temperature": html.escape(summary.how) if tau is None else f"{tau:.4g}",
-        "effective sample size": f"{summary.ess_fraction:.1%}",
-        "mean weight": f"{summary.mean:.3g}",
-        "largest expected count": f"{summary.largest_expected_count:.3g}",
-        "rarely drawn": f"{summary.rarely_drawn:.1%}",
+    title = f"{_model_name(contents.losses.provenance)}: {contents.summary.rows:,} samples"
+    parts = {
+        "Losses and weights": _figures(contents),
+        "Groups": _groups(contents),
+        "Samples": _samples(contents),
+        "Lengths": _lengths(contents),
+        "Cut and dropped": _left_out(contents),
+        "What an epoch shows": _epochs(contents),
+        "Comparison": _comparison(contents),
+        "Provenance": _provenance(contents),
     }
+    shown = {name: "\n".join(part) for name, part in parts.items() if part}
+    places = {name: name.lower().replace(" ", "-") for name in shown}
     body = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p>{html.escape(_origin(losses))}</p>",
-        '<div class="cards">',
-        *(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in cards.items()),
-        "</div>",
-        *(f'<div class="note">{html.escape(note)}</div>' for note in summary.notes),
-        *_figures(weights, groups),
-        *_groups(summary.groups),
-        *_epochs(weights),
-        *_extremes(losses, weights, texts, number),
-        *([] if other is None else _comparison(losses, *other)),
-        *_provenance(losses),
+        "<header>",
+        f"<h1>{safe(title)}</h1>",
+        f"<p>{safe(_origin(contents))}</p>",
+        *_notes(contents),
+        cards_of(_figures_of_weights(contents)),
+        '<nav aria-label="Contents">',
+        *(f'<a href="#{places[name]}">{name}</a>' for name in shown),
+        "</nav>",
+        "</header>",
+        "<main>",
+        *(
+            f'<section aria-labelledby="{places[name]}"><h2 id="{places[name]}">{name}</h2>\n'
+            f"{part}\n</section>"
+            for name, part in shown.items()
+        ),
+        "</main>",
     ]
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
 
 
-def _base_name(model: str | None) -> str:
-    """The last part of a model's name or path."""
-    return (model or "").rstrip("/").rpartition("/")[2]
+def _model_name(known: Provenance) -> str:
+    """The last part of a model's name or path; of a proxy that of both."""
+    names = [
+        name.rstrip("/").rpartition("/")[2] for name in proxy_of(known) or (known.model or "",)
+    ]
+    return " in place of ".join(names) or "Losses"
 
 
-def _origin(losses: LossTable) -> str:
-    known = losses.provenance
-    tokens = losses.n_tokens
-    parts = [
+def _origin(contents: Contents) -> str:
+    losses = contents.losses
+    known, tokens = losses.provenance, losses.n_tokens
+    said = [
         f"loss {known.loss}" if known.loss else "",
-        f"{tokens.sum(dtype=np.int64):,} response tokens" if tokens is not None else "",
+        f"{tokens.sum(dtype='int64'):,} scored tokens" if tokens is not None else "",
         f"{known.truncated:,} samples cut to max_length" if known.truncated else "",
+        f"{len(contents.parts):,} parts" if len(contents.parts) > 1 else "",
         f"scored {known.created}" if known.created else "",
+        "" if contents.samples is not None else "without data: rows are named by number or key",
     ]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(part for part in said if part)
 
 
-def _figures(weights: FlowWeights, groups: Groups | None) -> list[str]:
-    of_temperature = "; the temperature is where it has fallen to 37 %"
+def _notes(contents: Contents) -> Iterator[str]:
+    if contents.proxy is not None:
+        small, large = contents.proxy
+        yield note_of(
+            f"These are losses of a small model, {small}, in place of {large}: how far weights by "
+            "the one are from weights by the other is what flowdata score --proxy said."
+        )
+    if any(part.rows < part.of for part in contents.parts):
+        rows = [f"{part.rows:,} of {part.of:,} rows" for part in contents.parts[:3]]
+        more = ", …" if len(contents.parts) > 3 else ""
+        yield note_of(f"This table is a selection: {', '.join(rows)}{more}.")
+    yield from map(note_of, contents.summary.notes)
+
+
+def _figures_of_weights(contents: Contents) -> dict[str, str]:
+    summary = contents.summary
+    tau = summary.temperature
+    return {
+        "samples": f"{summary.rows:,}",
+        "temperature τ": summary.how if tau is None else f"{tau:.4g}",
+        "effective sample size, of all rows": f"{summary.ess_fraction:.1%}",
+        "mean weight": f"{summary.mean:.3g}",
+        "expected draws of the likeliest row in an epoch": f"{summary.largest_expected_count:.3g}",
+        "of rows are expected less than once in 100 epochs": f"{summary.rarely_drawn:.1%}",
+    }
+
+
+def _figures(contents: Contents) -> list[str]:
+    weights, summary, quantiles = contents.weights, contents.summary, contents.quantiles
+    tau = weights.temperature
+    at = "" if tau is None else f" The temperature is {tau:.4g}."
+    spread = ", ".join(f"{place:.0%} {value:.4g}" for place, value in quantiles.items())
+    how = "which falls with its loss; at τ it is 37% of the largest there could be"
     return [
-        "<h2>Losses and weights</h2>",
-        "<p>A sample is drawn in proportion to its weight, which falls with its loss"
-        f"{of_temperature}.</p>"
-        if weights.temperature is not None
-        else "<p>A sample is drawn in proportion to its weight.</p>",
+        f"<p>A sample is drawn in proportion to its weight{'' if tau is None else f', {how}'}. "
+        "What draws are said to be here are expectations, not counts of a run.</p>",
         '<div class="figures">',
-        _draw_svg(lambda axes: plot_weights(weights, axes, groups)),
-        _draw_svg(lambda axes: plot_expected_counts(axes, weights)),
+        figure_of(
+            "losses",
+            f"Histogram of the losses, and the weight of each. Quantiles: {spread}.{at}",
+            lambda axes: plot_weights(weights, axes, contents.groups),
+        ),
+        figure_of(
+            "draws",
+            "Expected draws of each row in an epoch, from the likeliest row, "
+            f"{summary.largest_expected_count:.3g}, to the rest; {summary.rarely_drawn:.1%} of the "
+            "rows are expected less than once in 100 epochs.",
+            lambda axes: plot_expected_counts(axes, weights),
+        ),
         "</div>",
+        table_of(
+            ["quantile of the loss", *(f"{place:.0%}" for place in quantiles)],
+            [["loss", *(f"{value:.4g}" for value in quantiles.values())]],
+        ),
     ]
 
 
-def _groups(groups: Sequence[GroupSummary]) -> list[str]:
+def _groups(contents: Contents) -> list[str]:
+    groups = contents.summary.groups
     if not groups:
         return []
-    head, *rows = groups_table(groups)
-    return ["<h2>Groups</h2>", _table(head, rows)]
+    shown = shown_groups(groups)
+    # Not where somebody asked for the shares that they have.
+    noted = set(notes_on_groups(groups)) <= set(contents.summary.notes)
+    starved = [group for group in shown if noted and is_starved(group)]
+    head = [
+        *("group", "rows", "share of rows", "median loss", "expected share of draws"),
+        *("expected share of tokens drawn", "effective sample size"),
+    ]
+    rows = [
+        [
+            visible(str(group.name)) + (" (starved)" if group in starved else ""),
+            f"{group.rows:,}",
+            f"{group.share_of_rows:.1%}",
+            "" if group.median_loss is None else f"{group.median_loss:.4g}",
+            f"{group.share_of_draws:.1%}",
+            "" if group.share_of_tokens is None else f"{group.share_of_tokens:.1%}",
+            f"{group.ess:,.1f}",
+        ]
+        for group in shown
+    ]
+    known = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    head, *rows = (list(line) for line in zip(*known, strict=True))
+    said = [
+        f"{group.name}: {group.share_of_rows:.1%} of the rows, {group.share_of_draws:.1%} of draws"
+        for group in shown[:12]
+    ]
+    more = len(groups) - len(shown)
+    return [
+        figure_of(
+            "groups",
+            visible(f"Share of each group. {'; '.join(said)}"),
+            lambda axes: plot_groups(axes, groups),
+            height=1.1 + 0.45 * min(len(groups), 12),
+        ),
+        table_of(head, rows),
+        *([f"<p>{more:,} more groups, each of fewer rows, are not shown.</p>"] if more else []),
+        *(
+            ["<p>Starved: drawn less than half as often as rows are on average.</p>"]
+            if starved
+            else []
+        ),
+    ]
 
 
-def _epochs(weights: FlowWeights) -> list[str]:
+def _samples(contents: Contents) -> list[str]:
+    found = []
+    samples = contents.samples
+    if samples is None:
+        found.append("<p>Give --data to see their texts.</p>")
+    else:
+        among = "all rows" if samples.all_read else "the rows that were read"
+        found.append(
+            f"<p>Each text once; rows that have it too are counted among {among}. The bar is the "
+            "weight of a row, over the largest.</p>"
+        )
+    for section in contents.sections:
+        found.append(f"<h3>{safe(section.title)}</h3>")
+        found += _section(section, contents)
+    return found
+
+
+def _section(section: Section, contents: Contents) -> list[str]:
+    samples = contents.samples
+    if samples is not None:
+        most = contents.summary.largest_expected_count
+        return [sample_card(sample, samples, most) for sample in section.samples]
+    named = any(sample.name is not None for sample in section.samples)
+    head = ["row", *(["key"] if named else []), "loss", "expected draws in an epoch"]
+    rows = [
+        [
+            f"{sample.row:,}",
+            *([sample.name or ""] if named else []),
+            f"{sample.loss:.4g}",
+            draws_of(sample),
+        ]
+        for sample in section.samples
+    ]
+    return [table_of(head, rows, text_column=1 if named else None)]
+
+
+def _lengths(contents: Contents) -> list[str]:
+    lengths = contents.lengths
+    if lengths is None:
+        return []
+    cards = {
+        "median": f"{lengths.median:,}",
+        "95% of rows have at most": f"{lengths.most:,}",
+        f"longest, row {lengths.longest_row:,}": f"{lengths.longest:,}",
+        "mean of all rows": f"{lengths.mean:,.1f}",
+        "expected mean of a draw": f"{lengths.expected_mean_of_draws:,.1f}",
+        "in all rows together": f"{lengths.tokens:,}",
+        "expected in an epoch of as many draws as rows": f"{lengths.expected_tokens:,.0f}",
+    }
+    if lengths.empty:
+        cards["rows without a token"] = f"{lengths.empty:,}"
+    largest = max(lengths.bars, key=lambda bar: bar.expected_share_of_tokens)
+    alt = (
+        f"Histogram of {lengths.of}, by share of rows and by expected share of tokens drawn: "
+        f"median {lengths.median:,}, longest {lengths.longest:,}; most tokens drawn, "
+        f"{largest.expected_share_of_tokens:.1%}, come from rows of {largest.shortest:,} to "
+        f"{largest.longest:,}."
+    )
+    return [
+        f"<p>{safe(lengths.of).capitalize()}.</p>",
+        figure_of("lengths", alt, lambda axes: plot_lengths(axes, lengths)),
+        cards_of(cards),
+    ]
+
+
+def _left_out(contents: Contents) -> list[str]:
+    left = contents.left_out
+    most = "max_length" if left.max_length is None else f"max_length={left.max_length:,}"
+    if left.cut is None:
+        found = ["<p>How many rows were cut is not known of this table.</p>"]
+    elif not left.cut:
+        found = ["<p>No row was cut.</p>"]
+    else:
+        share = left.cut / contents.summary.rows
+        found = [f"<p>{left.cut:,} rows ({share:.1%}) were longer than {most} and were cut.</p>"]
+    if left.first_as_long and left.as_long is not None:
+        which = "those that were cut" if left.as_long == left.cut else "the cut ones are among them"
+        caption = f"{_count(left.as_long)} of just this length: {which}. The first:"
+        found.append(_named(left.first_as_long, contents, caption))
+    if not left.dropped:
+        found.append("<p>All rows have a valid loss: none was dropped.</p>")
+    else:
+        found.append(f"<p>{_count(left.dropped)} without a valid loss, never drawn.</p>")
+    for cause in left.causes:
+        caption = f"{_count(cause.rows)}: {cause.why}. The first:"
+        found.append(_named(cause.first, contents, caption))
+    return found
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row" if rows == 1 else f"{rows:,} rows"
+
+
+def _named(named: Sequence[NamedRow], contents: Contents, caption: str) -> str:
+    """Rows by all that is known of them."""
+    samples, keys = contents.samples, any(each.name is not None for each in named)
+    if samples is None and not keys:
+        return f"<p>{caption} row {', '.join(f'{each.row:,}' for each in named)}.</p>"
+    head = ["row", *(["key"] if keys else []), *([] if samples is None else ["text"])]
+    rows = [[f"{each.row:,}", *([each.name or ""] if keys else [])] for each in named]
+    for row, each in zip(rows, named, strict=True):
+        if samples is not None:
+            row.append(" ".join(samples.text(each.row)[: 5 * _SHOWN].split())[:_SHOWN])
+    return table_of(head, rows, text_column=len(head) - 1, caption=caption)
+
+
+def _epochs(contents: Contents) -> list[str]:
     rows = [
         [epoch.name, f"{epoch.draws:,}", f"{epoch.distinct:,.0f}", f"{epoch.most_repeats:.2f}"]
-        for epoch in epoch_summaries(weights)
+        for epoch in contents.epochs
     ]
-    return [
-        "<h2>What an epoch shows</h2>",
-        _table(["epoch_size", "draws", "distinct rows", "most repeats of a row"], rows),
-    ]
+    head = ["epoch_size", "draws", "expected distinct rows", "expected draws of the likeliest row"]
+    return [table_of(head, rows)]
 
 
-def _extremes(
-    losses: LossTable, weights: FlowWeights, texts: Callable[[int], str] | None, number: int
-) -> list[str]:
-    expected = weights.expected_counts()
-    head = ["row", "loss", "draws an epoch"] + (["sample"] if texts else [])
-    parts = []
-    for title, rows in zip(
-        ("Easiest samples", "Hardest samples"), extremes(losses.losses, number), strict=True
-    ):
-        lines = [
-            [f"{row}", f"{losses.losses[row]:.4g}", f"{expected[row]:.3g}"]
-            + ([texts(row)] if texts else [])
-            for row in rows
-        ]
-        parts += [f"<h2>{title}</h2>", _table(head, lines, text_column=3)]
-    return parts
-
-
-def _comparison(losses: LossTable, other: LossTable, comparison: Comparison) -> list[str]:
+def _comparison(contents: Contents) -> list[str]:
+    if contents.other is None:
+        return []
+    other, comparison = contents.other
+    losses = contents.losses
     rows = [
         ["rank correlation of the losses", f"{comparison.correlation:.3f}"],
-        ["draws in common", f"{comparison.shared_draws:.1%}"],
+        ["expected draws in common", f"{comparison.shared_draws:.1%}"],
         ["hardest tenth in common", f"{comparison.hardest_shared:.1%}"],
     ]
-    name = _base_name(other.provenance.model) or "the other table"
+    name = _model_name(other.provenance) if other.provenance.model else "the other table"
     return [
-        f"<h2>Compared with {html.escape(name)}</h2>",
+        f"<p>With {safe(name)}, {comparison.rows:,} rows that are valid in both.</p>",
         '<div class="figures">',
-        _draw_svg(lambda axes: plot_comparison(axes, losses.losses, other.losses)),
-        _table(["", f"{comparison.rows:,} rows"], rows),
+        figure_of(
+            "compared",
+            "Losses of each row in both tables, as a density; rank correlation "
+            f"{comparison.correlation:.3f}.",
+            lambda axes: plot_comparison(axes, losses.losses, other.losses),
+        ),
+        table_of(["what", "how much"], rows),
         "</div>",
     ]
 
 
-def _provenance(losses: LossTable) -> list[str]:
+def _provenance(contents: Contents) -> list[str]:
+    known = contents.losses.provenance
     rows = [
-        [name, str(value)] for name, value in asdict(losses.provenance).items() if value is not None
+        [name, str(value)]
+        for name, value in asdict(known).items()
+        if value is not None and name not in ("options", "parts")
     ]
-    return ["<h2>Provenance</h2>", _table(["", ""], rows, text_column=1)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text_column: int = -1) -> str:
-    def cell(tag: str, column: int, content: str) -> str:
-        content = html.escape(content)
-        if tag == "td" and column == text_column:
-            return f'<td class="text"><div>{content}</div></td>'
-        kind = ' class="number"' if column > 0 and column != text_column else ""
-        return f"<{tag}{kind}>{content}</{tag}>"
-
-    lines = [("th", head), *(("td", row) for row in rows)]
-    return (
-        "<table>"
-        + "".join(
-            "<tr>" + "".join(cell(tag, *pair) for pair in enumerate(cells)) + "</tr>"
-            for tag, cells in lines
-        )
-        + "</table>"
-    )
-
-
-def _draw_svg(draw: Callable[[Any], None]) -> str:
-    """A figure as SVG inside the page, its text as text."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the figures of a report need matplotlib: pip install 'flowdata[plot]'"
-        ) from error
-
-    # Text as text can be found and copied, and without a date the same table gives the same page.
-    page = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(6.2, 4.0), layout="constrained")
-        draw(figure.subplots())
-        figure.savefig(page, format="svg", metadata={"Date": None})
-    text = page.getvalue()
-    # HTML has no place for the XML declaration before it.
-    return text[text.index("<svg") :]
+    rows += [[f"option {name}", str(value)] for name, value in options_of(known).items()]
+    found = [table_of(["of the table", "is"], rows, text_column=1)]
+    if contents.parts:
+        lines = [
+            [f"{number}", f"{part.rows:,}", f"{part.of:,}", part.model or "", part.loss or ""]
+            for number, part in enumerate(contents.parts[:_PARTS])
+        ]
+        more = len(contents.parts) - len(lines)
+        caption = "Parts that the table is made of" + (f"; {more:,} more" if more else "")
+        head = ["part", "rows here", "rows it had", "model", "loss"]
+        found.append(table_of(head, lines, text_column=3, caption=caption))
+    return found

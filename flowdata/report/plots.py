@@ -10,13 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.arrays import is_invalid
+from flowdata.core.group_summary import GroupSummary, shown_groups
 from flowdata.core.groups import Groups
 from flowdata.core.weights import FlowWeights
+from flowdata.report.row_lengths import RowLengths
+from flowdata.report.texts import visible
 
 _WEIGHT_COLOR = "black"
 _MOST_GROUPS = 8
 _POINTS = 500
 _USUAL = 0.995
+_MOST_BARS = 12
+_MOST_OF_NAME = 28
 
 
 def plot_losses(axes: Any, losses: Mapping[str, NDArray[Any]], weights: FlowWeights) -> None:
@@ -48,8 +53,7 @@ def _plot_histogram(axes: Any, losses: Mapping[str, NDArray[Any]]) -> float:
     """Losses of groups, stacked; the end of the axis."""
     together = np.concatenate(list(losses.values()))
     bins = int(np.clip(together.size**0.5, 8, 40))
-    # matplotlib takes a dollar sign for the begin of a formula.
-    names = [f"{name} ({len(values):,})".replace("$", r"\$") for name, values in losses.items()]
+    names = [f"{label_of(name)} ({len(values):,})" for name, values in losses.items()]
     top = _end_of_axis(together)
     _, edges, _ = axes.hist(
         list(losses.values()),
@@ -162,6 +166,49 @@ def plot_expected_counts(axes: Any, weights: FlowWeights) -> None:
         ylim=(0.0, None),
     )
     axes.legend(frameon=False)
+
+
+def plot_groups(axes: Any, groups: Sequence[GroupSummary]) -> None:
+    """Of each group, of many the largest, its share of rows, of draws and of tokens drawn."""
+    shown = shown_groups(groups, _MOST_BARS)[::-1]
+    shares: dict[str, tuple[list[float | None], str]] = {
+        "of rows": ([group.share_of_rows for group in shown], "0.7"),
+        "of draws, expected": ([group.share_of_draws for group in shown], "C0"),
+        "of tokens drawn, expected": ([group.share_of_tokens for group in shown], "C1"),
+    }
+    shares = {name: share for name, share in shares.items() if None not in share[0]}
+    height = 0.8 / len(shares)
+    places = np.arange(len(shown))
+    for number, (name, (values, color)) in enumerate(shares.items()):
+        up = (0.5 * (len(shares) - 1) - number) * height
+        percent = 100.0 * np.array(values, dtype=float)
+        axes.barh(places + up, percent, height=0.9 * height, color=color, label=name)
+    axes.set_yticks(places, [label_of(group.name) for group in shown])
+    axes.set(xlabel="share, percent", ylim=(-0.6, len(shown) - 0.4))
+    axes.figure.legend(frameon=False, loc="outside upper center", ncols=len(shares))
+
+
+def plot_lengths(axes: Any, lengths: RowLengths) -> None:
+    """Rows by length, and where the tokens that are drawn come from."""
+    bars = lengths.bars
+    places = np.arange(len(bars))
+    rows = [100.0 * bar.share_of_rows for bar in bars]
+    tokens = [100.0 * bar.expected_share_of_tokens for bar in bars]
+    axes.bar(places - 0.2, rows, width=0.4, color="0.7", label="share of rows")
+    axes.bar(places + 0.2, tokens, width=0.4, color="C0", label="of tokens drawn, expected")
+    # Bars may be of different width, so each says where it begins.
+    marked = places[:: max(len(bars) // 8, 1)]
+    axes.set_xticks(marked - 0.5, [f"{bars[place].shortest:,}" for place in marked])
+    axes.set(xlabel=lengths.of, ylabel="percent", xlim=(-0.6, len(bars) - 0.4))
+    axes.legend(frameon=False)
+
+
+def label_of(name: object) -> str:
+    """A name as a figure can show it."""
+    text = visible(" ".join(str(name).split()))
+    text = text if len(text) <= _MOST_OF_NAME else f"{text[: _MOST_OF_NAME - 1]}…"
+    # matplotlib takes a dollar sign for the begin of a formula, and leaves _names out of legends.
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def plot_comparison(axes: Any, first: NDArray[Any], second: NDArray[Any]) -> None:

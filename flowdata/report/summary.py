@@ -14,6 +14,7 @@ from flowdata.core.temperature import Temperature
 from flowdata.core.weight_summary import summary_of
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
+from flowdata.table.data_columns import column_of
 from flowdata.table.loss_table import LossTable
 
 _QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -51,14 +52,6 @@ def epoch_summaries(weights: FlowWeights) -> list[EpochSummary]:
         )
         summaries.append(EpochSummary(str(size), draws, distinct, most))
     return summaries
-
-
-def extremes(losses: NDArray[np.float32], number: int) -> tuple[list[int], list[int]]:
-    """Rows of the lowest and of the highest finite losses, most extreme first."""
-    rows = np.flatnonzero(np.isfinite(losses))
-    # Stable: of equal losses the first row comes first, on any machine.
-    order = rows[np.argsort(losses[rows], kind="stable")]
-    return order[:number].tolist(), order[::-1][:number].tolist()
 
 
 @dataclass(frozen=True)
@@ -182,13 +175,41 @@ def groups_of(dataset: Any, column: str) -> Groups:
     names = dataset.column_names
     if column not in names:
         raise ValueError(f"the data has no column {column!r}; it has {', '.join(names)}")
-    # As objects: numbers with gaps stay whole numbers.
-    labels = np.empty(len(dataset), dtype=object)
-    labels[:] = ["(none)" if value is None else value for value in dataset[column][:]]
     try:
-        return Groups.of(labels, len(dataset))
+        return _groups_of(column_of(dataset, column), len(dataset))
     except ValueError as error:
         raise ValueError(f"column {column!r}: {error}") from error
+
+
+def _groups_of(values: Any, rows: int) -> Groups:
+    """Groups of an Arrow array, in which each name is looked at once, or of a list."""
+    encode = getattr(values, "dictionary_encode", None)
+    if encode is not None and _holds_names(values.type):
+        encoded = encode().unify_dictionaries().combine_chunks()
+        found = [*encoded.dictionary.to_pylist(), *([None] if encoded.null_count else [])]
+        names = Groups.of(_labels(found), len(found))
+        numbers = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
+        return Groups(names.codes[numbers], names.names)
+    return Groups.of(_labels(values.to_pylist() if encode else list(values)), rows)
+
+
+def _holds_names(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(
+        holds(kind)
+        for holds in (
+            *(pa.types.is_string, pa.types.is_large_string, pa.types.is_integer),
+            pa.types.is_boolean,
+        )
+    )
+
+
+def _labels(values: list[Any]) -> Any:
+    # As objects: numbers with gaps stay whole numbers.
+    labels = np.empty(len(values), dtype=object)
+    labels[:] = ["(none)" if value is None else value for value in values]
+    return labels
 
 
 def lengths_text(table: LossTable) -> str:

@@ -1,7 +1,6 @@
 """Models and data sets by the names a user types."""
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -159,25 +158,3 @@ def _require_device(device: torch.device) -> None:
             f"there is no CUDA device for --device {device}: this PyTorch sees none; leave "
             "--device out to score on the CPU"
         )
-
-
-def as_text(row: Mapping[str, Any]) -> str:
-    """A row as people would read it: its texts, chats turn by turn, without token ids."""
-    hidden = {"input_ids", "labels", "attention_mask"}
-    shown = {name: value for name, value in row.items() if name not in hidden} or row
-    texts = {name: _as_text(value) for name, value in shown.items()}
-    if len(texts) == 1:
-        return next(iter(texts.values()))
-    return "\n".join(f"{name}: {text}" for name, text in texts.items())
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(_is_turn(turn) for turn in value):
-        return "\n".join(f"{turn['role']}: {_as_text(turn['content'])}" for turn in value)
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"role", "content"} <= set(value)

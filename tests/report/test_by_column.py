@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from flowdata import FlowWeights, LossTable, mix
 from flowdata.cli import main
+from flowdata.report.contents import contents_of
 from flowdata.report.html import html_report
 
 mpl.use("Agg")
@@ -165,7 +166,7 @@ def test_the_page_has_groups_and_shows_weights_of_any_kind(saved, tmp_path, caps
     command = ["inspect", str(path), "--data", str(data), "--by", "source", "--html", str(page)]
     assert main(command) == 0
     text = page.read_text(encoding="utf-8")
-    assert "<h2>Groups</h2>" in text
+    assert ">Groups</h2>" in text
     assert f"web ({np.sum(SOURCE[1:] == 'web'):,})" in text
     for weights, how in (
         (TABLE.weights(groups=SOURCE, shares="equal"), "one for each of 3 groups"),
@@ -173,10 +174,10 @@ def test_the_page_has_groups_and_shows_weights_of_any_kind(saved, tmp_path, caps
         (TABLE.weights().times(LOSSES < 1), "a product of weights"),
         (FlowWeights.from_weights(RANDOM.random(ROWS)), "given weights"),
     ):
-        text = html_report(TABLE, weights)
+        text = html_report(contents_of(TABLE, weights))
         assert f"<b>{how}</b>" in text
-        assert text.count("<svg") == 2
-        assert ("<h2>Groups</h2>" in text) == (weights.groups is not None)
+        assert text.count("<svg") == 3 + (weights.groups is not None)
+        assert (">Groups</h2>" in text) == (weights.groups is not None)
 
 
 # Figures.

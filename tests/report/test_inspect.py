@@ -10,8 +10,10 @@ import pytest
 
 from flowdata import FlowDataWarning, LossTable
 from flowdata.cli import main
+from flowdata.report.contents import contents_of
 from flowdata.report.html import html_report
-from flowdata.report.summary import compare, epoch_summaries, extremes, weights_of
+from flowdata.report.samples import nearest
+from flowdata.report.summary import compare, epoch_summaries, weights_of
 
 RANDOM = np.random.default_rng(0)
 LOSSES = RANDOM.gamma(2.0, size=400).astype(np.float32)
@@ -42,10 +44,15 @@ def test_an_epoch_shows_as_many_distinct_rows_as_its_plans_do():
         assert np.mean(seen) == pytest.approx(summary.distinct, rel=0.01)
 
 
-def test_extremes_are_the_lowest_and_highest_finite_losses():
-    losses = np.array([3.0, np.nan, 1.0, 2.0, 5.0], dtype=np.float32)
-    assert extremes(losses, 2) == ([2, 3], [4, 0])
-    assert extremes(losses, 9) == ([2, 3, 0, 4], [4, 0, 3, 2])
+def test_the_nearest_rows_come_in_their_order_and_of_equal_ones_the_first():
+    far = np.array([3.0, np.nan, 1.0, 2.0, 5.0, 1.0], dtype=np.float32)
+    assert nearest(far, 2).tolist() == [2, 5]
+    assert nearest(far, 1).tolist() == [2]
+    assert nearest(-far, 2).tolist() == [4, 0]
+    assert nearest(far, 9).tolist() == [2, 5, 3, 0, 4]
+    many = RANDOM.integers(0, 50, 1000).astype(np.float32)
+    for number in (1, 7, 500, 1000):
+        assert nearest(many, number).tolist() == np.argsort(many, kind="stable")[:number].tolist()
 
 
 def test_a_table_compared_with_itself_is_the_same_and_with_its_reverse_the_opposite():
@@ -125,7 +132,7 @@ def test_samples_of_any_script_are_shown_and_chats_turn_by_turn(tmp_path, capsys
     ):
         data.write_text(json.dumps(row) * 1 + "\n" + (json.dumps(row) + "\n") * 2)
         assert main(["inspect", str(path), "--data", str(data)]) == 0
-        assert f"row 0, loss 1: {expected}\n" in capsys.readouterr().out
+        assert f"row 0 (3 rows), loss 1: {expected}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -183,9 +190,10 @@ def test_a_table_with_dropped_rows_and_without_data_is_reported_too():
     losses = LOSSES.copy()
     losses[:5] = np.nan
     table = LossTable.from_losses(losses)
-    text = html_report(table, weights_of(table))
+    text = html_report(contents_of(table, weights_of(table)))
     assert "Hardest samples" in text
-    assert "nan" not in text.lower().replace("provenance", "")
+    assert "The first: row 0, 1, 2, 3, 4." in text
+    assert "nan" not in text.lower().replace("provenance", "").replace("the loss is nan", "")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_workers_tokenize_although_threads_of_tokenizers_were_asked_for():
         env=os.environ | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -71,8 +71,10 @@ def cluster():
 
 
 @pytest.fixture(autouse=True)
-def _small_tasks(monkeypatch):
+def _small_tasks_and_patience(monkeypatch):
     monkeypatch.setattr("flowdata.scoring.ray_workers._ROWS_PER_TASK", 16)
+    # A machine that does much else besides takes longer to start a worker.
+    monkeypatch.setattr("flowdata.scoring.ray_workers._PATIENCE", 600)
 
 
 def scored_rows(folder):

@@ -7,6 +7,7 @@ from flowdata.core.states import require_same
 from flowdata.files import Place
 from flowdata.shell import Commands, print_summary, require_place, table_of
 from flowdata.table.loss_table import LossTable
+from flowdata.table.merging import array_sizes
 
 
 def add_shard(command: argparse.ArgumentParser) -> None:
@@ -15,8 +16,9 @@ def add_shard(command: argparse.ArgumentParser) -> None:
         "--shard",
         metavar="I/N",
         help="this is job I of an array of N jobs, counted from 0, which share the rows; auto, or "
-        "auto/N, takes I, and N, from the scheduler (SLURM, Grid Engine, LSF, PBS, AWS and Google "
-        "Batch, Cloud Run, Kubernetes). flowdata merge puts together what they leave",
+        "auto/N, takes I, and N, from the scheduler (SLURM, Grid Engine, AWS and Google Batch, "
+        "Cloud Run; I alone from PBS, LSF, Kubernetes). flowdata merge puts together what they "
+        "leave",
     )
 
 
@@ -29,9 +31,27 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
     if options.known is not None:
         raise ValueError("--shard and --known do not go together: score the new rows alone")
     job, said = read_shard(options.shard, os.environ)
+    if options.shard == "auto":
+        _require_same_array(options.output, job.of, said)
     if said and os.environ.get("RANK", "0") == "0":
         print(f"this is job {job.number} of {job.of}, counted from 0, as {said}", flush=True)
     return job
+
+
+def _require_same_array(output: Place, count: int, said: str) -> None:
+    """Refuse a count that a scheduler tells where jobs of an array of another size have scored.
+
+    Some jobs that are run again are an array of their own, which may begin with the same number.
+    """
+    from flowdata.scoring.parts import Parts
+
+    folder = Parts(output).folder
+    if others := array_sizes(folder) - {count}:
+        raise ValueError(
+            f"the scheduler tells of {count} jobs ({said}), and {folder} has parts of arrays of "
+            f"{sorted(others)} jobs. To run some of those again give --shard i/n, or auto/n, with "
+            "the count of all jobs"
+        )
 
 
 def print_share(losses: LossTable, output: Place, job: tuple[int, int]) -> None:

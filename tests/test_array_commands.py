@@ -166,6 +166,13 @@ def test_a_scheduler_is_asked_only_where_a_user_says_so(place, monkeypatch, caps
     assert main(["merge", f"{output}.parts", "-o", str(output)]) == 1
     assert "of 90 rows are missing" in capsys.readouterr().err
     assert not output.exists()
+    # Jobs 1 and 2 alone, run again: an array of their own.
+    for name, value in {"MAX": 2, "COUNT": 2}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    before = sorted(Parts(output).folder.iterdir())
+    assert main(command(output, "--shard", "auto")) == 1
+    assert "has parts of arrays of [3] jobs" in capsys.readouterr().err
+    assert sorted(Parts(output).folder.iterdir()) == before
 
 
 def test_merge_writes_over_no_table_of_another_pass(tmp_path, capsys):

@@ -26,6 +26,11 @@ class _Scheduler:
     first: str | int = 0
     step: str | int = 1
 
+    @property
+    def tells_of_some(self) -> bool:
+        """Whether what it tells is of the jobs that were asked for, which may be some of all."""
+        return self.last is not None
+
 
 _SCHEDULERS = (
     _Scheduler(
@@ -43,7 +48,8 @@ _SCHEDULERS = (
         first="SGE_TASK_FIRST",
         step="SGE_TASK_STEPSIZE",
     ),
-    _Scheduler("LSF", "LSB_JOBINDEX", last="LSB_JOBINDEX_END", first=1, step="LSB_JOBINDEX_STEP"),
+    # It tells the last number of an array, and not the first.
+    _Scheduler("LSF", "LSB_JOBINDEX", first=1),
     _Scheduler("AWS Batch", "AWS_BATCH_JOB_ARRAY_INDEX", count="AWS_BATCH_JOB_ARRAY_SIZE"),
     _Scheduler("Google Batch", "BATCH_TASK_INDEX", count="BATCH_TASK_COUNT"),
     _Scheduler("Cloud Run", "CLOUD_RUN_TASK_INDEX", count="CLOUD_RUN_TASK_COUNT"),
@@ -131,6 +137,11 @@ def _by_scheduler(
         raise ValueError(
             f"{scheduler.name} says {said} of {of} jobs, which are not numbered in a row from "
             f"{first}: give --shard i/n with the number and count of all jobs"
+        )
+    if count_given is None and scheduler.tells_of_some and (of == 1 or first > 1):
+        raise ValueError(
+            f"{scheduler.name} says {said} of {of} jobs numbered from {first}, which may be some "
+            "of an array that are run again: give --shard i/n with the number and count of all jobs"
         )
     return Worker(number, of), said
 

@@ -6,6 +6,7 @@ are any, lie once in a file beside the parts, by the hash of what they are.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from os import PathLike
@@ -34,6 +35,7 @@ PART = ".parquet"
 _ROWS = "rows"
 _ROWS_FILE = ".table"
 _DONE = "done-"
+_OF_JOB = re.compile(r"(?:job|done)-\d+-of-(\d+)\b")
 _PIECE = 1 << 16
 _SHOWN = 5
 _ADVICE = "Merge the parts of one pass, by the same model, data and options"
@@ -56,6 +58,21 @@ def notes(
 def name_of_done(job: tuple[int, int]) -> str:
     """The name of the file that a job of an array leaves beside parts when it is done."""
     return f"{_DONE}{job[0]}-of-{job[1]}"
+
+
+def array_sizes(folder: Place) -> set[int]:
+    """How many jobs the arrays had whose jobs have written into a folder of parts.
+
+    Raises:
+        TableFileError: when it cannot be listed.
+    """
+    try:
+        found = map(_OF_JOB.match, names_in(folder))
+        return {int(name[1]) for name in found if name}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise unreadable(folder, "folder of parts", error) from error
 
 
 def is_beside_parts(name: str) -> bool:

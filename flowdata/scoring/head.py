@@ -42,7 +42,7 @@ class LossesAtPositions:
         self._scaling: _LogitScaling | None = None
         self._width = 0
         self._probed = False
-        self.vocabulary = _vocabulary(model)
+        self.vocabulary = vocabulary_of(model)
 
     def at(
         self,
@@ -336,7 +336,7 @@ def _output_head(model: Any) -> nn.Module | None:
     return head if isinstance(head, nn.Module) else None
 
 
-def _vocabulary(model: Any) -> int | None:
+def vocabulary_of(model: Any) -> int | None:
     """Number of tokens the model can read and predict, if it says."""
     find = getattr(model, "get_input_embeddings", None)
     try:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,30 @@ def read_these(
         generator=torch.Generator(),
         worker_init_fn=_tokenize_alone,
     )
-    return iter(loader)
+    return map(require_read, iter(loader), batches)
+
+
+class UnreadableBatch(NamedTuple):
+    """Why no batch can be made of some rows, and the place among them of the one it is due to.
+
+    Rows are read in loader workers, which see rows without their numbers.
+    """
+
+    place: int
+    kind: type[Exception]
+    reason: str
+
+
+def require_read(found: Any, rows: NDArray[np.int64]) -> Any:
+    """What was made of some rows, one batch or, in a list, one of each.
+
+    Raises:
+        TypeError, ValueError: naming the row that is unreadable.
+    """
+    for place, each in enumerate(found if isinstance(found, list) else [found]):
+        if isinstance(each, UnreadableBatch):
+            raise each.kind(f"row {rows[place + each.place]}: {each.reason}")
+    return found
 
 
 def _tokenize_alone(_: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.forward import run_forward
-from flowdata.scoring.inference import out_of_memory, to_device
+from flowdata.scoring.inference import out_of_memory, require_read, to_device
 from flowdata.scoring.own_loss import (
     SAMPLES_TRIED,
     keeping_problem_type,
@@ -90,7 +90,8 @@ class ModelLossPass:
         """
         name = type(self._model).__name__
         for row, sample in enumerate(self._read_first(SAMPLES_TRIED)):
-            alone, again = (self._loss(row, self._batch([sample])) for _ in range(2))
+            batch = require_read(self._batch([sample]), np.array([row]))
+            alone, again = (self._loss(row, batch) for _ in range(2))
             if not (alone.isfinite() and again.isfinite()):
                 continue
             if not _are_close(alone, again):

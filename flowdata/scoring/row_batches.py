@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
+from flowdata.scoring.inference import UnreadableBatch
+
 
 @dataclass(frozen=True)
 class BatchesByShape:
@@ -33,9 +35,23 @@ def collate_rows(rows: list[Any]) -> Any:
 def collate_by_shape(rows: list[Any]) -> Any:
     """One batch, or, of rows that differ in shape or in their columns, `BatchesByShape`.
 
+    `UnreadableBatch` where a row is none of its own.
+
     Raises:
-        TypeError: for rows of which no batches can be made.
+        TypeError: for rows of which no batches can be made, though of each alone.
     """
+    try:
+        return _by_shape(rows)
+    except TypeError:
+        for place, row in enumerate(rows):
+            try:
+                collate_rows([row])
+            except TypeError as error:
+                return UnreadableBatch(place, TypeError, str(error))
+        raise
+
+
+def _by_shape(rows: list[Any]) -> Any:
     try:
         return collate_rows(rows)
     except TypeError:

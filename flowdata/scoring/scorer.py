@@ -21,6 +21,7 @@ from flowdata.scoring.classification import (
     loss_function,
 )
 from flowdata.scoring.fitted_rows import warn_if_fitted_on
+from flowdata.scoring.head import vocabulary_of
 from flowdata.scoring.inference import (
     count_rows,
     device_of,
@@ -279,7 +280,8 @@ def make_pass(
         return next(read_batches(dataset, first, size=rows, collate_fn=collate, num_workers=0))[1]
 
     if isinstance(loss, str):
-        text = CollateText(accepted_names(model), pad_of(model), ignore_index, key)
+        known = (accepted_names(model), pad_of(model), ignore_index, vocabulary_of(model))
+        text = CollateText(*known, key)
         collate = collate_fn or text
         if loss == "model":
             return ModelLossPass(model, device, batch_size, collate, partial(read_first, list))

@@ -22,6 +22,7 @@ from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.files import Place, reason_of
 from flowdata.rows.sources import Source
 from flowdata.scoring.fitted_rows import warn_if_fitted_on
+from flowdata.scoring.inference import require_read
 from flowdata.scoring.parts import ADVICE, Parts
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
@@ -214,7 +215,8 @@ class _Share:
             how.begin(how.read_rows(first) or block)
             numbers = np.arange(self._rows, self._rows + len(block))
             collate = how.scoring_pass.collate
-            scored = how.scoring_pass.score_rows(numbers, collate(block) if collate else block)
+            read = require_read(collate(block), numbers) if collate else block
+            scored = how.scoring_pass.score_rows(numbers, read)
             scores = concatenate_parts([*refuse_or_drop_invalid(scored, how.on_invalid)])
             self._add(scores, RowKeys(as_keys(keys)))
             self._state = source.state()

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowdata.scoring.classification import FunctionPass
+from flowdata.scoring.inference import UnreadableBatch
 from flowdata.scoring.own_token_loss import agree
 from flowdata.scoring.padded_pass import padded_places
 from flowdata.scoring.row_batches import collate_by_shape
 from flowdata.scoring.scored_rows import ScoredRows
-from flowdata.scoring.token_rows import MEDIA, refuse_other_media, refuse_weights
+from flowdata.scoring.token_rows import (
+    MEDIA,
+    read_integers,
+    refuse_other_media,
+    refuse_weights,
+)
 
 # transformers 5.23, DataCollatorWithPadding: other names of a row's labels.
 _LABELS = ("labels", "label", "label_ids")
@@ -55,26 +61,31 @@ class CollateText:
     accepted: frozenset[str]
     pad: int
     ignored: int
+    vocabulary: int | None = None
+    """Tokens that the model knows."""
     key: str | None = None
     """A column that is no input, whatever forward takes."""
 
     def __call__(self, rows: list[Any]) -> Any:
         """A `TextBatch`, or what `collate_by_shape` makes of rows without input_ids.
 
-        Raises:
-            TypeError, ValueError: for rows of which no batch can be made.
+        `UnreadableBatch` for a row that cannot be read.
         """
         if self.key is not None:
             rows = [_without(row, self.key) for row in rows]
         if "input_ids" not in self.accepted or not all(map(_is_text, rows)):
             return collate_by_shape([self._with_labels(row) for row in rows])
-        read = [self._read(row) for row in rows]
+        read: list[dict[str, Any]] = []
+        for place, row in enumerate(rows):
+            try:
+                read.append(self._read(row))
+            except (TypeError, ValueError) as error:
+                return UnreadableBatch(place, type(error), str(error))
         labelled = ["labels" in row for row in read]
         if any(labelled) and not all(labelled):
-            row = rows[labelled.index(False)]
-            raise ValueError(
-                f"a row with {sorted(map(str, row))} has no labels, and others have: leave it out"
-            )
+            place = labelled.index(False)
+            reason = f"{sorted(map(str, rows[place]))} are no labels, and others have them"
+            return UnreadableBatch(place, ValueError, f"{reason}: leave it out")
         sizes = [len(row["input_ids"]) for row in read]
         of_tokens: frozenset[str] = frozenset()
         if len(set(sizes)) > 1 and "attention_mask" in self.accepted:
@@ -111,7 +122,23 @@ class CollateText:
             read.pop(name, None)
         # Tables write None where a row does not have what others have.
         read = {name: value for name, value in read.items() if value is not None}
+        self._check_tokens(read)
         return read if labels is None else {**read, "labels": _as_tensor(labels)}
+
+    def _check_tokens(self, row: Mapping[str, Any]) -> None:
+        ids, mask = read_integers(row, "input_ids"), row.get("attention_mask")
+        if not ids.size:
+            raise ValueError("it has no token in input_ids: leave it out")
+        if self.vocabulary is not None and (ids.min() < 0 or ids.max() >= self.vocabulary):
+            raise ValueError(
+                f"it has tokens {ids.min()} to {ids.max()}, the model knows 0 to "
+                f"{self.vocabulary - 1}: the tokenizer is not that of the model"
+            )
+        if mask is not None and np.shape(mask)[:1] != ids.shape:
+            raise ValueError(
+                f"attention_mask must be one 0 or 1 for each of the {ids.size} input_ids, got the "
+                f"shape {tuple(np.shape(mask))}"
+            )
 
     def _names_of_tokens(self, rows: Sequence[dict[str, Any]], sizes: list[int]) -> frozenset[str]:
         """Columns of which each row has as many values as tokens."""
@@ -197,6 +224,8 @@ def _is_text(row: Any) -> bool:
     if not isinstance(row, Mapping) or row.get("input_ids") is None:
         return False
     ids = row["input_ids"]
+    if isinstance(ids, list) and any(isinstance(part, list | str) for part in ids):
+        return False
     return np.ndim(ids) == 1 if isinstance(ids, list) else getattr(ids, "ndim", 0) == 1
 
 

@@ -131,11 +131,22 @@ def test_a_row_whose_tokens_cannot_be_scored_is_named(row, message):
         scored(text.made(text.LABELLED["BERT, tokens"]), rows, "token_labels")
 
 
-def test_what_a_row_has_and_the_model_cannot_take_is_named():
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"weight": 0.5}, r"row 3: the row has weight=0\.5"),
+        ({"labels": None}, r"row 3: .* labels"),
+        ({"pixel_values": torch.zeros(3, 4, 4)}, "row 3: the row has pixel_values"),
+        ({"input_ids": [5, 6.5]}, "row 3: input_ids must be whole numbers"),
+        ({"input_ids": []}, "row 3: it has no token"),
+        ({"input_ids": [5, 97]}, "row 3: it has tokens 5 to 97, the model knows 0 to 96"),
+        ({"input_ids": None}, "row 3: torch's default_collate makes no batch"),
+        ({"attention_mask": [1]}, "row 3: attention_mask must be one 0 or 1 for each of the 2"),
+    ],
+)
+@pytest.mark.parametrize("loss", ["classification", "model"])
+def test_what_a_row_has_and_the_model_cannot_take_is_named(wrong, message, loss):
     row = {"input_ids": [5, 6], "labels": 1}
-    with pytest.raises(ValueError, match=r"the row has weight=0\.5"):
-        scored(classifier(), [{**row, "weight": 0.5}])
-    with pytest.raises(ValueError, match=r"\['input_ids', 'labels'\] has no labels, and others"):
-        scored(classifier(), [row, {**row, "labels": None}])
-    with pytest.raises(ValueError, match="the row has pixel_values"):
-        scored(classifier(), [{**row, "pixel_values": torch.zeros(3, 4, 4)}])
+    rows = [row, row, row, {**row, **wrong}]
+    with pytest.raises((TypeError, ValueError), match=message):
+        scored(classifier(), rows, loss, batch_size=2)

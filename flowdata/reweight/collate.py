@@ -31,6 +31,8 @@ class Collate:
     Args:
         target, entry, collate_fn: see `reweight`.
         reweight_id: of the call of `reweight` that it is for.
+        shifted: whether label t of a text is predicted from token t - 1, so that its first never
+            counts; else, as of an encoder-decoder, all labels do.
     """
 
     def __init__(
@@ -39,8 +41,11 @@ class Collate:
         entry: str | None,
         collate_fn: Callable[[list[Any]], Any] | None,
         reweight_id: str,
+        *,
+        shifted: bool = True,
     ) -> None:
         self._target, self._entry, self._reweight_id = target, entry, reweight_id
+        self._first_label = int(shifted)
         self._collate = collate_fn or default_collate
         self._rows = CollatedRows(self._collate, self._targets_of)
 
@@ -142,7 +147,7 @@ class Collate:
     ) -> WeightedTarget:
         own, names = [item.weight for item in items], [item.name for item in items]
         if spans is None:
-            weights = weights_of(target, own, names)
+            weights = weights_of(target, own, names, first_label=self._first_label)
         else:
             weights = weights_of_row(target, own, names, spans)
         return WeightedTarget(target, weights, _batch_name(items), self._reweight_id)
@@ -173,10 +178,12 @@ class Collate:
         return parts
 
 
-def weights_of(target: Any, weights: list[Any], names: list[Any]) -> Tensor:
+def weights_of(
+    target: Any, weights: list[Any], names: list[Any], *, first_label: int = 1
+) -> Tensor:
     """Weights for a target of shape (B, ...): shape (B,), or (B, T) if they are of tokens.
 
-    Label t of a row is predicted from position t - 1, so its first never counts.
+    Where label t of a row is predicted from position t - 1, its first never counts.
 
     Raises:
         TypeError: for a target that is not a tensor.
@@ -187,7 +194,8 @@ def weights_of(target: Any, weights: list[Any], names: list[Any]) -> Tensor:
         return torch.tensor(weights, dtype=torch.float32)
     spread = torch.zeros(target.shape, dtype=torch.float32)
     for row, tokens in enumerate(weights):
-        places = (target[row, 1:] >= _FIRST_CLASS).nonzero()[:, 0] + 1
+        learned = target[row, first_label:] >= _FIRST_CLASS
+        places = learned.nonzero()[:, 0] + first_label
         if places.numel() != len(tokens):
             raise other_labels(names[row], places.numel(), len(tokens))
         spread[row, places] = torch.from_numpy(tokens)

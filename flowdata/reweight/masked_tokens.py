@@ -22,6 +22,7 @@ from flowdata.map_style.inner import fetch_rows
 from flowdata.map_style.packed_rows import IGNORED, INPUT_IDS, LABELS, MASKS
 from flowdata.reweight.learned_labels import are_columns, labels_of
 from flowdata.reweight.row_numbers import require_rows
+from flowdata.reweight.token_weights import NOT_SHIFTED
 from flowdata.reweight.weighted_data import pass_on
 from flowdata.table.loss_table import LossTable
 
@@ -58,7 +59,8 @@ def mask_tokens(
         InvalidLossError: for invalid losses, and where no token would be left.
         MismatchError: for a table of another length, and, naming the row, for one with other
             numbers of response tokens.
-        TypeError: for a stream, for draws, and for rows that are no dicts.
+        TypeError: for a stream, for draws, for rows that are no dicts, and for a table of an
+            encoder-decoder, whose decoder reads the labels.
         ValueError: for a table without token losses, or a function that gives other numbers.
 
     Warns:
@@ -85,6 +87,11 @@ def mask_tokens(
     if not isinstance(table, LossTable):
         raise TypeError(f"mask_tokens needs a LossTable, got {type(table).__name__}")
     require_length(dataset, len(table))
+    if table.provenance.loss == "seq2seq":
+        raise TypeError(
+            "labels of an encoder-decoder are what its decoder reads: with -100 in their place it "
+            'would read something else; weight them, reweight(..., level="token")'
+        )
     try:
         weights = table.token_weights(temperature, function=function, on_invalid=on_invalid)
     except NoWeightError as error:
@@ -98,7 +105,8 @@ def mask_tokens(
             "the function of mask_tokens must give booleans, True for tokens that are learned; "
             'weights of tokens are for reweight(..., level="token", function=...)'
         )
-    mask = TokenMask(kept, table.token_offsets)
+    shifted = table.provenance.loss not in NOT_SHIFTED
+    mask = TokenMask(kept, table.token_offsets, shifted=shifted)
     mask.warn_of_empty_rows()
     if not are_columns(dataset):
         return MaskedRows(dataset, mask)
@@ -116,10 +124,13 @@ class TokenMask:
     Args:
         kept: of all tokens, row after row.
         offsets: where the tokens of each row begin, shape (n + 1,).
+        shifted: whether nothing predicts the first label of a row.
     """
 
-    def __init__(self, kept: NDArray[np.bool_], offsets: NDArray[np.int64]) -> None:
-        self._kept, self._offsets = kept, offsets
+    def __init__(
+        self, kept: NDArray[np.bool_], offsets: NDArray[np.int64], *, shifted: bool = True
+    ) -> None:
+        self._kept, self._offsets, self._first_label = kept, offsets, int(shifted)
 
     def __len__(self) -> int:
         return self._offsets.size - 1
@@ -132,7 +143,8 @@ class TokenMask:
             TypeError, ValueError: for a row that has no labels.
         """
         labels = labels_of(row, number)
-        places = np.flatnonzero(labels[1:] >= 0) + 1
+        first = self._first_label
+        places = np.flatnonzero(labels[first:] >= 0) + first
         kept = self._kept[self._offsets[number] : self._offsets[number + 1]]
         if places.size != kept.size:
             raise MismatchError(

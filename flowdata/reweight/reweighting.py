@@ -13,7 +13,7 @@ from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.map_style.epoch_items import EpochItems
 from flowdata.reweight.collate import Collate, Target
 from flowdata.reweight.row_numbers import is_stream, refuse_counted_rows, require_rows
-from flowdata.reweight.token_weights import of_numbers, of_table
+from flowdata.reweight.token_weights import NOT_SHIFTED, of_numbers, of_table
 from flowdata.reweight.weighted_data import WeightedRows, WeightedStream, WeightedTokenRows
 from flowdata.table.loss_table import LossTable
 
@@ -63,7 +63,8 @@ def reweight(
             "target" or "targets" of a dict.
         normalize: "mean", "max", "sum" or None: what the weights are divided by.
         level: "sample", or "token" for one weight for each response token of a causal language
-            model, whose loss shifts the labels by one.
+            model, whose loss shifts the labels by one, or, of a table by `Seq2Seq` or
+            `TokenLabels`, for each label.
         temperature, function, on_invalid: how weights are made of the losses of a LossTable, see
             `LossTable.weights` and `LossTable.token_weights`.
         alpha: what is left to weight where rows are drawn by ``w ** alpha``
@@ -89,7 +90,8 @@ def reweight(
     WeightedTarget(tensor([3, 5]), weights=tensor([0.5000, 1.5000]))
     """
     # It goes to the workers and comes back with their batches, so it is no object's id().
-    collate = Collate(target, entry, collate_fn, reweight_id=uuid.uuid4().hex)
+    shifted = not isinstance(weights, LossTable) or weights.provenance.loss not in NOT_SHIFTED
+    collate = Collate(target, entry, collate_fn, reweight_id=uuid.uuid4().hex, shifted=shifted)
     if level not in ("sample", "token"):
         raise ValueError(f'level must be "sample" or "token", got {level!r}')
     if level == "token" and alpha != 0:

@@ -13,6 +13,9 @@ from flowdata.map_style.checked_weights import require_length
 from flowdata.reweight.learned_labels import LearnedLabels
 from flowdata.table.loss_table import LossTable
 
+NOT_SHIFTED = ("seq2seq", "token_labels")
+"""Losses whose labels stand where they are predicted: the first of a row counts too."""
+
 _ROWS_AT_A_TIME = 1_000
 _RESPONSES = "response tokens"
 """Labels that are learned, without the first of a row, which nothing predicts."""

@@ -56,9 +56,14 @@ def _compact(value: Any) -> Any:
     return value
 
 
-def remember(head: nn.Linear, hashes: NDArray[np.uint64]) -> None:
+def remember(head: nn.Module, hashes: NDArray[np.uint64]) -> None:
     """Remember the rows of a head that was fitted on them."""
-    _FITTED[_content(head)] = tuple(head.weight.shape), np.unique(hashes)
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        return
+    # Of several layers the last one is looked for, which no other head has.
+    last = layers[-1]
+    _FITTED[_content(last)] = tuple(last.weight.shape), np.unique(hashes)
     while len(_FITTED) > _MOST_HEADS:
         _FITTED.popitem(last=False)
 
@@ -80,8 +85,8 @@ def warn_if_fitted_on(model: nn.Module, dataset: Any) -> None:
     if share >= _LEAST_SHARE:
         warn(
             f"the head was fitted on {'these rows' if share == 1 else 'some of these rows'} by "
-            "linear_probe: it has learned their labels, wrong ones too, so that their losses say "
-            "little. score_probe scores each row by a head that has not seen it"
+            "linear_probe or score_probe: it has learned their labels, wrong ones too, so that "
+            "their losses say little. score_probe scores each row by a head that has not seen it"
         )
 
 

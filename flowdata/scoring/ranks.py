@@ -102,6 +102,20 @@ class Ranks:
             dist.all_gather_object(values, value, group=self._group())
         return values
 
+    def gather_on_first(self, value: T) -> list[T]:
+        """The values of all ranks on rank 0; none elsewhere, where they need no memory.
+
+        Raises:
+            FlowDataError: when another rank stopped.
+        """
+        if self.size == 1:
+            return [value]
+        self._meet()
+        values: list[Any] = [None] * self.size if self.rank == 0 else []
+        with _explain_lost_rank():
+            dist.gather_object(value, values or None, dst=0, group=self._group())
+        return values
+
     def _meet(self) -> None:
         if self._watch is not None:
             self._watch.meet()

@@ -21,7 +21,7 @@ from flowdata import (
     score,
     score_probe,
 )
-from flowdata.scoring.cross_fitting import assign_folds
+from flowdata.scoring.folds import assign_folds
 from flowdata.scoring.reliability import warn_if_unreliable
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -185,31 +185,39 @@ def _run_inspect(options: argparse.Namespace) -> None:
     weights = weights_of(losses, options.temperature)
     data = _data(losses, options) if options.data else None
     second = None if options.compare is None else LossTable.load(options.compare)
+    groups = None if options.by is None else groups_of(data, options.by)
+    other = None if second is None else (second, compare(losses, second, options.temperature))
+    if not options.json:
+        print(summary_text(losses, weights, groups))
+        if other is not None:
+            print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
+    if data is None and not options.json and options.html is None:
+        return
     contents = contents_of(
         losses,
         weights,
         samples=None if data is None else Samples(data, losses.provenance),
-        groups=None if options.by is None else groups_of(data, options.by),
-        other=None if second is None else (second, compare(losses, second, options.temperature)),
+        groups=groups,
+        other=other,
         number=options.samples,
     )
     if options.json:
         print(json_report(contents))
-    else:
-        print(summary_text(losses, weights, contents.groups))
-        if contents.other is not None:
-            print(f"\ncompared with {options.compare}\n{comparison_text(contents.other[1])}")
-        if contents.samples is not None:
-            print(f"\n{_shown_samples(contents)}")
+    elif contents.samples is not None:
+        print(f"\n{_shown_samples(contents)}")
     if options.html is not None:
-        from flowdata.files import replacing
-        from flowdata.report.html import html_report
+        _write_page(contents, options.html, said=not options.json)
 
-        page = html_report(contents)
-        with replacing(options.html) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-        if not options.json:
-            print(f"\n{options.html} is written; open it in a browser")
+
+def _write_page(contents: "Contents", path: Path, *, said: bool) -> None:
+    from flowdata.files import replacing
+    from flowdata.report.html import html_report
+
+    page = html_report(contents)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    if said:
+        print(f"\n{path} is written; open it in a browser")
 
 
 def _data(losses: LossTable, options: argparse.Namespace) -> Any:

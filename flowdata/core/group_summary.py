@@ -13,6 +13,7 @@ from flowdata.core.made_weights import Made
 
 _LEAST_OF_ROWS = 0.5
 _SHOWN = 50
+_MOST_OF_NAME = 80
 
 
 class Weighted(Protocol):
@@ -131,14 +132,19 @@ def shown_groups(groups: Sequence[GroupSummary], most: int = _SHOWN) -> list[Gro
     return [groups[number] for number in sorted(largest[:most])]
 
 
+def _shown_name(group: GroupSummary) -> str:
+    name = str(group.name)
+    return name if len(name) <= _MOST_OF_NAME else f"{name[: _MOST_OF_NAME - 1]}…"
+
+
 def notes_on_groups(groups: Sequence[GroupSummary]) -> list[str]:
     """A sentence about the groups that get less than half of their share of the rows, if any."""
     starved = [group for group in groups if is_starved(group)]
     if not starved:
         return []
     shown = ", ".join(
-        f"{group.name} ({group.share_of_rows:.1%} of the rows, {group.share_of_draws:.1%} of the "
-        "draws)"
+        f"{_shown_name(group)} ({group.share_of_rows:.1%} of the rows, "
+        f"{group.share_of_draws:.1%} of the draws)"
         for group in starved[:5]
     )
     more = f" and {len(starved) - 5:,} more groups" if len(starved) > 5 else ""
@@ -155,7 +161,7 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
     """
     lines = [["group", "rows", "median loss", "of rows", "of draws", "of tokens", "ESS"]] + [
         [
-            str(group.name),
+            _shown_name(group),
             f"{group.rows:,}",
             "" if group.median_loss is None else f"{group.median_loss:.4g}",
             f"{group.share_of_rows:.1%}",

@@ -18,7 +18,7 @@ from flowdata.table.provenance import Provenance
 MOST_ROWS_READ = 1 << 18
 """Of data of more rows, or bytes, only some are read: texts are counted among these."""
 MOST_BYTES_READ = 1 << 30
-_MOST_TRIED = 1_000
+_MOST_TRIED = 10_000
 _PIECE = 256
 
 _COLUMNS = ("tokenizer", "chat_template")

@@ -14,6 +14,7 @@ from flowdata.core.temperature import Temperature
 from flowdata.core.weight_summary import summary_of
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
+from flowdata.report.texts import visible
 from flowdata.table.data_columns import column_of
 from flowdata.table.loss_table import LossTable
 
@@ -157,7 +158,8 @@ def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None 
             ],
         ),
     ]
-    return "\n\n".join(part for part in parts if part)
+    # Names of models and groups may hold what a terminal obeys.
+    return visible("\n\n".join(part for part in parts if part))
 
 
 def quantiles_of(losses: LossTable) -> dict[float, float]:

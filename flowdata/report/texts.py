@@ -146,6 +146,8 @@ def _plain(value: Any) -> str:
         return f"{len(data):,} bytes"
     if isinstance(value, list) and len(value) > _FEW and isinstance(value[0], int | float):
         return f"[{', '.join(map(str, value[:_FEW]))}, … {len(value):,} numbers]"
+    if not isinstance(value, list | tuple | Mapping | int | float | None):
+        return str(value)
     try:
         return json.dumps(value, default=_otherwise, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):

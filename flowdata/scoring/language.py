@@ -20,6 +20,7 @@ from flowdata.scoring.model_inputs import (
     pad_tokens,
     require_known,
 )
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.row_blocks import ChooseBatches
 from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_batches import make_batches
@@ -114,15 +115,24 @@ class LanguagePass:
 
     rows_per_read = ROWS_PER_READ
     losses_of: ClassVar[Any] = TokenLosses
+    probed: ClassVar[int] = 8
+    """Rows of the data set by which all who share a pass decide alike."""
 
-    def __init__(self, options: Any, model: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self,
+        options: Any,
+        model: nn.Module,
+        device: torch.device,
+        probe: ProbeRows | None = None,
+    ) -> None:
+        self._probe = probe
         self.collate = options.reader(accepted_names(model)).read_each
         self._options = options
         self._device = device
         self._losses = self.losses_of(model)
         self._inputs = ModelInputs(dtype_of(model), device)
         self._placeholders = _placeholders(model)
-        self._layout = OneLayout()
+        self._layout, self._begun = OneLayout(), False
         self._context = _context_length(model)
         self._rotary_limit = rotary_limit(model)
         self._budget = options.max_tokens or token_budget(model, device)
@@ -151,16 +161,28 @@ class LanguagePass:
         choose: ChooseBatches,
     ) -> Iterator[ScoredRows]:
         """The same, of some of the batches of these rows."""
+        probe: Sequence[Any] = []
+        if not self._begun:
+            of_probe, probe = rows, read
+            if self._probe is not None:
+                of_probe, probe = self._probe.read(self.probed, rows, read, self.collate)
+            self._layout.begin_with(of_probe, probe)
         samples = self._layout.check(rows, read)
         lengths = np.array([sample.length for sample in samples])
         self._check_lengths(rows, samples)
         self._check_tokens(rows, samples)
+        if not self._begun:
+            self._begun = True
+            self._begin_with([some for some in probe if not isinstance(some, UnreadableRow)])
         begun = self._begin_batches(rows, samples, lengths, choose)
         if self._device.type == "cuda":
             begun = one_behind(begun)
         for batch, losses, counts in begun:
             of_batch = [samples[place] for place in batch]
             yield self._to_scored_rows(rows[batch], losses.numpy(), counts, of_batch)
+
+    def _begin_with(self, samples: Sequence[Tokens]) -> None:
+        """Decide what is decided once, by rows of all parts of the data set that can be read."""
 
     def _begin_batches(
         self,

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from flowdata.scoring.language import CausalLM, LanguagePass
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.seq2seq import Seq2Seq, Seq2SeqPass
 from flowdata.scoring.token_labels import TokenLabelPass, TokenLabels
 
@@ -24,10 +25,22 @@ def language_loss(loss: Any) -> LanguageLoss | None:
     return loss if isinstance(loss, LanguageLoss) else None
 
 
-def language_pass(loss: LanguageLoss, model: nn.Module, device: torch.device) -> LanguagePass:
-    """The pass that scores by a loss of language."""
+def language_pass(
+    loss: LanguageLoss,
+    model: nn.Module,
+    device: torch.device,
+    probe: ProbeRows | None = None,
+) -> LanguagePass:
+    """The pass that scores by a loss of language.
+
+    Args:
+        loss: which.
+        model: in evaluation mode.
+        device: where batches go.
+        probe: rows of the data set by which all who share a pass decide alike.
+    """
     if isinstance(loss, Seq2Seq):
-        return Seq2SeqPass(loss, model, device)
+        return Seq2SeqPass(loss, model, device, probe)
     if isinstance(loss, TokenLabels):
-        return TokenLabelPass(loss, model, device)
-    return LanguagePass(loss, model, device)
+        return TokenLabelPass(loss, model, device, probe)
+    return LanguagePass(loss, model, device, probe)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowdata.scoring.inference import Arriving
 from flowdata.scoring.language import LanguagePass
 from flowdata.scoring.own_token_loss import agree, require_own_loss
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.row_blocks import ChooseBatches
 from flowdata.scoring.token_rows import Tokens
 
@@ -22,19 +23,29 @@ class PaddedPass(LanguagePass):
     """Scores labels where they are, in batches that the model is told the padding of.
 
     The first sample is compared with the loss that the model computes itself, and some of all
-    lengths, padded to the longest, with what they are alone. Where padding moves a loss, as in
-    models that read blocks of tokens or take the last one, batches are made of samples of the same
-    lengths from then on.
+    lengths of the data set, padded to the longest, with what they are alone.
+    Where padding moves a loss, as in models that read blocks of tokens or take the last one,
+    batches are made of samples of the same lengths. Rows of one length decide nothing: then each
+    block of rows is looked at by itself, as another worker may score the one before.
     """
+
+    probed = 256
 
     advice = ""
     """What to do where the model computes another loss."""
 
-    def __init__(self, options: Any, model: nn.Module, device: torch.device) -> None:
-        super().__init__(options, model, device)
+    def __init__(
+        self,
+        options: Any,
+        model: nn.Module,
+        device: torch.device,
+        probe: ProbeRows | None = None,
+    ) -> None:
+        super().__init__(options, model, device, probe)
         self._model = model
         self._compared = False
         self._pads: bool | None = None
+        self._of_probe: bool | None = None
 
     def _losses_of(self, samples: Sequence[Tokens]) -> Tensor:
         """Losses of all labels of samples that can be one batch, sample by sample."""
@@ -51,17 +62,37 @@ class PaddedPass(LanguagePass):
         lengths: NDArray[Any],
         choose: ChooseBatches,
     ) -> Iterator[tuple[NDArray[np.int64], Arriving, NDArray[Any]]]:
+        self._pads = self._of_probe
         if self._pads is None:
-            # In batches of similar length there is too little padding to tell.
-            with contextlib.suppress(RuntimeError, MemoryError, ValueError):
-                self._try_padding([some for some in samples if (some.labels >= 0).any()])
+            self._try_padding(samples)
         yield from super()._begin_batches(rows, samples, lengths, choose)
 
+    def _begin_with(self, samples: Sequence[Tokens]) -> None:
+        try:
+            numbers = np.arange(len(samples))
+            self._check_lengths(numbers, samples)
+            self._check_tokens(numbers, samples)
+        except (TypeError, ValueError):
+            # Whoever scores these rows says so.
+            return
+        self._try_padding(samples)
+        self._of_probe = self._pads
+
     def _try_padding(self, samples: Sequence[Tokens]) -> None:
+        """Find out whether padding moves a loss; in batches there is too little of it to tell."""
+        kinds: dict[Any, list[Tokens]] = {}
+        for sample in samples:
+            if sample.kind is not None and (sample.labels >= 0).any():
+                kinds.setdefault(sample.kind, []).append(sample)
+        for alike in kinds.values():
+            if self._pads is not False:
+                with contextlib.suppress(RuntimeError, MemoryError, ValueError):
+                    self._try_padding_of(alike)
+
+    def _try_padding_of(self, samples: Sequence[Tokens]) -> None:
         """Compare some samples of all lengths, padded to the longest, with what they are alone."""
         by_length = sorted(samples, key=lambda sample: sample.sides, reverse=True)
-        alike = [some for some in by_length[1:] if some.kind == by_length[0].kind is not None]
-        shorter = [some for some in alike if some.sides[0] < by_length[0].sides[0]]
+        shorter = [some for some in by_length if some.sides != by_length[0].sides]
         tried = np.linspace(0, len(shorter) - 1, min(_TRIED, len(shorter))).astype(int)
         for sample in (shorter[place] for place in tried):
             padded = self._losses_of([by_length[0], sample])[
@@ -110,6 +141,8 @@ class PaddedPass(LanguagePass):
             self._pads = all(
                 agree(of_batch(place).mean(), some.mean()) for place, some in alone.items()
             )
+            if not self._pads:
+                self._of_probe = False
 
     def _losses_by_shape(self, samples: Sequence[Tokens], counts: NDArray[Any]) -> Tensor:
         """Losses in the order of the samples, of which no two are padded."""

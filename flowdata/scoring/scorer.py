@@ -43,6 +43,7 @@ from flowdata.scoring.model_loss import ModelLossPass
 from flowdata.scoring.padded_pass import pad_of
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.pretrained import warn_if_parameters_are_new
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
 from flowdata.scoring.reliability import warn_if_unreliable
 from flowdata.scoring.row_batches import collate_by_shape
@@ -273,7 +274,7 @@ def make_pass(
     """What scores the rows of a data set by a loss; a model that is in evaluation mode."""
     require_lasting_attention(model)
     if (language := language_loss(loss)) is not None:
-        return language_pass(language, model, device)
+        return language_pass(language, model, device, ProbeRows(dataset))
 
     def read_first(collate: Callable[[list[Any]], Any], rows: int) -> Any:
         first = np.arange(min(rows, len(dataset)))

@@ -17,6 +17,7 @@ from flowdata.scoring.language import dtype_of
 from flowdata.scoring.model_inputs import require_known
 from flowdata.scoring.padded_pass import PaddedPass, pad_of
 from flowdata.scoring.pairs import Pair, PairReader
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.token_rows import IGNORED, Tokens
 from flowdata.scoring.tokenizer_identity import tokenizer_hash
 
@@ -116,8 +117,14 @@ class Seq2SeqPass(PaddedPass):
 
     losses_of = TargetLosses
 
-    def __init__(self, options: Seq2Seq, model: nn.Module, device: torch.device) -> None:
-        super().__init__(options, model, device)
+    def __init__(
+        self,
+        options: Seq2Seq,
+        model: nn.Module,
+        device: torch.device,
+        probe: ProbeRows | None = None,
+    ) -> None:
+        super().__init__(options, model, device, probe)
         config: Any = getattr(model, "config", None)
         self._dtype = dtype_of(model)
         self._pad = pad_of(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from flowdata.scoring.head import LossesAtPositions
 from flowdata.scoring.model_inputs import pad_tokens, require_known
 from flowdata.scoring.padded_pass import PaddedPass, pad_of
+from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.token_rows import Tokens
 from flowdata.scoring.tokens import TokenReader, UnreadableRow
 
@@ -91,8 +92,14 @@ class TokenLabelPass(PaddedPass):
     losses_of = LabelLosses
     advice = ". A causal model, which predicts the next token, is scored with flowdata.CausalLM"
 
-    def __init__(self, options: TokenLabels, model: nn.Module, device: torch.device) -> None:
-        super().__init__(options, model, device)
+    def __init__(
+        self,
+        options: TokenLabels,
+        model: nn.Module,
+        device: torch.device,
+        probe: ProbeRows | None = None,
+    ) -> None:
+        super().__init__(options, model, device, probe)
         self._pad = pad_of(model)
         self._classes = _classes(model, self._losses.vocabulary)
 

@@ -48,6 +48,13 @@ class OneLayout:
     def __init__(self) -> None:
         self._first: tuple[str, int] | None = None
 
+    def begin_with(self, rows: NDArray[np.int64], read: Sequence[_Sample | UnreadableRow]) -> None:
+        """Take the layout of the first of these rows that has one."""
+        for row, sample in zip(rows.tolist(), read, strict=True):
+            if not isinstance(sample, UnreadableRow) and sample.layout:
+                self._first = (sample.layout, row)
+                return
+
     def check(
         self, rows: NDArray[np.int64], read: Sequence[_Sample | UnreadableRow]
     ) -> list[_Sample]:

@@ -239,10 +239,10 @@ def test_of_real_digits_with_wrong_labels_a_probe_learns_by_heart_what_folds_do_
     out_of_fold = score_probe(model, rows, head="2", max_iter=60, progress=False)
     with pytest.warns(UserWarning, match="score_probe scores each row"):
         own_rows = score(model, rows, progress=False)
-    # Measured: all and 1.3 %; of 23, one that looks like its wrong label, and none.
     learned, drawn = learned_and_drawn(own_rows)
+    # Measured: all and 1.3 %, out of fold 1 of 23, which looks like its wrong label, and 0.3 %.
     assert learned > 0.95
-    assert drawn > 0.005
-    learned, drawn = learned_and_drawn(out_of_fold)
+    assert drawn > 0.01
+    learned, drawn_out_of_fold = learned_and_drawn(out_of_fold)
     assert learned < 0.1
-    assert drawn < 1e-6
+    assert drawn_out_of_fold < drawn / 3

@@ -210,7 +210,8 @@ def _samples(contents: Contents) -> list[str]:
         among = "all rows" if samples.all_read else "the rows that were read"
         found.append(
             f"<p>Each text once; rows that have it too are counted among {among}. The bar is the "
-            "weight of a row, over the largest.</p>"
+            "weight of a row, over the largest; expected draws are those in an epoch of as many "
+            "draws as rows.</p>"
         )
     for section in contents.sections:
         found.append(f"<h3>{safe(section.title)}</h3>")

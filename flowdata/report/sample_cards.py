@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from flowdata.report.samples import Sample, Samples
 from flowdata.report.texts import Field, fields_of
 
-_AT_ONCE, _MOST, _MOST_OF_MANY = 700, 4_000, 1_000
+_AT_ONCE, _MOST, _MOST_OF_MANY = 500, 4_000, 1_000
 """Characters of a text that are shown at once, and at all; fewer where a sample has many."""
+_LINES_AT_ONCE = 12
 _MANY = 6
 _MOST_FIELDS = 64
 _MOST_OTHERS, _MOST_OF_OTHER = 8, 120
@@ -74,15 +75,16 @@ def _value(field: Field, most: int) -> str:
     text = field.text
     if not text:
         return "<i>(empty)</i>"
-    if len(text) <= _AT_ONCE * 1.2:
+    at_once = min(_AT_ONCE, len("\n".join(text.split("\n", _LINES_AT_ONCE)[:_LINES_AT_ONCE])))
+    if len(text) <= 1.2 * at_once:
         return html.escape(text)
-    rest = text[_AT_ONCE:most]
-    said = f"{len(text) - _AT_ONCE:,} more characters"
+    rest = text[at_once:most]
+    said = f"{len(text) - at_once:,} more characters"
     if len(text) > most:
         said += f", {len(rest):,} of them shown"
         rest += "…"
     return (
-        f"{html.escape(text[:_AT_ONCE])}<details><summary>{said}</summary>"
+        f"{html.escape(text[:at_once])}<details><summary>{said}</summary>"
         f"{html.escape(rest)}</details>"
     )
 

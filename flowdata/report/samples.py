@@ -24,7 +24,7 @@ _PIECE = 256
 _COLUMNS = ("tokenizer", "chat_template")
 """Options of a loss that name no column."""
 _USUAL = (
-    *("system", "prompt", "instruction", "question", "query", "context", "input", "source"),
+    *("system", "prompt", "instruction", "question", "query", "context", "input"),
     *("text", "content", "sentence", "messages", "conversations", "conversation", "chosen"),
     *("rejected", "completion", "response", "answer", "output", "target", "image", "label"),
 )

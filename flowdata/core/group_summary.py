@@ -13,6 +13,7 @@ from flowdata.core.made_weights import Made
 
 _LEAST_OF_ROWS = 0.5
 _SHOWN = 50
+_EXPECTED = ("of draws (expected)", "of tokens (expected)")
 _MOST_OF_NAME = 80
 
 
@@ -159,7 +160,7 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
 
     Of many groups there are those with the most rows. What is known of none has no column.
     """
-    lines = [["group", "rows", "median loss", "of rows", "of draws", "of tokens", "ESS"]] + [
+    lines = [["group", "rows", "median loss", "of rows", *_EXPECTED, "ESS"]] + [
         [
             _shown_name(group),
             f"{group.rows:,}",

@@ -85,6 +85,10 @@ class Samples:
         self.columns = scored or usual or names
         """The columns whose content is a row's text."""
         self.others = [name for name in names if name not in self.columns]
+        features = dataset.features if stored else {}
+        self._classes = {
+            name: kind.names for name, kind in features.items() if getattr(kind, "names", None)
+        }
         few = len(dataset) <= MOST_ROWS_READ
         self.all_read = few and (not stored or dataset.data.nbytes <= MOST_BYTES_READ)
         """Whether rows of one text are counted among all rows, or those alone that were read."""
@@ -100,7 +104,16 @@ class Samples:
             return
         stored = self._stored.select_columns(list(columns)) if columns else self._stored
         for start in range(0, rows.size, _PIECE):
-            yield from stored[rows[start : start + _PIECE]].to_pylist()
+            for row in stored[rows[start : start + _PIECE]].to_pylist():
+                yield row | {
+                    name: self._class(name, row[name]) for name in self._classes.keys() & row.keys()
+                }
+
+    def _class(self, column: str, number: int | None) -> Any:
+        """A label with the name that a ``datasets.ClassLabel`` has for it."""
+        names = self._classes[column]
+        known = isinstance(number, int) and 0 <= number < len(names)
+        return f"{number} ({names[number]})" if known else number
 
     def _marks_of(self, rows: NDArray[Any]) -> Iterator[int]:
         """A number for each row, the same for those of one text."""

@@ -146,7 +146,12 @@ def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None 
             [["", *(f"{value:.4g}" for value in quantiles.values())]],
         ),
         text_table(
-            ["epoch_size", "draws", "distinct rows", "most repeats of a row"],
+            [
+                "epoch_size",
+                "draws",
+                "distinct rows (expected)",
+                "draws of the likeliest row (expected)",
+            ],
             [
                 [
                     epoch.name,

@@ -383,6 +383,11 @@ def test_rows_of_any_kind_are_shown():
     rows = [{"input_ids": [1, 2, 3] * 30, "labels": [row] * 90} for row in range(ROWS)]
     assert "90 numbers]" in page_of(report_of(table_with(), rows)).text
 
+    kinds = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"])})
+    labels = {"label": [row % 2 for row in range(ROWS - 1)] + [None]}
+    text = page_of(report_of(table_with(), datasets.Dataset.from_dict(labels, features=kinds))).text
+    assert "30 rows have this text label 0 (cat)" in text
+    assert "29 rows have this text label 1 (dog)" in text
     # Of no datasets.Dataset, with values that are not JSON's.
     samples = [{"text": complex(0, row), "label": {row}} for row in range(ROWS)]
     (easiest, *_) = (contents := report_of(table_with(), Rows(samples))).sections

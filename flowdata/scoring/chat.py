@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flowdata.errors import warn
 from flowdata.scoring.generation_tags import has_tags, tagged_spans
 from flowdata.scoring.spans import MarkedText, common_length
 from flowdata.scoring.turn_marks import TurnFinder
@@ -253,3 +254,16 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"tools are text, but not JSON: {error}") from error
     # trl 1.16, data_utils.apply_chat_template: some templates render a list of no tools.
     return options | ({"tools": tools} if tools else {})
+
+
+def warn_if_dated(tokenizer: Any) -> None:
+    """Warn of a chat template that writes the date of the day on which it is used."""
+    templates = tokenizer.chat_template
+    texts = templates.values() if isinstance(templates, Mapping) else [templates]
+    # transformers 5.23, chat_template_utils: what Llama 3.2 and gpt-oss call.
+    if any("strftime_now" in _COMMENT.sub("", text) for text in texts if text):
+        warn(
+            "the chat template writes the date of today (strftime_now): a pass that goes on "
+            "another day has other prompts, and so has a training then. Put a date in its place "
+            "in tokenizer.chat_template, or, where it takes one, into chat_template_kwargs"
+        )

@@ -83,8 +83,10 @@ def as_text(value: Any, column: str) -> str:
 
     Raises:
         TypeError: for anything else: its printed form is not what a model was trained on.
+        ValueError: for text that cannot be written.
     """
     if isinstance(value, str):
+        require_unicode(value)
         return str(value)
     if is_turns(value):
         raise TypeError(
@@ -97,3 +99,20 @@ def as_text(value: Any, column: str) -> str:
         f"{type(value).__name__}, not text: make text of it as the model shall read it, or leave "
         "the row out"
     )
+
+
+def require_unicode(text: str) -> None:
+    """Make sure that a text is one that can be written, and tokenized.
+
+    Raises:
+        ValueError: for halves of characters, as what was cut in JSON ends with.
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has half a character, {text[error.start]!r}, at place {error.start}, and no "
+            'tokenizer takes it: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
+        ) from error

@@ -77,14 +77,17 @@ def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     except Exception as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
         # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
-        lists = any(
-            isinstance(value, list) and value and isinstance(value[0], Tensor)
-            for value in (*inputs, *named.values())
-        )
+        lists = any(map(_are_tensors_in_lists, (*inputs, *named.values())))
         advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
         raise _BatchError(
             f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"
         ) from error
+
+
+def _are_tensors_in_lists(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    return isinstance(value[0], Tensor) or _are_tensors_in_lists(value[0])
 
 
 def _described(value: Any) -> str:

@@ -158,7 +158,8 @@ class LossesAtPositions:
             raise TypeError(
                 f"a model of language must give logits of shape (batch, length, vocabulary), "
                 f"{type(self._model).__name__} gave {type(logits).__name__} "
-                f"{tuple(getattr(logits, 'shape', ()))}"
+                f"{tuple(getattr(logits, 'shape', ()))}: load it with its head of language, as by "
+                "AutoModelForCausalLM, or score it by another loss"
             )
         return logits
 

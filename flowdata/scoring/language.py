@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.batch_dependence import on_one_side, rotary_limit
+from flowdata.scoring.chat import warn_if_dated
 from flowdata.scoring.head import TokenLosses, text_config
 from flowdata.scoring.inference import Arriving, move, one_behind, out_of_memory
 from flowdata.scoring.model_inputs import (
@@ -134,6 +135,7 @@ class LanguagePass:
         self._placeholders = _placeholders(model)
         self._layout, self._begun = OneLayout(), False
         self._context = _context_length(model)
+        self._dated = False
         self._rotary_limit = rotary_limit(model)
         self._budget = options.max_tokens or token_budget(model, device)
         if device.type == "cuda":
@@ -168,6 +170,9 @@ class LanguagePass:
                 of_probe, probe = self._probe.read(self.probed, rows, read, self.collate)
             self._layout.begin_with(of_probe, probe)
         samples = self._layout.check(rows, read)
+        if not self._dated and any(sample.layout == "turns" for sample in samples):
+            self._dated = True
+            warn_if_dated(self._options.tokenizer)
         lengths = np.array([sample.length for sample in samples])
         self._check_lengths(rows, samples)
         self._check_tokens(rows, samples)

@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.scoring.chat import ChatTemplate
-from flowdata.scoring.columns import TOKEN_COLUMNS, Columns, as_text, is_turns
+from flowdata.scoring.columns import (
+    TOKEN_COLUMNS,
+    Columns,
+    as_text,
+    is_turns,
+    require_unicode,
+)
 from flowdata.scoring.spans import MarkedText, common_length, mark_tokens
 from flowdata.scoring.token_rows import (
     IGNORED,
@@ -165,9 +171,13 @@ class TokenReader:
                 return read_token_row(row, self.accepted)
             refuse_media(row, self.accepted)
             refuse_weights(row)
-            return self._read(row) or _NO_TOKENS
+            if (found := self._read(row)) is None:
+                return _NO_TOKENS
+            require_unicode(found.text)
+            return found
         except (TypeError, ValueError) as error:
-            return UnreadableRow(type(error), str(error))
+            kind = ValueError if isinstance(error, UnicodeError) else type(error)
+            return UnreadableRow(kind, str(error))
 
     def _read(self, row: Mapping[str, Any]) -> MarkedText | None:
         """The text of a row, marked; None for a chat without turns."""

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flowdata.scoring.columns import require_unicode
+
 Turns = list[dict[str, Any]]
 Which = Literal["assistant", "last", "all"]
 
@@ -22,7 +24,7 @@ def read_turns(value: Any, column: str) -> Turns:
     """The turns in a column, each a dict of its own.
 
     Raises:
-        TypeError, ValueError: for anything but a list of dicts with role and content.
+        TypeError, ValueError: for anything but a list of dicts with role and content of text.
     """
     if isinstance(value, str):
         raise TypeError(
@@ -54,6 +56,8 @@ def _read_turn(number: int, turn: Any, column: str) -> dict[str, Any]:
     if not isinstance(content, str | list) or content == []:
         shown = content if content == [] else type(content).__name__
         raise TypeError(f"the content of {where} is {shown}, not text")
+    if isinstance(content, str):
+        require_unicode(content)
     if not isinstance(read["role"], str):
         raise TypeError(f"the role of {where} is {type(read['role']).__name__}, not text")
     for part in content if isinstance(content, list) else ():

@@ -81,7 +81,8 @@ class Digest:
             self.mark(f"array {value.dtype} {value.shape}")
             self._hash.update(np.ascontiguousarray(value).tobytes())
         elif isinstance(value, bytes | str):
-            content = value.encode() if isinstance(value, str) else value
+            # Half a character, as what was cut in JSON ends with, is no error of whoever hashes.
+            content = value.encode(errors="surrogatepass") if isinstance(value, str) else value
             self.mark(f"{type(value).__name__} {len(content)} ")
             self._hash.update(content)
         elif isinstance(value, _HASHED_BY_REPR):

@@ -5,6 +5,7 @@ provenance and which job of an array wrote it. Keys of rows and the index of sha
 are any, lie once in a file beside the parts, by the hash of what they are.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -178,6 +179,11 @@ def _read(path: Place) -> Part | None:
     try:
         part = read_part(path)
     except DamagedFileError as error:
+        if _is_table(path):
+            raise TableFileError(
+                f"{path} is a finished table, and no part: it needs no merging, leave it out. Tables "
+                "of several data sets are put together by LossTable.concat"
+            ) from error
         warn(f"the part {path} is left out, so that its rows are missing: {error}")
         return None
     if part.identity is None or "rows" not in part.identity:
@@ -187,6 +193,13 @@ def _read(path: Place) -> Part | None:
             "score that began them; a finished table is no part"
         )
     return part
+
+
+def _is_table(path: Place) -> bool:
+    with contextlib.suppress(TableFileError, DamagedFileError):
+        read_table(path, tokens=False)
+        return True
+    return False
 
 
 def _require_one_pass(parts: Sequence[Part]) -> None:
@@ -254,10 +267,12 @@ def _what_is_missing(rows: int, there: NDArray[np.int64], parts: Sequence[Part])
 
 def _jobs_missing(parts: Sequence[Part]) -> str:
     """Which jobs of an array have not done what is theirs."""
-    again = "Run what wrote these parts again: it goes on"
     begun = {part.job for part in parts if part.job is not None}
+    if not begun:
+        return "Run what wrote these parts again, which goes on"
     if len(counts := {count for _, count in begun}) != 1:
-        return again
+        several = " and of ".join(map(str, sorted(counts)))
+        return f"Run all jobs of one array, which go on: these are of arrays of {several} jobs"
     (count,) = counts
     beside = {name for folder in {part.path.parent for part in parts} for name in names_in(folder)}
     named = [
@@ -266,6 +281,10 @@ def _jobs_missing(parts: Sequence[Part]) -> str:
         if name_of_done((number, count)) not in beside
     ]
     if not named:
-        return again
+        return (
+            f"All {count} jobs are done, and made other batches: with another max_tokens or "
+            "batch_size, or GPUs with other memory free. Run score without shard, and with the "
+            "output of these parts, which does the rest"
+        )
     more = f" and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
     return f"Run these jobs again, which go on: {', '.join(named[:_SHOWN])}{more}"

@@ -194,10 +194,10 @@ def test_what_has_no_parts_is_refused(tmp_path, what):
     messages = {
         "nothing": "there is no part at .*place",
         "empty": "there are no parts in .*place",
-        "table": "no column row",
+        "table": "is a finished table, and no part: it needs no merging",
         "text": "not a readable Parquet file",
     }
-    if what in ("table", "text"):
+    if what == "text":
         with (
             pytest.warns(flowdata.FlowDataWarning, match=messages[what]),
             pytest.raises(TableFileError, match="of 1 parts none can be read"),
@@ -244,3 +244,19 @@ def test_a_shard_needs_an_output_and_rows_by_number(tmp_path, one_pass):
         score(nn.Identity(), ROWS, output=tmp_path / "l", known=one_pass, **options)
     with pytest.raises(ValueError, match=r"shard= are for rows by number, and this is a stream"):
         score(nn.Identity(), iter(ROWS), output=tmp_path / "l", key="id", **options)
+
+
+def test_what_is_missing_says_how_to_get_it(tmp_path, model):
+    output, other = tmp_path / "one", tmp_path / "two"
+    job(model, output, (0, 2))
+    job(model, other, (1, 2), loss=CausalLM(token_losses=True, max_tokens=400, max_length=50))
+    with pytest.raises(TableFileError, match=r"All 2 jobs are done, and made other batches.*rest"):
+        LossTable.merge([output, other])
+    job(model, output, (1, 3))
+    with pytest.raises(TableFileError, match=r"of one array, .* arrays of 2 and of 3 jobs"):
+        LossTable.merge(output)
+    assert len(job(model, output, None)) == len(ROWS)
+    with pytest.raises(
+        TableFileError, match="is a finished table, and no part: it needs no merging"
+    ):
+        LossTable.merge(output)

@@ -133,6 +133,8 @@ def score_probe(
     layer = find_head(model, head)
     if fit is None:
         require_linear(layer, head)
+    elif not callable(fit):
+        raise TypeError(f"fit must be a function (features, targets) -> module, got {fit!r}")
     rows = count_rows(dataset)
     if not 2 <= folds <= rows:
         raise ValueError(f"folds must be from 2 to the number of rows, {rows:,}, got {folds}")
@@ -291,8 +293,10 @@ def _cross_fit(
 def _options(head: str, model: nn.Module, how: HeadFit, folds: int) -> str:
     """What decides on the losses, as JSON: also the backbone, as the head will be another one."""
     digest = Digest()
+    # A compiled model has another name for it.
+    inside = tuple(f"{name}." for name, module in model.named_modules() if module is how.head)
     for name, value in sorted(model.state_dict().items()):
-        if isinstance(value, Tensor) and not name.startswith(f"{head}."):
+        if isinstance(value, Tensor) and not name.startswith(inside):
             digest.mark(name)
             digest.feed(value)
     options: dict[str, Any] = {"head": head, "backbone": digest.hexdigest()}

@@ -29,7 +29,7 @@ from flowdata.table.parquet import unreadable
 FOLDER = ".features"
 _END = ".npz"
 _IDENTITY = "identity"
-_MOST_BYTES = 1 << 28
+_MOST_BYTES = 1 << 27
 """Features that are in memory before they are written, whatever time it is."""
 
 

@@ -12,12 +12,16 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from flowdata.errors import InvalidLossError
-from flowdata.scoring.classification import LOSS_FUNCTIONS, LossFunction
-from flowdata.scoring.loss_formulas import UnscorableSample
+from flowdata.scoring.classification import LossFunction
+from flowdata.scoring.loss_formulas import Formula, UnscorableSample, of_flags, of_values
 from flowdata.scoring.probe_features import CLASSES, Features, named
 
 FitFunction: TypeAlias = Callable[[Tensor, Tensor], nn.Module]
 """(features of shape (m, d), targets of shape (m, ...)) -> a module that was fitted to them."""
+
+_FORMULAS: dict[str, Formula] = {"bce": of_flags, "mse": of_values}
+LOSSES = [CLASSES, *_FORMULAS]
+"""Names of losses that heads are fitted to."""
 
 FIT_BYTES = 1 << 28
 """Features of this many bytes are in memory at a time, where a head is fitted by L-BFGS."""
@@ -67,7 +71,7 @@ class HeadFit:
             torch.manual_seed((self.seed << 16) + number & ((1 << 63) - 1))
             fitted = self.fit(features, targets)
         self._require_like_head(fitted)
-        return fitted.eval().to(device)
+        return fitted.eval().to(device, torch.float32)
 
     def losses(
         self, fitted: nn.Module, found: Features, rows: NDArray[np.int64], whose: str
@@ -117,6 +121,8 @@ class HeadFit:
                 loss = self._of(fitted, features, targets).mean() * share
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
+                # Before the next ones are read.
+                del features, targets, loss
             penalty = 0.5 * self.weight_decay * fitted.weight.square().sum()
             penalty.backward()  # type: ignore[no-untyped-call]
             return total + penalty.item()
@@ -129,9 +135,14 @@ class HeadFit:
     def _of(self, fitted: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
         if self.loss == CLASSES:
             return F.cross_entropy(fitted(features), targets, reduction="none")
-        function = LOSS_FUNCTIONS[self.loss] if isinstance(self.loss, str) else self.loss
         try:
-            losses = torch.as_tensor(function(fitted, (features, targets)))
+            if isinstance(self.loss, str):
+                outputs = fitted(features)
+                if outputs.shape[1:] == (1,) and targets.ndim == 1:
+                    # As models of transformers that give one number take them.
+                    targets = targets[:, None]
+                return _FORMULAS[self.loss](outputs, targets)
+            losses = torch.as_tensor(self.loss(fitted, (features, targets)))
         except UnscorableSample as error:
             raise ValueError(f"{error}, of the targets of the head") from error
         if losses.shape != (len(features),):

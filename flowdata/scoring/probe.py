@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from flowdata.scoring.classification import LOSS_FUNCTIONS, LossFunction
+from flowdata.scoring.classification import LossFunction
 from flowdata.scoring.fitted_rows import HashingCollate, remember
-from flowdata.scoring.head_fits import HeadFit, state_of, write_head
+from flowdata.scoring.head_fits import LOSSES, HeadFit, state_of, write_head
 from flowdata.scoring.inference import count_rows, device_of, evaluating, read_batches
 from flowdata.scoring.probe_features import CLASSES, concatenate_features, features_of_batches
 
@@ -88,10 +88,9 @@ def require_options(batch_size: int, weight_decay: float, loss: str | LossFuncti
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0.0 <= weight_decay < float("inf"):
         raise ValueError(f"weight_decay must be finite and >= 0, got {weight_decay}")
-    known = [name for name in LOSS_FUNCTIONS if name != "classification"]
-    if not (callable(loss) or loss in known):
+    if not (callable(loss) or loss in LOSSES):
         raise ValueError(
-            f"loss must be one of {known}, or a function (head, (features, targets)) -> losses, "
+            f"loss must be one of {LOSSES}, or a function (head, (features, targets)) -> losses, "
             f"got {loss!r}"
         )
 
@@ -117,14 +116,17 @@ def find_head(model: nn.Module, head: str) -> nn.Module:
     own = {*found.parameters()}
     if not own:
         raise ValueError(f"{head!r} is {type(found).__name__}, which has no parameters to fit")
-    of_all = [
-        name
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if parameter in own and not name.startswith(f"{head}.")
+    inside = {*found.modules()}
+    shared = [
+        f"{where}.{name}".lstrip(".")
+        for where, module in model.named_modules()
+        if module not in inside
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter in own
     ]
-    if of_all:
+    if shared:
         raise ValueError(
-            f"the head {head!r} shares parameters with {of_all[:_NAMED]}, which would change with "
+            f"the head {head!r} shares parameters with {shared[:_NAMED]}, which would change with "
             "it: give the model a head of its own"
         )
     return found

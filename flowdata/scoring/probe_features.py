@@ -114,6 +114,9 @@ def _require_one_vector_each(seen: Sequence[tuple[Any, Any]], rows: int, width: 
 
 def _require_head_last(output: Tensor, logits: Tensor, loss: str | LossFunction) -> None:
     """Refuse a model that makes something else of what its head gives."""
+    if output.shape[1:] == (1,) and logits.ndim == 1:
+        # A model that leaves out the axis of its one number.
+        logits = logits[:, None]
     ours, its = output.float(), logits
     if loss == CLASSES and output.ndim == 2:
         # What log-softmax does not change makes no difference to cross-entropy.

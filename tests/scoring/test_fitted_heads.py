@@ -104,11 +104,12 @@ def diverging(features, targets):
 @pytest.mark.parametrize(
     ("function", "error", "said"),
     [
+        ("mlp", TypeError, "fit must be a function .features, targets. -> module, got 'mlp'"),
         (doing(None), TypeError, r"fit must return a fitted module.* it returned NoneType"),
         (doing(nn.Linear(6, 2)), ValueError, "put a head of the same layers into the model first"),
         (diverging, InvalidLossError, "of the head fitted without fold 0 in 18 rows .*diverged"),
     ],
-    ids=["none", "other layers", "diverged"],
+    ids=["a name", "none", "other layers", "diverged"],
 )
 def test_a_function_that_makes_no_such_head_is_told_what_to_do(function, error, said):
     model = network()
@@ -156,6 +157,39 @@ def test_a_head_of_numbers_is_that_of_ridge_regression_on_real_data():
     reference = Ridge(alpha=0.5 * 0.1 * 96).fit(inputs[~out], numbers[~out])
     wanted = (reference.predict(inputs[out]) - numbers[out]) ** 2
     np.testing.assert_allclose(table.losses[out], wanted, rtol=1e-3, atol=1e-4)
+
+
+class Squeezed(nn.Sequential):
+    def forward(self, inputs):
+        return super().forward(inputs)[:, 0]
+
+
+def test_one_number_a_row_may_lack_its_axis():
+    numbers = INPUTS @ torch.arange(6.0)
+    found = [
+        probed(
+            kind(nn.Identity(), nn.Linear(6, 1)), TensorDataset(INPUTS, of_rows), loss="mse"
+        ).losses
+        for kind, of_rows in ((nn.Sequential, numbers[:, None]), (Squeezed, numbers))
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=0.2, atol=1e-3)
+    assert found[0].max() < 0.1
+
+
+def test_a_compiled_model_is_probed_as_it_is():
+    plain, compiled = network(nn.Linear(6, 2)), network(nn.Linear(6, 2))
+    compiled.compile(backend="eager")
+    wrapped = torch.compile(network(nn.Linear(6, 2)), backend="eager")
+    first = probed(plain)
+    for model in (compiled, wrapped):
+        np.testing.assert_array_equal(probed(model).losses, first.losses)
+
+
+def test_a_head_of_half_precision_is_scored_in_full():
+    with_half = network(mlp().bfloat16())
+    rows = TensorDataset(INPUTS.bfloat16(), INSIDE)
+    assert np.isfinite(probed(with_half, rows, fit=lambda *some: mlp().bfloat16()).losses).all()
+    assert with_half[1][0].weight.dtype == torch.bfloat16
 
 
 def test_a_head_of_several_labels_is_scored_and_folds_are_alike_in_them():

@@ -181,8 +181,8 @@ def _read(path: Place) -> Part | None:
     except DamagedFileError as error:
         if _is_table(path):
             raise TableFileError(
-                f"{path} is a finished table, and no part: it needs no merging, leave it out. Those "
-                "of several data sets are put together by LossTable.concat"
+                f"{path} is a finished table, and no part: it needs no merging, leave it out. "
+                "Tables of several data sets are put together by LossTable.concat"
             ) from error
         warn(f"the part {path} is left out, so that its rows are missing: {error}")
         return None

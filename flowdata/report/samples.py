@@ -175,7 +175,9 @@ def sections_of(
     if tau is not None:
         at = "τ, the median" if np.isclose(tau, median, rtol=1e-6) else "τ"
         with np.errstate(invalid="ignore"):
-            below, above = valid < tau, valid >= tau
+            # In double precision, which tau has, without a copy of all losses in it.
+            below = np.less(valid, tau, signature="dd->?")
+            above = np.greater_equal(valid, tau, signature="dd->?")
         ways += [
             (
                 "below_tau",

@@ -137,6 +137,14 @@ def test_rows_on_both_sides_of_tau_are_those_that_a_sort_finds():
     assert found["hardest"] == order[::-1][:3]
 
 
+def test_a_row_whose_loss_is_tau_is_not_below_it_and_one_a_bit_lower_is():
+    found = rows_in(report_of(table_with(np.array([1.0, 2.0, 3.0])), number=1))
+    assert (found["below_tau"], found["above_tau"]) == ([0], [1])
+    close = np.array([1.0, np.nextafter(np.float32(1), np.float32(2))], dtype=np.float32)
+    found = rows_in(report_of(table_with(close), number=2))
+    assert (found["below_tau"], found["above_tau"]) == ([0], [1])
+
+
 def test_where_tau_is_not_the_median_rows_around_that_are_shown_too():
     table = table_with()
     found = rows_in(report_of(table, weights=table.weights(3.5), number=4))

@@ -2,9 +2,7 @@
 
 import json
 import re
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from unittest.mock import patch
 
 import datasets
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from read_page import Page
 
 from flowdata import FlowWeights, LossTable, MismatchError, ShardIndex
 from flowdata.cli import main
@@ -27,44 +26,10 @@ mpl.use("Agg")
 RANDOM = np.random.default_rng(3)
 ROWS = 60
 LOSSES = RANDOM.gamma(2.0, size=ROWS).astype(np.float32)
-VOID = {"meta", "img", "br"}
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63606060"
     "0000000400015c0a2ac50000000049454e44ae426082"
 )
-
-
-class Page(HTMLParser):
-    """Tags, attributes and texts of a page; refuses one whose elements do not close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.open = Counter(), [], []
-        self.texts = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        self.attributes.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags[tag] += 1
-        self.attributes.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
 
 
 def page_of(contents, *, figures=False):

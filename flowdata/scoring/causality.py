@@ -63,7 +63,8 @@ def require_causal(
     for trial in range(_TRIALS):
         # Both are next to each other, so that either is as near to what it moves.
         before = _moved(as_it_is, logits_of, _changed(ids, last, others, trial), last - 1)
-        if before <= rounding:
+        # What is NaN is said where losses are looked at.
+        if not before > rounding:
             return
         after = _moved(as_it_is, logits_of, _changed(ids, last - 1, others, trial), last)
         passed += before <= _LEAST_SHARE * after

@@ -84,6 +84,11 @@ def score_proxy(
             model does not have.
     """
     other_tokens = _have_other_tokens(loss, proxy_loss)
+    if options.get("shard") is not None:
+        raise ValueError(
+            "a sample is drawn from all rows, of which shard= scores some: score with the small "
+            "model alone by jobs, merge, and give the table here as known="
+        )
     if is_stream(dataset):
         raise ValueError("a sample is drawn from rows by number, and this is a stream")
     small = _loaded(proxy)

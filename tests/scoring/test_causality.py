@@ -6,7 +6,7 @@ import transformers
 from language_models import Plain, gpt2, llama, samples
 from torch import nn
 
-from flowdata import score
+from flowdata import InvalidLossError, score
 
 VOCABULARY = 97
 SIZES = {
@@ -193,3 +193,11 @@ def test_the_loss_of_a_masked_model_is_its_own_by_default():
         own = [model(**{name: part[None] for name, part in row.items()}).loss for row in rows]
     found = score(model, rows, progress=False).losses
     torch.testing.assert_close(torch.tensor(found), torch.stack(own), rtol=1e-5, atol=0)
+
+
+def test_a_model_that_gives_nan_is_told_so():
+    model = gpt2()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InvalidLossError, match="NaN"):
+        score(model, ROWS, "causal_lm", progress=False)

@@ -120,3 +120,5 @@ def test_models_of_images_and_what_cannot_be_sampled():
         score_proxy(large, data, proxy=small, sample=1, progress=False)
     with pytest.raises(ValueError, match="this is a stream"):
         score_proxy(large, iter(data), proxy=small)
+    with pytest.raises(ValueError, match="merge, and give the table here as known="):
+        score_proxy(large, data, proxy=small, shard=(0, 2), output="t.parquet")

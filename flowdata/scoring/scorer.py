@@ -289,7 +289,7 @@ def make_pass(
         named = loss_function(loss, ignore_index)
         first = partial(read_first, collate)
         # Rows are in order, not of similar length.
-        pads = [] if rotary_limit(model) is None else [False]
+        pads: list[bool | None] = [] if rotary_limit(model) is None else [False]
         return TextPass(named, model, device, batch_size, collate, first, pads)
     collate = collate_fn or collate_by_shape
     first_batch = partial(read_first, collate)

@@ -1,5 +1,6 @@
 """Rows with input_ids for a model that gives a sample, or each token, a class: padded batches."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -169,12 +170,13 @@ class CollateText:
 class TextPass(FunctionPass):
     """Scores rows by a named loss, in padded batches where padding does not move it.
 
-    Some of the first rows that were padded are compared with what they are alone; where that
-    differs, as in a model that takes the last token, batches are made of rows of one length.
+    Some of the first rows of the data set are compared with what they are alone; where that
+    differs, as in a model that takes the last token, batches are made of rows of one length. First
+    rows of one length say nothing, and each batch is tried: who shares a pass decides alike.
     """
 
-    found: list[bool] = field(default_factory=list)
-    """Whether padding may be there, once that is known."""
+    found: list[bool | None] = field(default_factory=list)
+    """Whether padding may be there, once that is known; None where each batch is tried."""
 
     def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
         """Losses of one batch, see `FunctionPass`."""
@@ -187,16 +189,31 @@ class TextPass(FunctionPass):
             yield from self._score_padded(rows, batch)
 
     def _score_padded(self, rows: NDArray[np.int64], batch: TextBatch) -> Iterator[ScoredRows]:
-        if self.found != [False]:
+        if not self.found:
+            self.found.append(self._pads_first(rows, batch))
+        (pads,) = self.found
+        if pads is not False:
             (scored,) = super().score_rows(rows, batch)
-            if not self.found:
-                self.found.append(self._is_alike(rows, batch, scored))
-            if self.found == [True]:
+            if pads or self._is_alike(rows, batch, scored):
                 yield replace(scored, lengths=batch.lengths)
                 return
         for places, part in batch.alike():
             for scored in super().score_rows(rows[places], part):
                 yield replace(scored, lengths=batch.lengths[places])
+
+    def _pads_first(self, rows: NDArray[np.int64], batch: TextBatch) -> bool | None:
+        """Whether padding may be there, by the first batch; None where that says nothing."""
+        first: Any = batch
+        if self.read_first is not None and not np.array_equal(rows, np.arange(rows.size)):
+            first = self.read_first(self.rows_per_read)
+        if not isinstance(first, TextBatch) or not first.of_tokens:
+            return None
+        numbers = np.arange(first.sizes.size)
+        # What is wrong with these rows is said by who scores them.
+        with contextlib.suppress(TypeError, ValueError):
+            (scored,) = super().score_rows(numbers, first)
+            return self._is_alike(numbers, first, scored)
+        return None
 
     def _is_alike(self, rows: NDArray[np.int64], batch: TextBatch, scored: ScoredRows) -> bool:
         valid = np.isfinite(scored.losses)

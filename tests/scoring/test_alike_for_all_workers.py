@@ -77,3 +77,21 @@ def test_a_job_that_sees_turns_alone_knows_that_its_data_begins_with_texts(tmp_p
     score(model, texts + turns, loss, output=tmp_path / "l", shard=(0, 2), progress=False)
     with pytest.raises(ValueError, match="row 8 holds turns, row 0 text"):
         score(model, texts + turns, loss, output=tmp_path / "l", shard=(1, 2), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([3, 12, 5, 9, 4, 11, 10, 7], range(10, 18)),
+        ([14, 20, 15, 19, 13, 18, 17, 16], range(3, 11)),
+        ([6] * 8, [14, 20, 15, 19, 13, 18, 17, 16]),
+    ],
+)
+def test_so_do_batches_of_texts_with_a_label(tmp_path, first, then):
+    rows = [*labelled([*first, *then, 5, 3, 8, 4, 7, 6, 9, 10])]
+    model = SeesLongPadding().eval()
+    given = {"batch_size": 8, "progress": False}
+    expected = score(model, rows, "cross_entropy", **given)
+    for number in (2, 0, 1):
+        score(model, rows, "cross_entropy", output=tmp_path / "l", shard=(number, 3), **given)
+    assert LossTable.merge(tmp_path / "l.parts").losses.tobytes() == expected.losses.tobytes()

@@ -44,3 +44,6 @@ def test_ranks_go_on_with_what_others_have_left(tmp_path):
     assert torchrun("probe_rows.py", config, tmp_path, processes=3) == whole * 3
     # A batch of each of the two that had been computed, but not written.
     assert 41 <= log.stat().st_size <= 41 + 2 * 4
+    done = log.stat().st_size
+    assert torchrun("probe_rows.py", config, tmp_path, processes=2) == whole * 2
+    assert log.stat().st_size == done

@@ -3,13 +3,13 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from flowdata.core.groups import Groups
 from flowdata.core.plan import EpochPlan, EpochSize
 from flowdata.core.saved_plan import saved_plan
-from flowdata.core.weights import FlowWeights
 from flowdata.errors import MismatchError
 from flowdata.shell import (
     Commands,
@@ -19,9 +19,12 @@ from flowdata.shell import (
     open_data,
     path_of,
     positive,
-    temperature,
 )
 from flowdata.table.loss_table import LossTable
+from flowdata.weight_options import add_weight_options, weights_of_options
+
+_DATA = "a .jsonl (also .gz, .zst) or .parquet"
+_DATA_AND_TABLE = 2
 
 
 def add_attach(commands: Commands) -> None:
@@ -33,7 +36,8 @@ def add_attach(commands: Commands) -> None:
         "trainers that read files. Lines of JSONL keep all their other bytes. Rows are in the "
         "order of the loss table, or found by a key.",
     )
-    _add_files(attach, optional=False)
+    attach.add_argument("data", type=path_of, help=_DATA)
+    attach.add_argument("table", type=path_of, help="the loss table of its rows")
     attach.add_argument("-o", "--output", type=path_of, required=True, help="the file to write")
     attach.add_argument("--field", default="weight", help="name of the field (default weight)")
     _add_weights(attach)
@@ -58,7 +62,13 @@ def _run_attach(options: argparse.Namespace) -> None:
         options.output,
         field=options.field,
         key=options.key,
-        weights=_weights(table, options, normalize=options.normalize),
+        weights=weights_of_options(
+            table,
+            options,
+            _groups_in(options.data, table, options),
+            on_invalid=options.on_invalid,
+            normalize=options.normalize,
+        ),
         overwrite=options.overwrite,
         unchecked=options.unchecked,
     )
@@ -74,7 +84,13 @@ def add_export(commands: Commands) -> None:
         "Lines of JSONL keep their bytes but for the fields epoch and draw. A manifest beside the "
         "file says what it was made of: flowdata export --verify FILE compares all of it.",
     )
-    _add_files(export, optional=True)
+    export.add_argument(
+        "files",
+        type=path_of,
+        nargs="*",
+        metavar="data ... table",
+        help=f"{_DATA}, or several in a row; and the loss table of their rows",
+    )
     export.add_argument("-o", "--output", type=path_of, help="the file to write")
     export.add_argument("--epochs", type=positive, default=1, help="number of epochs (default 1)")
     export.add_argument("--first-epoch", type=non_negative, default=0, help="number of the first")
@@ -111,9 +127,13 @@ def _run_export(options: argparse.Namespace) -> None:
     if options.verify is not None:
         _verify(options)
         return
-    if options.data is None or options.table is None or options.output is None:
+    if len(options.files) < _DATA_AND_TABLE or options.output is None:
         options.parser.error("data, table and -o are needed, or --verify")
-    weights = _weights(LossTable.load(options.table), options)
+    *data, place = options.files
+    table = LossTable.load(place)
+    weights = weights_of_options(
+        table, options, _groups_in(data, table, options), on_invalid=options.on_invalid
+    )
     plan = EpochPlan(
         weights,
         epoch=options.first_epoch,
@@ -129,8 +149,8 @@ def _run_export(options: argparse.Namespace) -> None:
             "weight_field": options.weight_field,
         }
     manifest = export_file(
-        options.data,
-        options.table,
+        data,
+        place,
         options.output,
         plan=plan,
         epochs=options.epochs,
@@ -155,9 +175,9 @@ def _run_export(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from flowdata.data_files import verify_file
 
-    manifest = verify_file(
-        options.verify, data=options.data, table=options.table, output_alone=options.output_alone
-    )
+    files = options.files
+    given = {"data": files[:-1], "table": files[-1]} if len(files) > 1 else {"data": files or None}
+    manifest = verify_file(options.verify, output_alone=options.output_alone, **given)
     rows, epochs = manifest["rows"], manifest["epochs"]
     made = " (what it was made of was not looked at)" if options.output_alone else ""
     print(
@@ -192,21 +212,26 @@ def add_replay(commands: Commands) -> None:
     )
     replay.add_argument("--rank", type=non_negative, help="one of them; default all together")
     replay.add_argument("--drop-last", action="store_true", help="as of the sampler")
-    replay.add_argument(
-        "--temperature",
-        type=temperature,
-        default="median",
-        metavar="TAU",
-        help="that of the run: median (default), mean, quantile:Q, or a number",
-    )
+    add_weight_options(replay)
     add_data(replay, required=False)
     replay.set_defaults(run=_run_replay, parser=replay)
 
 
 def _run_replay(options: argparse.Namespace) -> None:
     table = LossTable.load(options.table)
+    data = open_data(options) if options.data else None
+    if data is not None:
+        table.check(dataset=data)
+
+    def groups(column: str) -> Groups:
+        from flowdata.report.summary import groups_of
+
+        if data is None:
+            raise ValueError(f"--groups {column} is a column of the data: give --data too")
+        return groups_of(data, column)
+
     # Rows that a run had dropped have no draws here either; one that had not was refused.
-    weights = table.weights(options.temperature, on_invalid="drop")
+    weights = weights_of_options(table, options, groups, on_invalid="drop")
     state = _state_in(_read_state(options.state), options.state)
     plan, position = saved_plan(state, weights, table)
     plan = plan if options.epoch is None else plan.at_epoch(options.epoch)
@@ -225,9 +250,6 @@ def _run_replay(options: argparse.Namespace) -> None:
     if position is not None and options.epoch is None:
         print(f"the state was saved after {position:,} of {len(plan):,} draws")
     packs = found if isinstance(found, list) else [found]
-    data = open_data(options) if options.data else None
-    if data is not None:
-        table.check(dataset=data)
     for number, rows in enumerate(packs):
         if isinstance(found, list):
             print(f"pack {number} of the step")
@@ -270,14 +292,6 @@ def _read_state(path: Path) -> Any:
         ) from error
 
 
-def _add_files(command: argparse.ArgumentParser, *, optional: bool) -> None:
-    number: Any = {"nargs": "?"} if optional else {}
-    command.add_argument(
-        "data", type=path_of, help="a .jsonl (also .gz, .zst) or .parquet", **number
-    )
-    command.add_argument("table", type=path_of, help="the loss table of its rows", **number)
-
-
 def _add_weights(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--key",
@@ -289,13 +303,7 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take rows in the table's order unseen: they were scored in another form",
     )
-    command.add_argument(
-        "--temperature",
-        type=temperature,
-        default="median",
-        metavar="TAU",
-        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
-    )
+    add_weight_options(command)
     command.add_argument(
         "--on-invalid",
         choices=("raise", "drop"),
@@ -304,8 +312,15 @@ def _add_weights(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _weights(table: LossTable, options: argparse.Namespace, **more: Any) -> FlowWeights:
-    return table.weights(options.temperature, on_invalid=options.on_invalid, **more)
+def _groups_in(data: Any, table: LossTable, options: argparse.Namespace) -> Callable[[str], Groups]:
+    """What reads the groups of the table's rows in a field of the data."""
+
+    def read(field: str) -> Groups:
+        from flowdata.data_files.groups import groups_of_files
+
+        return groups_of_files(data, table, field, key=options.key, unchecked=options.unchecked)
+
+    return read
 
 
 def _epoch_size(text: str) -> EpochSize:

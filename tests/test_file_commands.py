@@ -119,6 +119,36 @@ def test_export_takes_the_options_of_a_plan(capsys):
     assert [(row["id"], row["e"], row["w"]) for row in read("drawn.jsonl")] == expected
 
 
+def test_several_files_and_groups_are_exported_and_replayed(capsys, folder):
+    lines = [json.dumps(row | {"source": "ab"[row["id"] > "k2"]}) for row in ROWS]
+    folder.joinpath("grouped.jsonl").write_text("\n".join(lines))
+    data = datasets.load_dataset("json", data_files="grouped.jsonl", split="train")
+    table = flowdata.LossTable.from_losses(LOSSES, dataset=data)
+    table.save("table.parquet")
+    folder.joinpath("part-0.jsonl").write_text("\n".join(lines[:7]))
+    folder.joinpath("part-1.jsonl").write_text("\n".join(lines[7:]))
+    options = ("--groups", "source", "--shares", "a=1,b=3", "--seed", "5", "--plain")
+    weights = table.weights(groups=data["source"], shares={"a": 1, "b": 3})
+    expected = [lines[row] for row in flowdata.EpochPlan(weights, seed=5)]
+    for parts in (["part-0.jsonl", "part-1.jsonl"], ["part-*.jsonl"]):
+        out = run(capsys, "export", *parts, "table.parquet", "-o", "drawn.jsonl", *options)
+        assert out.startswith("40 draws of 40 rows")
+        assert folder.joinpath("drawn.jsonl").read_text().splitlines() == expected
+        run(capsys, "export", "--verify", "drawn.jsonl")
+        run(capsys, "export", "--verify", "drawn.jsonl", *parts, "table.parquet")
+    run(capsys, "attach", "grouped.jsonl", "table.parquet", "-o", "out.jsonl", *options[:4])
+    assert [row["weight"] for row in read("out.jsonl")] == weights.values.tolist()
+    state = flowdata.FlowSampler(weights, seed=5).state_dict()
+    folder.joinpath("state.json").write_text(json.dumps(state))
+    step = command("--step", "2", "--data", "grouped.jsonl")
+    out = run(capsys, *step, *options[:4]).splitlines()[2:]
+    first = flowdata.EpochPlan(weights, seed=5)[8:12].tolist()
+    assert [int(line.split(",")[0].removeprefix("  row ")) for line in out] == first
+    assert "does not belong here" in run(capsys, *step, status=1)
+    with pytest.raises(SystemExit):
+        main(["export", "part-0.jsonl", "table.parquet", "-o", "x.jsonl", "--shares", "equal"])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -75,9 +75,7 @@ def attach_file(
                 source,
                 temporary,
                 field,
-                lambda batch, start: _of_rows(
-                    weighed, rows_of_batch(batch, start, rows, key, source), key
-                ),
+                lambda batch: _of_rows(weighed, rows_of_batch(batch, rows, key, source), key),
                 overwrite=overwrite,
             )
         return rows.finish()
@@ -112,8 +110,9 @@ def _of_rows(weights: FlowWeights, rows: NDArray[np.int64], key: str | None) -> 
 def table_rows_of(some: Rows, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
     """The table's row of each of some lines."""
     if rows.same is not None:
-        for row in rows.same.wanted(range(some.first, some.first + len(some))):
-            rows.same.see(row, some.objects[row - some.first])
+        start = rows.position
+        for row in rows.same.wanted(range(start, start + len(some))):
+            rows.same.see(row, some.objects[row - start])
         rows.same.see_columns(some.objects)
     keys = None if key is None else list(_keys(some, key, name))
     return rows.find(len(some), keys, some.numbers)
@@ -134,11 +133,10 @@ def _keys(some: Rows, key: str, name: Path) -> Iterator[Any]:
         yield value
 
 
-def rows_of_batch(
-    batch: Any, start: int, rows: TableRows, key: str | None, name: Path
-) -> NDArray[np.int64]:
+def rows_of_batch(batch: Any, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
     """The table's row of each row of a Parquet file's batch."""
     if rows.same is not None:
+        start = rows.position
         for row in rows.same.wanted(range(start, start + len(batch))):
             rows.same.see(row, batch.slice(row - start, 1).to_pylist()[0])
     if key is not None and key not in batch.schema.names:

@@ -1,6 +1,7 @@
 """Epochs of draws as a data file, with a manifest, for trainers that read files."""
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -20,7 +21,7 @@ from flowdata.data_files.line_index import LineIndex
 from flowdata.data_files.manifest import describe_file, write_manifest
 from flowdata.data_files.opening import (
     create_lines,
-    data_path,
+    data_paths,
     format_of,
     open_random,
     output_path,
@@ -37,7 +38,7 @@ Fields: TypeAlias = Mapping[str, Callable[[EpochPlan, int, int], NDArray[Any]]]
 
 
 def export_file(
-    data: str | PathLike[str],
+    data: str | PathLike[str] | Iterable[str | PathLike[str]],
     table: LossTable | str | PathLike[str],
     output: str | PathLike[str],
     *,
@@ -58,7 +59,9 @@ def export_file(
     and some rows at a time; each epoch of Parquet is sorted in pieces beside the output.
 
     Args:
-        data, table, key, unchecked: as of `attach_file`.
+        data: the file, or several of one format, whose rows follow each other in this order; a
+            pattern, as ``part-*.jsonl``, is of files in the order of their names.
+        table, key, unchecked: as of `attach_file`.
         output: the file to write.
         plan: the draws of its epoch and those that follow; default ``EpochPlan(table)``.
         epochs: how many.
@@ -75,26 +78,27 @@ def export_file(
             keys that are missing or there twice.
     """
     epochs = at_least_one(epochs, "epochs")
-    source = data_path(data)
-    kind = format_of(source)
-    place = output_path(output, kind, source, table)
+    sources = data_paths(data)
+    kind = format_of(sources[0])
+    place = output_path(output, kind, *sources, table)
     losses = as_table(table)
     plan = _plan_of(losses, plan)
     fields = _fields(epoch_field, draw_field, weight_field, _of_rows(loss_weights, plan))
-    before = source.stat()
-    rows = TableRows(losses, key, source, unchecked=unchecked)
+    before = [source.stat() for source in sources]
+    rows = TableRows(losses, key, sources[0], unchecked=unchecked)
     key = rows.key
     with replacing(place) as temporary:
         draws = _Draws(plan, epochs, rows, key, fields)
         write = _write_lines if kind == "JSONL" else _write_parquet
-        write(source, place, temporary, draws)
-        after = source.stat()
-        described = describe_file(source, place)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataFileError(f"{source} was changed while it was read: export again")
+        write(sources, place, temporary, draws)
+        after = [source.stat() for source in sources]
+        described = [describe_file(source, place) for source in sources]
+        for source, old, new in zip(sources, before, after, strict=True):
+            if (old.st_size, old.st_mtime_ns) != (new.st_size, new.st_mtime_ns):
+                raise DataFileError(f"{source} was changed while it was read: export again")
         files = {
             "output": describe_file(place, place, temporary),
-            "data": described,
+            "data": described if len(described) > 1 else described[0],
             "table": None if isinstance(table, LossTable) else describe_file(Path(table), place),
         }
     return write_manifest(
@@ -185,8 +189,9 @@ class _Draws:
         return rows if self._places is None else self._places[rows]
 
 
-def _write_lines(source: Path, place: Path, temporary: Path, draws: _Draws) -> None:
-    def see(some: Rows) -> None:
+def _write_lines(sources: list[Path], place: Path, temporary: Path, draws: _Draws) -> None:
+    def see(source: Path, some: Rows) -> None:
+        draws.rows.read_from(source)
         for number, content in zip(some.numbers, some.objects, strict=True):
             if taken := draws.fields.keys() & content.keys():
                 raise DataFileError(
@@ -195,8 +200,10 @@ def _write_lines(source: Path, place: Path, temporary: Path, draws: _Draws) -> N
                 )
         draws.see(table_rows_of(some, draws.rows, draws.key, source))
 
-    with open_random(source, place.parent) as file, create_lines(temporary, place) as out:
-        index = LineIndex(file, source, see)
+    with contextlib.ExitStack() as stack:
+        files = [(stack.enter_context(open_random(path, place.parent)), path) for path in sources]
+        out = stack.enter_context(create_lines(temporary, place))
+        index = LineIndex(files, see)
         for plan in draws.epochs():
             for start, stop in _runs(len(plan)):
                 lines = index.read(draws.places(plan, start, stop))
@@ -212,12 +219,15 @@ def _members(fields: Fields, plan: EpochPlan, start: int, stop: int) -> Iterator
         yield ", ".join(map(str.__add__, begins, texts)).encode()
 
 
-def _write_parquet(source: Path, place: Path, temporary: Path, draws: _Draws) -> None:
-    with parquet_rows.open_rows(source) as file:
-        drawn = parquet_rows.DrawnRows(file, source, tuple(draws.fields))
+def _write_parquet(sources: list[Path], place: Path, temporary: Path, draws: _Draws) -> None:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(parquet_rows.open_rows(path)) for path in sources]
+        drawn = parquet_rows.DrawnRows(files, sources, tuple(draws.fields))
         columns = None if draws.key is None else [draws.key]
-        for start, batch in parquet_rows.batches(file, columns):
-            draws.see(rows_of_batch(batch, start, draws.rows, draws.key, source))
+        for source, file in zip(sources, files, strict=True):
+            draws.rows.read_from(source)
+            for _, batch in parquet_rows.batches(file, columns):
+                draws.see(rows_of_batch(batch, draws.rows, draws.key, source))
         epochs = draws.epochs()
         with drawn.writing(temporary, _columns(draws.fields, draws.plan, 0, 0)) as writer:
             for plan in epochs:

@@ -1,6 +1,6 @@
-"""Where the rows of a JSONL file lie, and reading them in any order."""
+"""Where the rows of JSONL files lie, and reading them in any order."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,31 +16,49 @@ _MOST_BYTES = 1 << 26
 
 
 class LineIndex:
-    """The begin of each row, 8 bytes each, of an open file that stays as it is."""
+    """The begin of each row, 8 bytes each, of open files that stay as they are, in a row."""
 
-    def __init__(self, file: BinaryIO, name: Path, see: Callable[[Rows], None]) -> None:
-        """Read a file once; ``see`` is given all rows, some at a time."""
-        self._file, self._name = file, name
-        self._newline = b"\n"
-        begins, place = [], 0
+    def __init__(
+        self, files: Sequence[tuple[BinaryIO, Path]], see: Callable[[Path, Rows], None]
+    ) -> None:
+        """Read each file once; ``see`` is given all rows, some at a time."""
+        self._files = files
+        self._newlines: list[bytes] = []
+        begins: list[NDArray[np.int64]] = []
+        firsts, rows = [], 0
+        for file, name in files:
+            firsts.append(rows)
+            found = self._read_all(file, name, see)
+            begins.append(found)
+            rows += found.size - 1
+        # Of each file one more than it has rows: its end.
+        self._begins = np.concatenate(begins)
+        self._firsts = np.array(firsts)
+
+    def _read_all(
+        self, file: BinaryIO, name: Path, see: Callable[[Path, Rows], None]
+    ) -> NDArray[np.int64]:
+        begins, place, newline = [], 0, b"\n"
         for some in read_rows(file, name):
-            see(some)
+            see(name, some)
             if some.lines and place == 0 and some.lines[0].endswith(b"\r\n"):
-                self._newline = b"\r\n"
+                newline = b"\r\n"
             place += len(some.begins)
             lines = np.fromiter(map(len, some.lines), np.int64, len(some))
             blank = np.fromiter(map(len, some.blank), np.int64, len(some))
             ends = place + np.cumsum(lines + blank)
             begins.append(ends - lines)
             place = int(ends[-1]) if ends.size else place
-        self._begins = np.concatenate([*begins, [place]])
+        self._newlines.append(newline)
+        return np.concatenate([*begins, [place]])
 
     def __len__(self) -> int:
-        return self._begins.size - 1
+        return self._begins.size - len(self._files)
 
     def read(self, rows: NDArray[np.int64]) -> Iterator[bytes]:
         """The lines of any rows, in this order, each with its end."""
-        sizes = self._begins[rows + 1] - self._begins[rows]
+        places = rows + self._files_of(rows)
+        sizes = self._begins[places + 1] - self._begins[places]
         for start, stop in _runs(sizes):
             # In the order of the file, each once: a disk reads ahead.
             wanted, places = np.unique(rows[start:stop], return_inverse=True)
@@ -48,16 +66,21 @@ class LineIndex:
             yield from (lines[place] for place in places.tolist())
 
     def _lines(self, rows: NDArray[np.int64]) -> Iterable[bytes]:
-        file, newline = self._file, self._newline
-        begins, ends = self._begins[rows].tolist(), self._begins[rows + 1].tolist()
-        for begin, end in zip(begins, ends, strict=True):
+        numbers = self._files_of(rows)
+        places = rows + numbers
+        begins, ends = self._begins[places].tolist(), self._begins[places + 1].tolist()
+        for number, begin, end in zip(numbers.tolist(), begins, ends, strict=True):
+            (file, name), newline = self._files[number], self._newlines[number]
             file.seek(begin)
             content = file.read(end - begin)
             if len(content) != end - begin:
-                raise DataFileError(f"{self._name} became shorter while it was read")
+                raise DataFileError(f"{name} became shorter while it was read")
             # Blank lines may follow.
             line = content[: content.find(b"\n") + 1] or content
             yield line if line.endswith(b"\n") else line + newline
+
+    def _files_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._firsts.searchsorted(rows, side="right") - 1
 
 
 def _runs(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -2,20 +2,21 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from flowdata.data_files.opening import data_paths
 from flowdata.errors import DataFileError, MismatchError
 from flowdata.files import local_path, replacing
 from flowdata.version import __version__
 
 SUFFIX = ".manifest.json"
 
-_VERSION = 1
+_VERSION, _SEVERAL_FILES = 2, 2
 _BLOCK = 1 << 24
 _PIECE = 1 << 20
 _MOST_SHOWN = 3
@@ -48,7 +49,8 @@ def describe_file(path: Path, beside: Path, content: Path | None = None) -> dict
 
 def write_manifest(output: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Write the manifest of a file, and return all of it."""
-    whole = {"manifest": _VERSION, "flowdata": __version__, **content}
+    version = _SEVERAL_FILES if isinstance(content["files"]["data"], list) else 1
+    whole = {"manifest": version, "flowdata": __version__, **content}
     # Options that were given as numbers of numpy are numbers.
     whole = dict(json.loads(json.dumps(whole, default=lambda value: value.item())))
     whole["checksum"] = _checksum(whole)
@@ -60,7 +62,7 @@ def write_manifest(output: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 def verify_file(
     output: str | PathLike[str],
     *,
-    data: str | PathLike[str] | None = None,
+    data: str | PathLike[str] | Iterable[str | PathLike[str]] | None = None,
     table: str | PathLike[str] | None = None,
     output_alone: bool = False,
 ) -> dict[str, Any]:
@@ -78,16 +80,33 @@ def verify_file(
     place = local_path(output, "file of draws")
     manifest = _read(manifest_path(place))
     files = manifest["files"]
-    paths = {"output": place}
+    wrong = list(_wrong("output", place, files["output"]))
     if not output_alone:
         for name, given in (("data", data), ("table", table)):
-            if given is not None:
-                paths[name] = local_path(given, name)
-            elif files.get(name) is not None:
-                paths[name] = Path(os.path.normpath(place.parent / files[name]["path"]))
-    if wrong := [text for name, path in paths.items() for text in _wrong(name, path, files[name])]:
+            for path, known in _expected(name, given, files.get(name), place.parent):
+                wrong += _wrong(name, path, known)
+    if wrong:
         raise DataFileError("; ".join(wrong))
     return manifest
+
+
+def _expected(
+    name: str, given: Any, known: Any, folder: Path
+) -> Iterator[tuple[Path, Mapping[str, Any] | None]]:
+    """The files of a manifest, one or several of a kind, and where each is to be."""
+    described = known if isinstance(known, list) else [known]
+    if given is None:
+        for each in described if known is not None else ():
+            yield Path(os.path.normpath(folder / each["path"])), each
+        return
+    several = [given] if isinstance(given, str | PathLike) else given
+    paths = data_paths(several) if len(described) > 1 else [local_path(p, name) for p in several]
+    if len(paths) != len(described):
+        raise MismatchError(
+            f"the draws were made of {len(described)} data files, and {len(paths)} are given: give "
+            "all of them, in the order that they had"
+        )
+    yield from zip(paths, described, strict=True)
 
 
 def _wrong(name: str, path: Path, expected: Mapping[str, Any] | None) -> Iterator[str]:

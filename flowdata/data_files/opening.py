@@ -1,13 +1,14 @@
 """Data files as they are opened: which format, how compressed, and what may be written."""
 
 import contextlib
+import glob
 import gzip
 import io
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
@@ -21,6 +22,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 _BUFFER = 1 << 20
 _LEVEL = 6
+_MOST_FILES = 500
 
 
 def data_path(path: str | PathLike[str]) -> Path:
@@ -38,6 +40,39 @@ def data_path(path: str | PathLike[str]) -> Path:
     if not place.is_file():
         raise DataFileError(f"{place} is a pipe or a device, and rows are read twice: give a file")
     return place
+
+
+def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
+    """The paths of data files: of one, of those of a pattern in the order of names, or of several.
+
+    Raises:
+        DataFileError: for none at all, one that is there twice, or another format than the first.
+        OSError: where one is no file.
+    """
+    if isinstance(data, str | PathLike):
+        text = os.fspath(data)
+        pattern = glob.has_magic(text) and not os.path.exists(text)
+        found = [data_path(name) for name in (sorted(glob.glob(text)) if pattern else [text])]
+        if not found:
+            raise FileNotFoundError(f"there is no file {text}")
+    else:
+        found = [path for name in data for path in data_paths(name)]
+    if not found:
+        raise DataFileError("no data file is given")
+    if len(found) > _MOST_FILES:
+        raise DataFileError(
+            f"{len(found):,} data files are given, and all are open at a time: put them together "
+            f"into {_MOST_FILES} at most"
+        )
+    known = set()
+    for path in found:
+        file = path.stat().st_dev, path.stat().st_ino
+        if file in known:
+            raise DataFileError(f"{path} is given twice")
+        known.add(file)
+        if (kind := format_of(path)) != (first := format_of(found[0])):
+            raise DataFileError(f"{path} is {kind}, and {found[0]} is {first}: give one format")
+    return found
 
 
 def format_of(path: Path) -> Format:

@@ -60,7 +60,7 @@ def add_column(
     source: Path,
     output: Path,
     name: str,
-    values: Callable[[Any, int], NDArray[np.float64]],
+    values: Callable[[Any], NDArray[np.float64]],
     *,
     overwrite: bool,
 ) -> None:
@@ -69,7 +69,7 @@ def add_column(
     Args:
         source, output: the files.
         name: of the column.
-        values: those of a batch that begins with a row of that number.
+        values: those of a batch, each after the one before.
         overwrite: replace a column of this name, in its place.
 
     Raises:
@@ -84,9 +84,9 @@ def add_column(
         column = pa.field(name, pa.float64())
         schema = schema.insert(place, column) if place == len(schema) else schema.set(place, column)
         with _writer(output, schema, file) as writer:
-            for start, batch in batches(file):
+            for _, batch in batches(file):
                 arrays = list(batch.columns)
-                arrays[place : place + 1] = [pa.array(values(batch, start))]
+                arrays[place : place + 1] = [pa.array(values(batch))]
                 writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
@@ -94,28 +94,36 @@ class DrawnRows:
     """Writes rows of a file in the order of draws: each epoch is sorted in pieces on the disk.
 
     Args:
-        file: an open Parquet file.
-        source: its path.
+        files: open Parquet files, whose rows follow each other.
+        sources: their paths.
         names: columns that each draw gets beside its row.
 
     Raises:
-        DataFileError: where the file has one of them.
+        DataFileError: where a file has one of them, or other columns than the first.
     """
 
-    def __init__(self, file: Any, source: Path, names: Sequence[str]) -> None:
-        for name in names:
-            _place(file.schema_arrow, name, source, ADVICE_OF_DRAWS)
-        self._file, self._names = file, names
+    def __init__(self, files: Sequence[Any], sources: Sequence[Path], names: Sequence[str]) -> None:
+        first = files[0].schema_arrow
+        for file, source in zip(files, sources, strict=True):
+            for name in names:
+                _place(file.schema_arrow, name, source, ADVICE_OF_DRAWS)
+            if not first.equals(file.schema_arrow):
+                raise DataFileError(
+                    f"{source} has other columns, or other types of them, than {sources[0]}: write "
+                    "both alike, as pyarrow.Table.cast does"
+                )
+        self._files, self._names = files, names
+        self._schema, self._at_once = first, min(map(_rows_at_a_time, files))
 
     @contextmanager
     def writing(self, output: Path, like: Sequence[NDArray[Any]]) -> Iterator[Any]:
         """A writer of the rows and the further columns, which are arrays like these."""
         import pyarrow as pa
 
-        schema = self._file.schema_arrow
+        schema = self._schema
         for name, values in zip(self._names, like, strict=True):
             schema = schema.append(pa.field(name, pa.from_numpy_dtype(values.dtype)))
-        with _writer(output, schema, self._file) as writer:
+        with _writer(output, schema, self._files[0]) as writer:
             yield writer
 
     def write(
@@ -136,7 +144,7 @@ class DrawnRows:
         import pyarrow as pa
 
         draws = places.size
-        size = max(_rows_at_a_time(self._file), -(-draws // _MOST_PIECES))
+        size = max(self._at_once, -(-draws // _MOST_PIECES))
         with tempfile.TemporaryDirectory(prefix=".flowdata-", dir=folder) as pieces:
             paths = [Path(pieces, str(piece)) for piece in range(-(-draws // size))]
             self._sort_into(paths, places, size)
@@ -158,7 +166,7 @@ class DrawnRows:
 
         draws = places.argsort(kind="stable")
         ordered = places[draws]
-        schema = self._file.schema_arrow.append(pa.field(_DRAW, pa.int64()))
+        schema = self._schema.append(pa.field(_DRAW, pa.int64()))
         with ExitStack() as stack:
             streams = [
                 stack.enter_context(
@@ -166,7 +174,7 @@ class DrawnRows:
                 )
                 for path in paths
             ]
-            for start, batch in batches(self._file):
+            for start, batch in self._batches():
                 first, last = np.searchsorted(ordered, [start, start + len(batch)])
                 which, rows = draws[first:last], ordered[first:last] - start
                 piece = which // size
@@ -177,6 +185,13 @@ class DrawnRows:
                     taken = batch.take(pa.array(rows[part]))
                     arrays = [*taken.columns, pa.array(which[part])]
                     streams[number].write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+    def _batches(self) -> Iterator[tuple[int, Any]]:
+        before = 0
+        for file in self._files:
+            for start, batch in batches(file):
+                yield before + start, batch
+            before += file.metadata.num_rows
 
 
 def _rows_at_a_time(file: Any) -> int:

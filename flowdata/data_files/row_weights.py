@@ -42,11 +42,23 @@ class TableRows:
         self.key = key
         """The field that has the table's keys, or None: rows are in its order."""
         self._table, self._name = table, name
-        self._read = 0
+        self._files = [name]
+        self._read = self._begin = 0
         self._seen = None if key is None else np.zeros(len(table), dtype=np.bool_)
         by_order = key is None and not unchecked
         self.same = SameRows(table.provenance) if by_order else None
         """What sees rows that are to be those that were scored."""
+
+    def read_from(self, name: Path) -> None:
+        """The next rows are of this file, which comes after those before."""
+        if name != self._name:
+            self._name, self._begin = name, self._read
+            self._files.append(name)
+
+    @property
+    def position(self) -> int:
+        """Rows that were found, of all files: the number of the next."""
+        return self._read
 
     def find(self, rows: int, keys: Any, where: Sequence[int] | None) -> NDArray[np.int64]:
         """The table's rows of the next rows of the file.
@@ -72,7 +84,9 @@ class TableRows:
         assert self._seen is not None
 
         def place(row: int) -> str:
-            number = f"row {start + row:,}" if where is None else f"line {where[row]:,}"
+            number = (
+                f"row {start - self._begin + row:,}" if where is None else f"line {where[row]:,}"
+            )
             return f"{self._name}, {number}: its {self.key} is {_plain(keys, row)!r:.100}"
 
         try:
@@ -128,11 +142,11 @@ class TableRows:
             MismatchError: for fewer rows than the table has, or others than were scored.
         """
         if self._read == 0:
-            raise DataFileError(f"{self._name} has no rows: there is nothing to read")
+            raise DataFileError(f"{self._all} has no rows: there is nothing to read")
         if self.key is None and self._read < len(self._table):
             self._refuse_length(f"{self._read:,} rows")
         if self.same is not None:
-            self.same.require(self._name)
+            self.same.require(self._files, self._all)
             self.same = None
         return self._read
 
@@ -151,13 +165,18 @@ class TableRows:
             )
             more = f", and {missing.size - _SHOWN:,} more" if missing.size > _SHOWN else ""
             raise MismatchError(
-                f"{self._name} has no row with the {self.key} {named}{more}, which the loss table "
+                f"{self._all} has no row with the {self.key} {named}{more}, which the loss table "
                 "has, and which may be drawn: give all rows that were scored"
             )
 
+    @property
+    def _all(self) -> str:
+        more = f" to {self._files[-1]}, {len(self._files)} files," if len(self._files) > 1 else ""
+        return f"{self._files[0]}{more}"
+
     def _refuse_length(self, found: str) -> None:
         raise MismatchError(
-            f"{self._name} has {found}, and the loss table {len(self._table):,}: give the file "
+            f"{self._all} has {found}, and the loss table {len(self._table):,}: give the file "
             "that was scored, or key=, the column of its keys, by which rows are found"
         )
 

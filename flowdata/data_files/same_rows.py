@@ -51,8 +51,8 @@ class SameRows:
             if content.keys() != self._columns.keys():
                 self._columns.update(dict.fromkeys(content))
 
-    def require(self, path: Path) -> None:
-        """Make sure that the rows of a file, which were seen, are those that were scored.
+    def require(self, paths: Sequence[Path], name: str) -> None:
+        """Make sure that the rows of files, which were seen, are those that were scored.
 
         Raises:
             MismatchError: where they are others, or in another order.
@@ -69,13 +69,13 @@ class SameRows:
             )
         ]
         # As flowdata score reads a file: there, values get the types of their columns.
-        opened = _opened(path) if left else None
+        opened = _opened(paths) if left else None
         for part in left:
             if opened is None or part.fingerprint != dataset_fingerprint(
                 run_of(opened, part.start, part.stop)
             ):
                 raise MismatchError(
-                    f"{path} has as many rows as the loss table, but rows {part.start:,} to "
+                    f"{name} has as many rows as the loss table, but rows {part.start:,} to "
                     f"{part.stop - 1:,} are not those that were scored, or in another order: give "
                     "the file that was scored, or key=, the column of its keys; if they are the "
                     "same in another form, scored as tokens, say so by unchecked=True"
@@ -103,13 +103,13 @@ class _RowsOfPart:
         return self._rows[self._part.start + row]
 
 
-def _opened(path: Path) -> Any:
+def _opened(paths: Sequence[Path]) -> Any:
     """The rows as `datasets` reads them; None where it cannot."""
     import datasets
 
-    with path.open("rb") as file:
+    with paths[0].open("rb") as file:
         kind = "parquet" if file.read(4) == b"PAR1" else "json"
     try:
-        return datasets.load_dataset(kind, data_files=str(path), split="train")
+        return datasets.load_dataset(kind, data_files=[*map(str, paths)], split="train")
     except Exception:  # Each reader raises its own: the file was not scored so.
         return None

@@ -1,5 +1,6 @@
 """Epochs of draws as data files, and the manifests beside them."""
 
+import gzip
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from flowdata.data_files import attach_file, export_file, verify_file
 from flowdata.data_files import json_rows as json_module
 from flowdata.data_files import line_index as line_index_module
 from flowdata.data_files import parquet_rows as parquet_module
+from flowdata.data_files.groups import groups_of_files
 from flowdata.errors import DataFileError, MismatchError
 
 ROWS = 300
@@ -187,6 +189,74 @@ def test_rows_that_may_be_drawn_must_be_there(data):
     kept = flowdata.EpochPlan(TABLE.weights().times(np.arange(ROWS) != 3))
     export_file(some, TABLE, output, plan=kept, key="id")
     assert 3 not in {row["row"] for row in written(output)}
+
+
+# Several files.
+
+
+@pytest.mark.usefixtures("few_bytes")
+@pytest.mark.parametrize("key", [None, "id"])
+def test_rows_of_several_files_follow_each_other(data, key):
+    parts = [
+        data.with_name(f"part-{number}.jsonl{end}") for number, end in enumerate(["", ".gz", ""])
+    ]
+    parts[0].write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(LINES[:100]))
+    parts[1].write_bytes(gzip.compress(b"\n\n".join(LINES[100:101])))
+    parts[2].write_bytes(b"\n".join(LINES[101:]) + b"\n\n")
+    output = data.with_name("drawn.jsonl")
+    manifest = export_file(parts, TABLE, output, plan=PLAN, epochs=2, key=key, epoch_field=None)
+    ends = [b"\r\n"] * 100 + [b"\n"] * 200
+    assert output.read_bytes() == b"".join(
+        LINES[row][:-1] + b', "draw": %d}' % draw + ends[row] for _, draw, row in DRAWN[: 2 * ROWS]
+    )
+    assert manifest["rows"]["data"] == ROWS
+    verify_file(output)
+    verify_file(output, data=data.with_name("part-*"))
+    with pytest.raises(MismatchError, match="were made of 3 data files, and 1 are given"):
+        verify_file(output, data=parts[0])
+    parts[2].write_bytes(parts[2].read_bytes().replace(b"xxx", b"xyx", 1))
+    with pytest.raises(DataFileError, match=r"part-2\.jsonl, the data, was changed, in bytes"):
+        verify_file(output)
+    parts[2].write_bytes(b"\n".join(LINES[101:-1]))
+    reason = "has 299 rows, and" if key is None else "has no row with the id 'k299'"
+    with pytest.raises(MismatchError, match=rf"part-0\.jsonl to .*2\.jsonl, 3 files, {reason}"):
+        export_file(parts, TABLE, output, plan=PLAN, key=key)
+    with pytest.raises(DataFileError, match=r"part-0\.jsonl is given twice"):
+        export_file([*parts, parts[0]], TABLE, output)
+
+
+def test_several_parquet_files_are_drawn_from_as_one(parquet):
+    rows = pq.read_table(parquet)
+    parts = [parquet.with_name(f"part-{number}.parquet") for number in range(2)]
+    for path, part in zip(parts, (rows[:130], rows[130:]), strict=True):
+        pq.write_table(part, path)
+    output, whole = parquet.with_name("drawn.parquet"), parquet.with_name("whole.parquet")
+    export_file(parquet, TABLE, whole, plan=PLAN, epochs=2)
+    for key in (None, "id"):
+        export_file(parts, TABLE, output, plan=PLAN, epochs=2, key=key)
+        assert pq.read_table(output).to_pylist() == pq.read_table(whole).to_pylist()
+    pq.write_table(rows[130:].rename_columns(["i", *rows.column_names[1:]]), parts[1])
+    with pytest.raises(DataFileError, match=r"part-1\.parquet has other columns"):
+        export_file(parts, TABLE, output)
+    lines = parquet.with_name("data.jsonl")
+    lines.write_bytes(LINES[0])
+    with pytest.raises(DataFileError, match=r"data\.jsonl is JSONL, and .* is Parquet"):
+        export_file([parquet, lines], TABLE, output)
+
+
+def test_groups_are_those_of_a_field(data, parquet):
+    expected = [f"w{row % 7}" for row in range(ROWS)]
+    groups = groups_of_files(parquet, TABLE, "word", key="id")
+    assert [groups.names[code] for code in groups.codes] == expected
+    groups = groups_of_files(data, TABLE, "row")
+    assert groups.names == tuple(range(ROWS))
+    data.write_bytes(b"\n".join(b"{}" if row % 2 else b'{"g": "x"}' for row in range(ROWS)))
+    assert groups_of_files(data, TABLE, "g").names == ("(none)", "x")
+    with pytest.raises(DataFileError, match=r"no row of .*data\.jsonl has a field 'h'"):
+        groups_of_files(data, TABLE, "h")
+    data.write_bytes(b'{"g": [1]}\n' * ROWS)
+    with pytest.raises(DataFileError, match=r"data.jsonl, line 1: its 'g' is \[1\], and groups"):
+        groups_of_files(data, TABLE, "g")
 
 
 # What is refused.

@@ -1,0 +1,92 @@
+"""Options of commands that weigh rows: how weights are made of a loss table."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from flowdata.core.groups import Groups
+from flowdata.core.weights import FlowWeights
+from flowdata.shell import temperature
+from flowdata.table.loss_table import LossTable
+
+_NAMED = ("rows", "tokens", "equal", "flow")
+
+
+def add_weight_options(command: argparse.ArgumentParser) -> None:
+    """Options that `weights_of_options` reads."""
+    weights = command.add_argument_group("weights, as the run made them")
+    weights.add_argument(
+        "--temperature",
+        type=temperature,
+        default="median",
+        metavar="TAU",
+        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
+    )
+    weights.add_argument(
+        "--groups",
+        metavar="COLUMN",
+        help="a field of the data: each group of rows has a temperature of its own",
+    )
+    weights.add_argument(
+        "--shares",
+        type=_shares,
+        metavar="WHAT",
+        help="of the draws, for each group: rows (default), tokens, equal, flow, or numbers, "
+        "NAME=0.5,NAME=0.5 or as JSON",
+    )
+    weights.add_argument(
+        "--by", choices=("rows", "tokens"), default="rows", help="what shares are of (default rows)"
+    )
+
+
+def weights_of_options(
+    table: LossTable,
+    options: argparse.Namespace,
+    groups_of: Callable[[str], Groups],
+    **more: Any,
+) -> FlowWeights:
+    """The weights that the options ask for.
+
+    Args:
+        table: of the losses.
+        options: of `add_weight_options`.
+        groups_of: what reads the groups of a field.
+        more: further arguments of ``table.weights``.
+    """
+    if options.groups is None:
+        if options.shares is not None or options.by != "rows":
+            options.parser.error("--shares and --by are of groups: give --groups COLUMN too")
+        return table.weights(options.temperature, **more)
+    groups = groups_of(options.groups)
+    shares = options.shares
+    if isinstance(shares, dict):
+        # A whole number is given as a text, and JSON has no other names.
+        by_text = {str(name): name for name in groups.names}
+        shares = {by_text.get(name, name): share for name, share in shares.items()}
+    return table.weights(
+        options.temperature, groups=_names(groups), shares=shares, by=options.by, **more
+    )
+
+
+def _names(groups: Groups) -> Any:
+    names = np.empty(len(groups), dtype=object)
+    names[:] = groups.names
+    return names[groups.codes]
+
+
+def _shares(text: str) -> Any:
+    if text in _NAMED:
+        return text
+    try:
+        pairs = (part.rpartition("=") for part in text.split(","))
+        found = json.loads(text) if text.startswith("{") else {n: float(s) for n, _, s in pairs}
+        if all(name and type(share) in (int, float) for name, share in found.items()):
+            return found
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(
+        f"rows, tokens, equal, flow or NAME=NUMBER,... is needed, got {text}"
+    )

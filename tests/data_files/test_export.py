@@ -16,7 +16,6 @@ from flowdata.data_files import attach_file, export_file, verify_file
 from flowdata.data_files import json_rows as json_module
 from flowdata.data_files import line_index as line_index_module
 from flowdata.data_files import parquet_rows as parquet_module
-from flowdata.data_files.groups import groups_of_files
 from flowdata.errors import DataFileError, MismatchError
 
 ROWS = 300
@@ -238,25 +237,6 @@ def test_several_parquet_files_are_drawn_from_as_one(parquet):
     pq.write_table(rows[130:].rename_columns(["i", *rows.column_names[1:]]), parts[1])
     with pytest.raises(DataFileError, match=r"part-1\.parquet has other columns"):
         export_file(parts, TABLE, output)
-    lines = parquet.with_name("data.jsonl")
-    lines.write_bytes(LINES[0])
-    with pytest.raises(DataFileError, match=r"data\.jsonl is JSONL, and .* is Parquet"):
-        export_file([parquet, lines], TABLE, output)
-
-
-def test_groups_are_those_of_a_field(data, parquet):
-    expected = [f"w{row % 7}" for row in range(ROWS)]
-    groups = groups_of_files(parquet, TABLE, "word", key="id")
-    assert [groups.names[code] for code in groups.codes] == expected
-    groups = groups_of_files(data, TABLE, "row")
-    assert groups.names == tuple(range(ROWS))
-    data.write_bytes(b"\n".join(b"{}" if row % 2 else b'{"g": "x"}' for row in range(ROWS)))
-    assert groups_of_files(data, TABLE, "g").names == ("(none)", "x")
-    with pytest.raises(DataFileError, match=r"no row of .*data\.jsonl has a field 'h'"):
-        groups_of_files(data, TABLE, "h")
-    data.write_bytes(b'{"g": [1]}\n' * ROWS)
-    with pytest.raises(DataFileError, match=r"data.jsonl, line 1: its 'g' is \[1\], and groups"):
-        groups_of_files(data, TABLE, "g")
 
 
 # What is refused.

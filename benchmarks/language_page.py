@@ -98,7 +98,7 @@ choice too, was fixed before the measured seeds were run.
 
 def publish_page(folder: Path, name: str, preset: "Preset", records: Records, rates: Rates) -> None:
     """Write the page, its numbers and the figure of what was measured."""
-    results = Results(records)
+    results = Results(records, preset.methods)
     tables: list[Table | str] = [grids(preset, rates), summary(results)]
     for task in results.tasks:
         tables += [by_method(results, task, rates.get(task, {}))]

@@ -17,23 +17,30 @@ Runs: TypeAlias = dict[str, list[Run]]
 class Results:
     """What was measured, of the seeds that all methods of a task have.
 
+    Args:
+        records: of runs.
+        planned: by task, the methods that are measured.
+
     Attributes:
         runs: by task.
         seeds: by task.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, planned: Mapping[str, Sequence[str]]) -> None:
         found: dict[str, dict[str, dict[int, Run]]] = {}
         for each in records.of("run"):
             found.setdefault(each["task"], {}).setdefault(each["method"], {})[each["seed"]] = each
         self.runs: dict[str, Runs] = {}
         self.seeds: dict[str, list[int]] = {}
         for task, methods in found.items():
-            seeds = sorted(set.intersection(*(set(runs) for runs in methods.values())))
+            needed = (PRE_TRAINED, *planned.get(task, ()))
+            seeds = sorted(set.intersection(*(set(methods.get(method, ())) for method in needed)))
             if seeds:
                 self.seeds[task] = seeds
                 self.runs[task] = {
-                    method: [runs[seed] for seed in seeds] for method, runs in methods.items()
+                    method: [runs[seed] for seed in seeds]
+                    for method, runs in methods.items()
+                    if method in needed
                 }
 
     @property

@@ -115,7 +115,7 @@ def test_vision_goes_on_after_a_cut_and_its_tables_have_all_methods(tmp_path, sm
     assert "probe scored" in page
 
 
-ALL = ["vision", "modes", "noise", "language", "scoring", "sampler", *SMALL]
+ALL = ["vision", "modes", "noise", "language", "language_speed", "scoring", "sampler", *SMALL]
 HELP = """
 import contextlib, io, json, runpy, sys
 

@@ -126,3 +126,33 @@ def name_rows(count: int, of: int, what: str, first: Mapping[int, Any]) -> str:
     shown = ", ".join(f"row {row}: {value}" for row, value in first.items())
     more = ", ..." if count > len(first) else ""
     return f"{count:,} of {of:,} {what} ({shown}{more})"
+
+
+def row_numbers(rows: Any, size: int) -> NDArray[np.int64]:
+    """Numbers, a slice or a mask of ``size`` rows as numbers, int64.
+
+    Raises:
+        IndexError: for numbers of no row.
+        TypeError: for what is none of these.
+        ValueError: for a mask of another shape, and for no rows.
+    """
+    if isinstance(rows, slice):
+        found = np.arange(size, dtype=np.int64)[rows]
+    else:
+        given = np.atleast_1d(as_array(rows))
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iub"):
+            raise TypeError(
+                "rows are selected by numbers, a slice, or a mask of booleans, got "
+                f"{given.dtype} of shape {given.shape}"
+            )
+        if given.dtype.kind == "b":
+            if given.size != size:
+                raise ValueError(f"a mask of {given.size:,} rows cannot select of {size:,}")
+            given = np.flatnonzero(given)
+        # Not counted from the end: -1 is what a row is that was not found.
+        if (wrong := (given < 0) | (given >= size)).any():
+            raise IndexError(f"there is no row {given[wrong][0]}: there are {size:,}")
+        found = given.astype(np.int64)
+    if not found.size:
+        raise ValueError("no row is selected: give at least one")
+    return found

@@ -104,6 +104,11 @@ class Groups:
         order = self.codes.argsort(kind="stable")
         return np.split(order, np.cumsum(self.sizes())[:-1])
 
+    def select(self, numbers: NDArray[np.int64]) -> "Groups":
+        """The groups of some rows, without those that have none of them."""
+        found, codes = np.unique(self.codes[numbers], return_inverse=True)
+        return self._numbered(codes, [self.names[code] for code in found.tolist()])
+
     def sizes(self) -> NDArray[np.intp]:
         """Rows of each group."""
         return np.bincount(self.codes, minlength=len(self))

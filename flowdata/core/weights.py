@@ -5,7 +5,7 @@ import math
 import sys
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,14 +15,15 @@ from flowdata.core.column import Source, sum_pairwise
 from flowdata.core.groups import Groups, Name
 from flowdata.core.made_weights import FromLosses, Made, as_losses, of_product, of_weights
 from flowdata.core.made_weights import OnInvalid as OnInvalid
+from flowdata.core.normalization import Normalization as Normalization
+from flowdata.core.normalization import require_known
 from flowdata.core.relative_weights import Given, OfLogarithms, OfLosses
+from flowdata.core.selected_weights import of_rows
 from flowdata.core.shares import Shares
 from flowdata.core.temperature import Temperature
 from flowdata.core.weight_functions import WeightFunction
 from flowdata.core.weight_summary import WeightSummary, notes_on, summary_of
 from flowdata.errors import InvalidLossError, MismatchError, warn
-
-Normalization: TypeAlias = Literal["mean", "max", "sum"] | None
 
 _LARGEST = math.log(sys.float_info.max)
 
@@ -59,7 +60,7 @@ class FlowWeights:
             )
         self.made = made
         """What the weights are made of."""
-        self.normalize = _check(normalize)
+        self.normalize = require_known(normalize)
         self._is_held = isinstance(made.source, np.ndarray)
         self._powers: dict[float, FlowWeights] = {}
 
@@ -164,6 +165,13 @@ class FlowWeights:
             )
         made = of_product(self.made, other.made, other.log_max)
         return FlowWeights(made, normalize=self.normalize)
+
+    def select(self, rows: slice | ArrayLike) -> "FlowWeights":
+        """The weights of some rows, by numbers, a slice or a mask, with their groups and losses.
+
+        To each other they are as before; under `normalize` they are scaled anew.
+        """
+        return FlowWeights(of_rows(self.made, self, rows), normalize=self.normalize)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -387,9 +395,3 @@ def as_weights(weights: "FlowWeights | HasWeights | ArrayLike") -> FlowWeights:
     if isinstance(weights, HasWeights):
         return weights.weights()
     return FlowWeights.from_weights(weights)
-
-
-def _check(normalize: Normalization) -> Normalization:
-    if normalize not in (None, "mean", "max", "sum"):
-        raise ValueError(f'normalize must be None, "mean", "max" or "sum", got {normalize!r}')
-    return normalize

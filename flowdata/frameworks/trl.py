@@ -128,7 +128,7 @@ def _kept(given: FlowWeights, rows: NDArray[np.int64]) -> FlowWeights:
     if np.array_equal(rows, np.arange(len(given))):
         return given
     _report_dropped(rows, given)
-    return FlowWeights.from_weights(given[rows], normalize=given.normalize)
+    return given.select(rows)
 
 
 def _rows_of(trainer: Any, weights: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.arrays import as_array
+from flowdata.core.arrays import row_numbers
 from flowdata.core.column import Source
 from flowdata.table.origins import selected_provenance
 from flowdata.table.row_keys import RowKeys
@@ -36,36 +36,6 @@ def select_rows(columns: TableColumns, rows: Any) -> TableColumns:
         index=_of_index(columns.index, found) if columns.index is not None and rising else None,
         keys=_of_keys(columns.keys, found, distinct=rising),
     )
-
-
-def row_numbers(rows: Any, size: int) -> NDArray[np.int64]:
-    """Numbers, a slice or a mask of ``size`` rows as numbers, int64.
-
-    Raises:
-        IndexError: for numbers of no row.
-        TypeError: for what is none of these.
-        ValueError: for a mask of another shape, and for no rows.
-    """
-    if isinstance(rows, slice):
-        found = np.arange(size, dtype=np.int64)[rows]
-    else:
-        given = np.atleast_1d(as_array(rows))
-        if given.ndim != 1 or (given.size and given.dtype.kind not in "iub"):
-            raise TypeError(
-                "rows are selected by numbers, a slice, or a mask of booleans, got "
-                f"{given.dtype} of shape {given.shape}"
-            )
-        if given.dtype.kind == "b":
-            if given.size != size:
-                raise ValueError(f"a mask of {given.size:,} rows cannot select of {size:,}")
-            given = np.flatnonzero(given)
-        # Not counted from the end: -1 is what a row is that was not found.
-        if (wrong := (given < 0) | (given >= size)).any():
-            raise IndexError(f"there is no row {given[wrong][0]}: the table has {size:,}")
-        found = given.astype(np.int64)
-    if not found.size:
-        raise ValueError("no row is selected: a loss table has at least one")
-    return found
 
 
 def _taken(column: Source | None, rows: NDArray[np.int64]) -> NDArray[Any] | None:

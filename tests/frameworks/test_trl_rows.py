@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from frameworks_common import ROWS, WEIGHTS
 
+import flowdata
 from flowdata import FlowDataset, FlowWeights, MismatchError
 from flowdata.errors import FlowDataWarning
 from flowdata.frameworks.trl import ROW, draw_from, kept_weights, number_rows
@@ -280,3 +281,21 @@ def test_prompts_that_are_generated_from_are_drawn_by_weight(tmp_path):
     for epoch in range(2):
         generated = rows[16 * epoch : 16 * (epoch + 1)]
         assert sorted(generated) == sorted(2 * drawn.plan.at_epoch(epoch)[:].tolist())
+
+
+@pytest.mark.filterwarnings("ignore:.* are not among those that the trainer has kept")
+def test_rows_that_are_kept_keep_their_groups_and_their_share_in_each_epoch():
+    losses, groups = -np.log(WEIGHTS), np.array(["even", "odd"] * ROWS)[:ROWS]
+    weights = FlowWeights.from_losses(losses, groups=groups, shares="equal")
+    changed = CHANGES["filtered"](number_rows(rows_of_numbers()))
+    drawn = draw_from(given(changed), weights, epoch_size=50)
+    kept, rows = drawn.plan.weights, np.array(changed["number"][:])
+    assert [kept.group_names[code] for code in kept.groups] == groups[rows].tolist()
+    share = kept.relative[kept.groups == 0].sum() / kept.total
+    for epoch in range(10):
+        counts = drawn.plan.at_epoch(epoch).counts()
+        assert abs(counts[kept.groups == 0].sum() - 50 * share) < 1.0
+    figures = flowdata.Monitor(drawn, in_order=True)
+    figures.step(50)
+    assert figures.figures()["flowdata/draws/group_even"] == pytest.approx(share, abs=0.02)
+    assert "flowdata/draws/decile_1" in figures.figures()

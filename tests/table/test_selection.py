@@ -87,7 +87,7 @@ def test_a_selection_has_all_that_is_known_of_its_rows(tmp_path, rows, numbers, 
 @pytest.mark.parametrize(
     ("rows", "error", "text"),
     [
-        ([-1], IndexError, "there is no row -1: the table has 9"),
+        ([-1], IndexError, "there is no row -1: there are 9"),
         ([0, 9], IndexError, "there is no row 9"),
         ([], ValueError, "no row is selected"),
         (np.zeros(9, dtype=bool), ValueError, "no row is selected"),

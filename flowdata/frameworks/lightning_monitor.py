@@ -74,7 +74,8 @@ class MonitorCallback(Callback):
         self._loader.trained(batch_idx)
         if logs_now(trainer):
             pl_module.log_dict(
-                self.monitor.figures(),
+                # Lightning ends a batch on all ranks, and they log at the same steps.
+                self.monitor.figures(gather=trainer.world_size > 1),
                 on_step=True,
                 on_epoch=False,
                 batch_size=1,

@@ -133,6 +133,7 @@ class MonitorCallback(TrainerCallback, ExportableState):
         self._loader: MonitoredLoader | None = None
         self._batches = self._skipped = 0
         self._assumes = self._is_logging = False
+        self._gathered: tuple[int, dict[str, float]] | None = None
 
     def state(self) -> dict[str, Any]:
         """What transformers saves in each checkpoint."""
@@ -151,6 +152,7 @@ class MonitorCallback(TrainerCallback, ExportableState):
             )
         loader = kwargs["train_dataloader"]
         self.monitor.reset()
+        self._gathered = None
         self._loader = MonitoredLoader(self.monitor, loader, ranks=args.world_size)
         saved = _saved_attribute(self, state, _MONITOR) if state.global_step else None
         if saved is not None:
@@ -178,6 +180,13 @@ class MonitorCallback(TrainerCallback, ExportableState):
     ) -> None:
         """Count the last batch of a step."""
         self._count()
+        self._gather(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Sum up losses of all processes where the Trainer logs by the epoch."""
+        self._gather(args, state, control)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -187,12 +196,24 @@ class MonitorCallback(TrainerCallback, ExportableState):
             return
         assert self.monitor is not None
         assert self._trainer is not None
-        if figures := self.monitor.figures():
+        step, figures = self._gathered or (None, {})
+        if figures := figures if step == state.global_step else self.monitor.figures():
             self._is_logging = True
             try:
                 self._trainer.log(figures)
             finally:
                 self._is_logging = False
+
+    def _gather(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        """Sum up losses of all processes where each of them is bound to log.
+
+        transformers 5.23 averages its loss over them there; anybody may call `log` on one alone.
+        """
+        if control.should_log and args.world_size > 1:
+            assert self.monitor is not None
+            self._gathered = state.global_step, self.monitor.figures(gather=True)
 
     def _count(self) -> None:
         assert self._loader is not None

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.arrays import as_array, is_invalid
@@ -81,10 +82,15 @@ class CurrentLosses:
         self.given += numbers.size
         self.left_out += int(numbers.size - np.count_nonzero(usable))
 
-    def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The mean loss as scored, and now, of each decile: NaN where none was given."""
-        count = np.where(self.sums[_COUNT] > 0.0, self.sums[_COUNT], np.nan)
-        return self.sums[_SCORED] / count, self.sums[_CURRENT] / count
+    def means(self, *, gather: bool = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The mean loss as scored, and now, of each decile: NaN where none was given.
+
+        Args:
+            gather: over what was given to all processes, each of which has to ask.
+        """
+        sums = _summed_over_ranks(self.sums) if gather else self.sums
+        count = np.where(sums[_COUNT] > 0.0, sums[_COUNT], np.nan)
+        return sums[_SCORED] / count, sums[_CURRENT] / count
 
     def state(self) -> dict[str, Any]:
         """What `read` reads, JSON-able."""
@@ -105,3 +111,13 @@ class CurrentLosses:
         if read.sums.shape != self.sums.shape:
             raise MismatchError(f"not the losses of a Monitor state: {shown(state)}")
         return read
+
+
+def _summed_over_ranks(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return sums
+    # As objects: they go by whatever device the group's backend wants, with all their bits.
+    of_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, sums)
+    total: NDArray[np.float64] = np.sum(of_ranks, axis=0)
+    return total

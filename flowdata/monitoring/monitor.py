@@ -188,10 +188,14 @@ class Monitor:
             )
         self._losses.add(rows, losses)
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, *, gather: bool = False) -> dict[str, float]:
         """What is known now, by name: see `flowdata/monitoring/README.md`.
 
         Nothing of draws before any was counted, nothing of losses before any was handed over.
+
+        Args:
+            gather: losses of what all ranks were handed, not of this process alone. Call it on
+                all ranks at the same step then: each waits for the others. Callbacks do.
         """
         found: dict[str, float] = {}
         if self._counts.draws:
@@ -200,7 +204,7 @@ class Monitor:
                 found[f"draws/{name}"] = share
             for name, (_, share) in self._by_group().items():
                 found[f"draws/group_{name}"] = share
-        scored, now = self._mean_losses()
+        scored, now = self._mean_losses(gather=gather)
         for decile in np.flatnonzero(~np.isnan(now)).tolist():
             found[f"loss/{name_of(decile)}"] = float(now[decile])
             found[f"loss_change/{name_of(decile)}"] = float(now[decile] - scored[decile])
@@ -318,11 +322,13 @@ class Monitor:
         counts = self._counts
         return shares(groups.names, counts.sizes[number], counts.of_groups[number], counts.draws)
 
-    def _mean_losses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _mean_losses(
+        self, *, gather: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """As scored, and now, of each decile; NaN where none were handed over."""
         if self._losses is None:
             return np.full(DECILES, np.nan), np.full(DECILES, np.nan)
-        return self._losses.means()
+        return self._losses.means(gather=gather)
 
 
 def _as_scored(losses: ArrayLike, rows: int) -> NDArray[Any]:

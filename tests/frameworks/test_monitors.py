@@ -76,9 +76,17 @@ def found_by(outcome):
     return [(entry["flowdata/coverage"], entry["flowdata/draws/group_g0"]) for entry in figures]
 
 
+def all_rise_by(number, figures):
+    found = [value for name, value in figures.items() if "/loss_change/" in name]
+    return bool(found) and found == pytest.approx([number] * len(found))
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_trainer_logs_the_figures_of_what_all_processes_were_trained_on(tmp_path, ranks):
     runs = lives(tmp_path)
+    where = {"folder": str(tmp_path / "alone"), "log": str(tmp_path / "alone.log")}
+    alone = where | {"alone": True, "save_strategy": "no", "num_train_epochs": 1}
+    runs["logged on rank 0 alone"] = alone
     if ranks == 1:
         outcomes = {name: [frameworks_monitor.run(**options)] for name, options in runs.items()}
     else:
@@ -99,9 +107,15 @@ def test_the_trainer_logs_the_figures_of_what_all_processes_were_trained_on(tmp_
         for rank in range(ranks):
             # The history has the figures before the checkpoint too.
             assert found_by(outcomes[f"{name}.resumed"][rank]) == pytest.approx(expected), name
+            # By 1 on rank 0, and by 3 on rank 1.
+            for entry in outcomes[f"{name}.stopped"][rank]["figures"]:
+                assert all_rise_by(ranks, entry), name
         if LONG:
             expected = np.array(list(figures_of(batches(f"{name}.whole"))))[ends]
             assert found_by(outcomes[f"{name}.whole"][0]) == pytest.approx(expected), name
+    first = outcomes["logged on rank 0 alone"][0]["figures"]
+    assert len(first) == 2 * 24 // (2 * ranks) - 1
+    assert all_rise_by(ranks, first[-1])
 
 
 def test_lightning_counts_the_draws_of_all_ranks(tmp_path):
@@ -118,6 +132,12 @@ def test_lightning_counts_the_draws_of_all_ranks(tmp_path):
             shares = np.cumsum(eighth) / np.cumsum([len(batch) for batch in batches])
             found = [figures["flowdata/draws/decile_8"] for figures in rank["figures"]]
             assert found == pytest.approx(shares), door
+        first, second = ranks
+        assert all_rise_by(1, first["figures"][-1])
+        assert all_rise_by(3, second["figures"][-1])
+        assert all_rise_by(2, first["logged"]), door
+        assert all_rise_by(2, first["gathered"]), door
+        assert first["gathered"] == second["gathered"]
 
 
 def run(folder, name, **options):
@@ -133,7 +153,12 @@ def test_without_a_known_order_the_trainer_logs_the_figures_of_whole_epochs(tmp_
         coverage for coverage, _ in expected[11::12]
     ]
     assert figures[0]["flowdata/draws/group_g0"] == pytest.approx(expected[11][1])
-    assert figures[11] | {"step": 0, "epoch": 0} == figures[0] | {"step": 0, "epoch": 0}
+    first, last = (
+        {name: value for name, value in figures[number].items() if "/draws/" in name}
+        for number in (0, 11)
+    )
+    assert len(first) == 13
+    assert first == last
 
 
 def test_a_checkpoint_of_a_run_without_monitor_counts_what_was_trained_on_before(tmp_path):

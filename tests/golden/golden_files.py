@@ -49,7 +49,7 @@ def contents(path):
     return table.to_pydict(), [str(column.type) for column in table.columns], metadata
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     pass
 
 

@@ -1,5 +1,7 @@
 """What a pass finds out once is found out alike by all who share it, whichever rows they score."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,8 @@ def test_padding_is_tried_on_rows_of_all_parts_or_on_each_block(tmp_path, first,
 
 
 def test_a_job_that_sees_turns_alone_knows_that_its_data_begins_with_texts(tmp_path):
-    tokenizer = family("byte-level")
+    # That of all tests has a template of its own.
+    tokenizer = copy.deepcopy(family("byte-level"))
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     texts = [{"p": "Say", "r": f" {n}"} for n in range(8)]
     turns = [

@@ -181,18 +181,21 @@ def test_a_server_without_ranges_sends_every_shard_once(tmp_path):
         assert server.bytes_sent <= whole
 
 
-def test_a_pass_is_left_while_a_server_without_ranges_stands_still(tmp_path):
+def test_a_pass_is_left_while_a_server_without_ranges_stands_still(tmp_path, request):
     urls = write_shards(tmp_path, (40,), content=60_000)
     content, table = (tmp_path / "s-0.tar").read_bytes(), make_table(urls)
     in_vain, interrupt = [], partial(os.kill, os.getpid(), signal.SIGINT)
+    # Whatever a test before has left in its place.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
 
-    def stalling(request):
-        request.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
-        request.send(content[:5000])
+    def stalling(connection):
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content))
+        connection.send(content[:5000])
         threading.Timer(0.3, interrupt).start()
-        if not request.wait(8):
+        if not connection.wait(8):
             in_vain.append("somebody waited for the server")
-        request.hang_up()
+        connection.hang_up()
 
     with HostileServer(content, stalling) as server:
         samples = iter(FlowShards([server.url("s-0.tar")], table, epoch_size=60))

@@ -1,9 +1,7 @@
 """``flowdata demo``: real digits, a harmful fine-tuning set, one training loop, five loaders."""
 
-import copy
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from flowdata import demo_runs
 from flowdata.core.weights import FlowWeights
 from flowdata.demo_runs import (
     BATCH,
-    EPOCHS,
     FLOW,
     LEARNING_RATE,
     PRE_TRAINING_EPOCHS,
     Result,
     Run,
+    Task,
     accuracy,
     batches,
     loaders,
@@ -57,35 +55,9 @@ _PRE_TRAINED = "pre-trained"
 _DISTINCT = 'FlowSampler, "distinct"'
 
 
-@dataclass(frozen=True)
-class Task:
-    """One split of the digits; images are float32 of shape (n, 1, 8, 8).
-
-    Attributes:
-        pre_training: upright digits.
-        fine_tuning: turned digits, some with wrong labels, and pieces of photographs.
-        harmful: which rows of ``fine_tuning`` are wrong or off-domain.
-        old: upright test digits.
-        new: the same test digits, turned.
-    """
-
-    pre_training: TensorDataset
-    fine_tuning: TensorDataset
-    harmful: NDArray[np.bool_]
-    old: TensorDataset
-    new: TensorDataset
-
-
 def run(*, seeds: int, output: Path) -> list[Run]:
     """Run everything; write the loss tables and ``demo.png`` to ``output``."""
-    output.mkdir(parents=True, exist_ok=True)
-    digits, photos = read_digits(), read_photographs()
-    runs = []
-    with demo_runs.one_thread(), tqdm(total=seeds * 6, desc="demo", unit="trainings") as bar:
-        for seed in range(seeds):
-            runs.append(_run_once(make_task(seed, *digits, photos), seed, output, bar))
-    demo_runs.draw(runs, output / "demo.png", start=_PRE_TRAINED)
-    return runs
+    return demo_runs.run_seeds(make_task, _run_once, seeds=seeds, output=output, start=_PRE_TRAINED)
 
 
 def report(runs: list[Run]) -> str:
@@ -138,17 +110,10 @@ def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
     weights = losses.weights()
 
     hardest = demo_runs.hardest_rows(network, task.new)
-    results = {_PRE_TRAINED: Result(*_accuracies(network, task, hardest))}
-    for method, loader, learning_rate in _methods(task.fine_tuning, weights, seed):
-        model = copy.deepcopy(network)
-        # The same random numbers for each method: only the loader makes a difference.
-        torch.manual_seed(seed)
-        started = time.perf_counter()
-        train(model, loader, learning_rate=learning_rate, epochs=EPOCHS)
-        seconds = time.perf_counter() - started
-        samples = EPOCHS * len(loader.sampler)  # type: ignore[arg-type]
-        results[method] = Result(*_accuracies(model, task, hardest), samples, seconds)
-        bar.update()
+    knows = partial(_accuracies, task=task, hardest=hardest)
+    results = {_PRE_TRAINED: Result(*knows(network))}
+    methods = _methods(task.fine_tuning, weights, seed)
+    results |= demo_runs.fine_tuned(network, methods, knows, seed, bar)
     return Run(task.harmful, losses.losses, weights, results)
 
 

@@ -1,10 +1,9 @@
 """``flowdata demo --new-head``: a network that reads five digits learns the other five."""
 
 import copy
-import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from flowdata import demo_runs
 from flowdata.core.weights import FlowWeights
 from flowdata.demo_runs import (
     BATCH,
-    EPOCHS,
     FLOW,
     LEARNING_RATE,
     OWN_ROWS,
     PRE_TRAINING_EPOCHS,
     Result,
     Run,
+    Task,
     batches,
     loaders,
     train,
@@ -41,35 +40,9 @@ _LEARNING_RATE = 0.001
 _PROBE = "linear probe"
 
 
-@dataclass(frozen=True)
-class Task:
-    """One split of the digits; images are float32 of shape (n, 1, 8, 8), classes 0 to 4.
-
-    Attributes:
-        pre_training: digits 0 to 4.
-        fine_tuning: digits 5 to 9, some with wrong labels, and pieces of photographs.
-        harmful: which rows of ``fine_tuning`` are wrong or off-domain.
-        old: test digits 0 to 4.
-        new: test digits 5 to 9.
-    """
-
-    pre_training: TensorDataset
-    fine_tuning: TensorDataset
-    harmful: NDArray[np.bool_]
-    old: TensorDataset
-    new: TensorDataset
-
-
 def run(*, seeds: int, output: Path) -> list[Run]:
     """Run everything; write the loss tables and ``demo.png`` to ``output``."""
-    output.mkdir(parents=True, exist_ok=True)
-    digits, photos = demo_runs.read_digits(), demo_runs.read_photographs()
-    runs = []
-    with demo_runs.one_thread(), tqdm(total=seeds * 6, desc="demo", unit="trainings") as bar:
-        for seed in range(seeds):
-            runs.append(_run_once(make_task(seed, *digits, photos), seed, output, bar))
-    demo_runs.draw(runs, output / "demo.png", start=_PROBE)
-    return runs
+    return demo_runs.run_seeds(make_task, _run_once, seeds=seeds, output=output, start=_PROBE)
 
 
 def report(runs: list[Run]) -> str:
@@ -118,16 +91,10 @@ def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
     )
     weights, own_rows = table.weights(), _scored_on_its_own_rows(network, task.fine_tuning)
     hardest = demo_runs.hardest_rows(network, task.new)
-    results = {_PROBE: _result(network, old_head, task, hardest)}
-    for method, loader, learning_rate in _methods(task.fine_tuning, weights, own_rows, seed):
-        model = copy.deepcopy(network)
-        torch.manual_seed(seed)
-        started = time.perf_counter()
-        train(model, loader, learning_rate=learning_rate, epochs=EPOCHS)
-        seconds = time.perf_counter() - started
-        samples = EPOCHS * len(loader.sampler)  # type: ignore[arg-type]
-        results[method] = _result(model, old_head, task, hardest, samples, seconds)
-        bar.update()
+    knows = partial(_accuracies, old_head=old_head, task=task, hardest=hardest)
+    results = {_PROBE: Result(*knows(network))}
+    methods = _methods(task.fine_tuning, weights, own_rows, seed)
+    results |= demo_runs.fine_tuned(network, methods, knows, seed, bar)
     return Run(task.harmful, table.losses, weights, results, own_rows)
 
 
@@ -149,17 +116,12 @@ def _scored_on_its_own_rows(probed: nn.Module, data: TensorDataset) -> FlowWeigh
         return score(probed, data, progress=False).weights()
 
 
-def _result(
-    model: nn.Module,
-    old_head: nn.Module,
-    task: Task,
-    hardest: NDArray[np.int64],
-    samples: int = 0,
-    seconds: float = 0.0,
-) -> Result:
-    """What a model knows: of the new task by its own head, of the old task by the old one."""
+def _accuracies(
+    model: nn.Module, old_head: nn.Module, task: Task, hardest: NDArray[np.int64]
+) -> tuple[float, float, float]:
+    """Old, by the old head, new, and hardest new, in percent."""
     new = demo_runs.scores_in_percent(model, task.new)
     before = copy.deepcopy(model)
     before.set_submodule(_HEAD, old_head)
     old = demo_runs.accuracy(before, task.old)
-    return Result(old, new.mean().item(), new[hardest].mean().item(), samples, seconds)
+    return old, new.mean().item(), new[hardest].mean().item()

@@ -1,10 +1,12 @@
 """What the demos share: real digits and photographs, one training loop, tables and a picture."""
 
 import contextlib
-from collections.abc import Iterator
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from tqdm.auto import tqdm
 
 from flowdata.core.weights import FlowWeights
 from flowdata.files import replacing
@@ -32,6 +35,24 @@ FLOW = "FlowSampler"
 OWN_ROWS = "FlowSampler, own rows"
 SMALLER_RATE = "control: lr x mean(w)"
 FEWER_STEPS = "control: steps x mean(w)"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One split of the digits; images are float32 of shape (n, 1, 8, 8).
+
+    Attributes:
+        pre_training: digits of the old task.
+        fine_tuning: digits of the new one, some with wrong labels, and pieces of photographs.
+        harmful: which rows of ``fine_tuning`` are wrong or off-domain.
+        old, new: test digits of either task.
+    """
+
+    pre_training: TensorDataset
+    fine_tuning: TensorDataset
+    harmful: NDArray[np.bool_]
+    old: TensorDataset
+    new: TensorDataset
 
 
 def train(model: nn.Module, loader: DataLoader[Any], *, learning_rate: float, epochs: int) -> None:
@@ -83,8 +104,50 @@ class Run:
         return float(weights.values[self.harmful].sum() / weights.values.sum())
 
 
+MakeTask: TypeAlias = Callable[[int, Tensor, Tensor, list[Tensor]], Task]
+"""(seed, images, labels, photographs) -> task."""
+RunOnce: TypeAlias = Callable[[Task, int, Path, "tqdm[Any]"], Run]
+"""(task, seed, folder of loss tables, progress bar of trainings) -> run."""
+
+
+def run_seeds(
+    make_task: MakeTask, run_once: RunOnce, *, seeds: int, output: Path, start: str
+) -> list[Run]:
+    """Run everything; write the loss tables and ``demo.png`` to ``output``."""
+    output.mkdir(parents=True, exist_ok=True)
+    digits, photos = read_digits(), read_photographs()
+    runs = []
+    with _one_thread(), tqdm(total=seeds * 6, desc="demo", unit="trainings") as bar:
+        for seed in range(seeds):
+            runs.append(run_once(make_task(seed, *digits, photos), seed, output, bar))
+    draw(runs, output / "demo.png", start=start)
+    return runs
+
+
+def fine_tuned(
+    network: nn.Module,
+    methods: Iterable[tuple[str, DataLoader[Any], float]],
+    knows: Callable[[nn.Module], tuple[float, float, float]],
+    seed: int,
+    bar: "tqdm[Any]",
+) -> dict[str, Result]:
+    """What copies of a network know after each method; ``knows`` tells of old, new and hardest."""
+    results = {}
+    for method, loader, learning_rate in methods:
+        model = copy.deepcopy(network)
+        # The same random numbers for each method: only the loader makes a difference.
+        torch.manual_seed(seed)
+        started = time.perf_counter()
+        train(model, loader, learning_rate=learning_rate, epochs=EPOCHS)
+        seconds = time.perf_counter() - started
+        samples = EPOCHS * len(loader.sampler)  # type: ignore[arg-type]
+        results[method] = Result(*knows(model), samples, seconds)
+        bar.update()
+    return results
+
+
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Threads of so small a network spend their time waiting for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -119,7 +119,7 @@ def test_a_task_with_a_new_head_is_a_function_of_its_seed_and_has_other_digits(d
 @pytest.mark.slow
 def test_with_a_new_head_scores_out_of_fold_find_what_is_harmful(tmp_path, monkeypatch):
     if not LONG:
-        monkeypatch.setattr(demo_new_head, "EPOCHS", 6)
+        monkeypatch.setattr(demo_runs, "EPOCHS", 6)
     (run,) = demo_new_head.run(seeds=1, output=tmp_path)
     assert list(run.results) == [
         "linear probe",

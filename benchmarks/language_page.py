@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from language_figures import draw
-from measure import Machine, Table
+from measure import Machine, Table, mean_and_deviation
 from methods import DISTINCT, FEWER_STEPS, FLOW, FLOW_WISE, SMALLER_RATE, STANDARD, WISE
 from numpy.typing import NDArray
 from packed import (
@@ -39,7 +39,7 @@ from results import (
     Results,
     Score,
     beaten,
-    mean_and_deviation,
+    parts_named,
     scores_of,
 )
 from sources import Hashes
@@ -334,10 +334,10 @@ def compute(results: Results) -> list[Table]:
         runs = results.runs[task]
         if PADDED not in runs:
             continue
-        plain, rows = runs[PADDED], []
+        plain, rows, scores_by_method = runs[PADDED], [], scores_of(runs)
         for method in (PADDED, STANDARD, FLOW, DISTINCT_PADDED, DISTINCT):
             if method in runs:
-                scores = scores_of(runs)[method]
+                scores = scores_by_method[method]
                 rows.append(
                     [
                         method if "padded" in method else f"{method}, packs",
@@ -373,7 +373,7 @@ def _perplexity(found: Sequence[Any], part: str) -> str:
 
 def _perplexity_of_new(found: Sequence[Any], part: str) -> str:
     """Of all new texts; of several sources, the geometric mean."""
-    names = [name for name in found[0] if name == part or name.startswith(f"{part}, ")]
+    names = parts_named(found[0], part)
     losses = [np.mean([each[name] for name in names]) for each in found]
     return mean_and_deviation(np.exp(losses), ".2f")
 

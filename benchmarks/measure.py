@@ -274,3 +274,10 @@ def _field(path: str, name: str) -> str:
         if key.strip() == name:
             return value.strip()
     return ""
+
+
+def mean_and_deviation(values: Any, form: str) -> str:
+    """Mean and standard deviation."""
+    found = np.asarray(values, dtype=np.float64)
+    mean = format(found.mean(), form)
+    return f"{mean} ± {found.std(ddof=1):{form.lstrip('+')}}" if found.size > 1 else mean

@@ -1,5 +1,6 @@
 """Records: what was measured, a line of JSON each, so that a run that was cut off goes on."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -35,7 +36,8 @@ class Records:
 def append(file: Path, record: Record) -> None:
     """Add a line to a file; lines of several processes do not mix."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    line = (json.dumps(record) + "\n").encode()
+    # The first newline ends what a process that was killed may have left of a line.
+    line = f"\n{json.dumps(record)}\n".encode()
     # One write of a file that is opened for appending stays in one piece.
     place = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -47,6 +49,6 @@ def append(file: Path, record: Record) -> None:
 def _read(file: Path) -> Iterator[Record]:
     if file.exists():
         for line in file.read_text().splitlines():
-            # The last one of a process that was killed may be a part of a line.
-            if line.endswith("}"):
+            # An empty line, or a part of one that a process was killed at.
+            with contextlib.suppress(ValueError):
                 yield json.loads(line)

@@ -81,8 +81,13 @@ def scores_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Score]:
     }
 
 
+def parts_named(run: Run, part: str) -> list[str]:
+    """The names of a measure in a run: one for each source, where there are several."""
+    return [name for name in run if name == part or name.startswith(f"{part}, ")]
+
+
 def _fallen(before: Sequence[Run], after: Sequence[Run], part: str) -> NDArray[np.float64]:
-    names = [name for name in before[0] if name == part or name.startswith(f"{part}, ")]
+    names = parts_named(before[0], part)
     return np.array(
         [
             np.mean([old[name] - new[name] for name in names])
@@ -98,10 +103,3 @@ def beaten(ours: Score, rivals: Sequence[Score]) -> tuple[str, str]:
         [(ours.kept > each.kept) & (ours.learned >= each.learned) for each in rivals], axis=0
     )
     return f"{better.sum()} of {better.size}", f"{both.sum()} of {both.size}"
-
-
-def mean_and_deviation(values: Any, form: str) -> str:
-    """Mean and standard deviation."""
-    found = np.asarray(values, dtype=np.float64)
-    mean = format(found.mean(), form)
-    return f"{mean} ± {found.std(ddof=1):{form.lstrip('+')}}" if found.size > 1 else mean

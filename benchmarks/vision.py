@@ -15,7 +15,7 @@ import digits
 import numpy as np
 import torch
 from ledger import Ledger
-from measure import Machine, Table
+from measure import Machine, Table, mean_and_deviation
 from methods import (
     CLIPPED,
     CONTROLS,
@@ -41,7 +41,7 @@ from publishing import command_line
 from sources import sources_of
 from tasks import OWN_ROWS, QUICK, Sizes, Task, best_rates
 from tqdm import tqdm
-from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, publish_comparison, spread
+from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, publish_comparison
 
 TRIED = (
     (STANDARD, WISE, L2),
@@ -353,7 +353,7 @@ def scored_on_own_rows(
                     f"{100 * mean('harmful'):.1f}",
                     f"{100 * mean('drawn'):.1f}",
                     *(
-                        spread([run[method][part] for run in runs])
+                        mean_and_deviation([run[method][part] for run in runs], ".1f")
                         for part in ("old", "new", "hardest")
                     ),
                 ]

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from measure import Machine, Table, canvas
+from measure import Machine, Table, canvas, mean_and_deviation
 from methods import (
     CLIPPED,
     CONTROLS,
@@ -98,7 +97,7 @@ def summary(results: Mapping[str, Sequence[Run]]) -> Table:
                     f"{better} of {len(runs)}",
                     f"{both} of {len(runs)}",
                     best,
-                    spread(ahead, "+"),
+                    mean_and_deviation(ahead, "+.1f"),
                     reading(better, len(runs), ahead, best),
                 ]
             )
@@ -129,7 +128,7 @@ def by_method(task: str, runs: Sequence[Run], rates: Mapping[str, float]) -> Tab
         rows.append(
             [
                 method,
-                *(spread(values_of(runs, method, part)) for part in MEASURES),
+                *(mean_and_deviation(values_of(runs, method, part), ".1f") for part in MEASURES),
                 *([f"{better}", f"{both}"] if method not in STARTS else ["", ""]),
                 f"{np.mean([run[method]['samples'] for run in runs]):,.0f}",
                 f"{np.mean([run[method]['seconds'] for run in runs]):.1f}",
@@ -149,7 +148,9 @@ def with_averages(results: Mapping[str, Sequence[Run]]) -> Table:
         for rival in AVERAGED_CONTROLS:
             better, both = beaten(runs, FLOW_WISE, [rival])
             ahead = (
-                spread(values_of(runs, FLOW_WISE, part) - values_of(runs, rival, part), "+")
+                mean_and_deviation(
+                    values_of(runs, FLOW_WISE, part) - values_of(runs, rival, part), "+.1f"
+                )
                 for part in (MEAN, KEPT, LEARNED, HARDEST)
             )
             rows.append([f"{task}: against {rival}", *ahead, f"{better}", f"{both}"])
@@ -164,7 +165,9 @@ def prices(results: Mapping[str, Sequence[Run]]) -> Table:
         [
             method,
             *(
-                spread(values_of(runs, method, HARDEST) - values_of(runs, STANDARD, HARDEST), "+")
+                mean_and_deviation(
+                    values_of(runs, method, HARDEST) - values_of(runs, STANDARD, HARDEST), "+.1f"
+                )
                 for runs in results.values()
             ),
         ]
@@ -218,10 +221,3 @@ def draw(results: Mapping[str, Sequence[Run]], path: Path) -> None:
             part.set(title=task, xlabel=f"learned: {LEARNED.title}", ylabel=f"kept: {KEPT.title}")
             part.grid(True)
         np.atleast_1d(axes)[-1].legend(fontsize=6)
-
-
-def spread(values: Any, sign: str = "") -> str:
-    """Mean and standard deviation."""
-    found = np.asarray(values, dtype=np.float64)
-    mean = f"{found.mean():{sign}.1f}"
-    return f"{mean} ± {found.std(ddof=1):.1f}" if found.size > 1 else mean

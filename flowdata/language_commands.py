@@ -168,9 +168,8 @@ def _run_score(options: argparse.Namespace) -> None:
     if options.workers is not None:
         raise ValueError("--workers are those of --engine ray: torchrun starts its own")
     with join_torchrun() as process:
-        model, tokenizer = open_model(
+        model = open_model(
             options.model,
-            tokenizer=options.tokenizer,
             dtype=options.dtype,
             device=options.device,
             local_rank=process.local_rank,
@@ -179,7 +178,7 @@ def _run_score(options: argparse.Namespace) -> None:
         losses = score(
             model,
             data,
-            options.loss if named else _loss(options, columns, tokenizer or _tokenizer(options)),
+            options.loss if named else _loss(options, columns, _tokenizer(options)),
             output=options.output,
             shard=shard,
             key=options.key,
@@ -257,10 +256,7 @@ def _open_in_worker(model: str, dtype: str, device: str | None, as_saved: bool) 
     from flowdata.scoring.open_inputs import open_model
 
     device = device or str(assigned_device())
-    opened, _ = open_model(
-        model, tokenizer=None, dtype=dtype, device=device, local_rank=0, as_saved=as_saved
-    )
-    return opened
+    return open_model(model, dtype=dtype, device=device, local_rank=0, as_saved=as_saved)
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...]) -> None:

@@ -35,17 +35,16 @@ def score_by_proxy(
     with join_torchrun() as process:
         load = partial(
             open_model,
-            tokenizer=None,
             dtype=options.dtype,
             device=options.device,
             local_rank=process.local_rank,
             as_saved=options.loss != "causal_lm",
         )
         found = score_proxy(
-            lambda: load(options.model)[0],
+            lambda: load(options.model),
             data,
             loss_of(options),
-            proxy=lambda: load(options.proxy)[0],
+            proxy=lambda: load(options.proxy),
             proxy_loss=loss_of(small),
             sample=options.sample,
             output=options.output,

@@ -20,8 +20,8 @@ from flowdata.scoring.engine_batches import EngineBatch, as_objects, open_batch,
 from flowdata.scoring.engine_worker import EngineOptions, EngineWorker
 from flowdata.scoring.language_losses import LanguageLoss, language_loss
 from flowdata.scoring.loss_formulas import IGNORED
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.scoring_pass import refuse_or_drop_invalid
+from flowdata.table.scored_rows import ScoredRows
 from flowdata.table.stored_table import LENGTH, LOSS, N_TOKENS, TOKEN_LOSSES
 from flowdata.table.token_runs import offsets_of
 
@@ -124,21 +124,18 @@ class BatchScorer:
         return map(self, batches)
 
     def _columns_of(self, batch: EngineBatch, rank: int | None) -> dict[str, Any]:
-        rows, keys = rows_of(batch), None if self._key is None else self._keys(batch)
+        if self._key is not None and self._key not in batch.names:
+            raise ValueError(f"there is no column {self._key!r}, there is {batch.names!s:.300}")
+        rows = rows_of(batch)
         if not rows:
             return _no_rows(self._options.loss)
         opened = _opened(self._id, self._options, rows, rank)
         try:
             [scores] = refuse_or_drop_invalid(iter([opened.worker.score(rows)]), self._on_invalid)
         except (FlowDataError, TypeError, ValueError, MemoryError) as error:
+            keys = None if self._key is None else [row[self._key] for row in rows]
             raise _naming(error, self._key, keys) from error
         return _new_columns(scores) | {SCORED_BY: as_objects([opened.scored_by] * len(rows))}
-
-    def _keys(self, batch: EngineBatch) -> list[Any]:
-        assert self._key is not None
-        if self._key not in batch.names:
-            raise ValueError(f"there is no column {self._key!r}, there is {batch.names!s:.300}")
-        return batch.column(self._key)
 
     def _kept(self, batch: EngineBatch, new: list[str]) -> list[str]:
         if self._keep is None:

@@ -9,6 +9,7 @@ before otherwise once others follow, it is looked up in the text by marks.
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ class ChatTemplate:
                 "the row has tools, which the chat template does not render: use a template that "
                 "does, or take the column out"
             )
-        read = _COMMENT.sub("", self._template)
+        read = _without_comments(self._template)
         for name in ("tool_calls", *_REASONING):
             read_as = _REASONING if name in _REASONING else (name,)
             if any(turn.get(name) for turn in turns) and not any(n in read for n in read_as):
@@ -261,9 +262,14 @@ def warn_if_dated(tokenizer: Any) -> None:
     templates = tokenizer.chat_template
     texts = templates.values() if isinstance(templates, Mapping) else [templates]
     # transformers 5.23, chat_template_utils: what Llama 3.2 and gpt-oss call.
-    if any("strftime_now" in _COMMENT.sub("", text) for text in texts if text):
+    if any("strftime_now" in _without_comments(text) for text in texts if text):
         warn(
             "the chat template writes the date of today (strftime_now): a pass that goes on "
             "another day has other prompts, and so has a training then. Put a date in its place "
             "in tokenizer.chat_template, or, where it takes one, into chat_template_kwargs"
         )
+
+
+@lru_cache(maxsize=16)
+def _without_comments(template: str) -> str:
+    return _COMMENT.sub("", template)

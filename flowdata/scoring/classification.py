@@ -24,7 +24,7 @@ from flowdata.scoring.own_loss import (
     target_of,
 )
 from flowdata.scoring.row_batches import split_batch
-from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.table.scored_rows import ScoredRows
 
 LossFunction: TypeAlias = Callable[[nn.Module, Any], Tensor]
 """(model, batch) -> losses of shape (batch size,); the batch is what the collate_fn made."""

@@ -57,15 +57,15 @@ class Columns:
         Raises:
             ValueError: saying which are missing, and which there are.
         """
-        found = sorted(map(str, found))
+        found = set(map(str, found))
         missing = [name for name in self.names if name not in found]
         if missing == ["labels"] and any(name in found for name in MASK_COLUMNS):
             return
         if missing:
             raise ValueError(
-                f"there is no column {missing}, the columns are {found}; rows need input_ids and "
-                "labels (-100 where a token is not scored), or name columns of text: prompt and "
-                "response, messages, or text, with a tokenizer"
+                f"there is no column {missing}, the columns are {sorted(found)}; rows need "
+                "input_ids and labels (-100 where a token is not scored), or name columns of text: "
+                "prompt and response, messages, or text, with a tokenizer"
             )
 
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError
 from flowdata.scoring.batch_scorer import SCORED_BY
-from flowdata.scoring.scored_rows import ScoredRows, sort_by_row
 from flowdata.table.checks import check_length
 from flowdata.table.data_columns import keys_of
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys
+from flowdata.table.scored_rows import ScoredRows, sort_by_row, table_of_rows
 from flowdata.table.stored_table import LENGTH, LOSS, N_TOKENS, TOKEN_LOSSES
 
 _SHOWN = 5
@@ -60,14 +60,7 @@ def read_scored(
         scores = _in_order_of(wanted, keys, scores, str(key))
         keys = wanted
     known = {**vars(provenance), **said, "key": key}
-    return LossTable(
-        scores.losses,
-        Provenance(**known),
-        n_tokens=scores.n_tokens,
-        lengths=scores.lengths,
-        token_losses=scores.token_losses,
-        keys=keys,
-    )
+    return LossTable(**vars(table_of_rows(scores, Provenance(**known), None, keys)))
 
 
 def _as_arrow(scored: Any, key: str | None, *, tokens: bool) -> Any:

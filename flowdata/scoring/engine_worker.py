@@ -22,10 +22,10 @@ from flowdata.scoring.language_losses import LanguageLoss
 from flowdata.scoring.loss_formulas import IGNORED
 from flowdata.scoring.pretrained import warn_if_parameters_are_new
 from flowdata.scoring.row_blocks import Block
-from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.scoring.scorer import describe_loss, dtype_of, make_pass
 from flowdata.scoring.scoring_pass import ScoringPass, score_blocks
 from flowdata.table.provenance import Provenance
+from flowdata.table.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 
 
 @dataclass(frozen=True)

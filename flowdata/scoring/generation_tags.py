@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ _TAGS = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 _BEGIN, _END = "\U0010fffc", "\U0010fffd"
 
 
+@lru_cache(maxsize=16)
 def has_tags(template: str) -> bool:
     """Whether a template has generation tags."""
     return bool(_TAG.search(template))
@@ -58,10 +60,9 @@ def _render(template: str, options: Mapping[str, Any], turns: Turns) -> tuple[st
     return rendered[0], spans[0]
 
 
-def _check_places(
-    template: str, options: Mapping[str, Any], turns: Turns, whole: str, spans: list[Span]
-) -> None:
-    """Make sure that what transformers takes for tagged is what stands between the tags."""
+@lru_cache(maxsize=16)
+def _with_edges(template: str) -> str:
+    """A template that writes a mark in place of each of its generation tags."""
 
     def write(tag: re.Match[str]) -> str:
         before, is_end, after = tag.groups()
@@ -69,11 +70,18 @@ def _check_places(
         # A block, as white space around it is stripped otherwise than around an expression.
         return f"{{%{before} if true %}}{{{{ '{edge}' }}}}{{% endif {after}%}}"
 
+    return _TAGS.sub(write, template)
+
+
+def _check_places(
+    template: str, options: Mapping[str, Any], turns: Turns, whole: str, spans: list[Span]
+) -> None:
+    """Make sure that what transformers takes for tagged is what stands between the tags."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered = cast(
         "tuple[list[str], Any]",
-        render_jinja_template([turns], chat_template=_TAGS.sub(write, template), **options),
+        render_jinja_template([turns], chat_template=_with_edges(template), **options),
     )
     pieces = re.split(f"([{_BEGIN}{_END}])", rendered[0][0])
     places = np.cumsum([len(text) for text in pieces[::2]]).tolist()

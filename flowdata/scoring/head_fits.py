@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
+from flowdata.core.arrays import is_invalid
 from flowdata.errors import InvalidLossError
 from flowdata.scoring.classification import LossFunction
 from flowdata.scoring.loss_formulas import Formula, UnscorableSample, of_flags, of_values
@@ -87,7 +88,7 @@ class HeadFit:
             for features, targets in self._chunks(found, rows):
                 some.append(self._of(fitted, features, targets).float().cpu().numpy())
         losses = np.concatenate(some)
-        bad = ~(np.isfinite(losses) & (losses >= 0))
+        bad = is_invalid(losses)
         if bad.any():
             raise InvalidLossError(
                 f"NaN, infinite or negative losses {losses[bad][:3].tolist()} of {whose} in "

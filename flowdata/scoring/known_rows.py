@@ -12,7 +12,6 @@ from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, warn
 from flowdata.scoring.language_losses import LANGUAGE_LOSSES
 from flowdata.scoring.ranks import Ranks
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.checks import check_dataset
 from flowdata.table.data_columns import RowsOf
 from flowdata.table.fingerprint import rows_read, transform_fingerprint
@@ -20,6 +19,7 @@ from flowdata.table.loss_table import LossTable
 from flowdata.table.origins import SCORED_BY
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys
+from flowdata.table.scored_rows import ScoredRows
 from flowdata.table.shard_index import ShardIndex, plain_keys
 from flowdata.table.token_runs import reorder_runs
 from flowdata.tar.rows import ShardRows

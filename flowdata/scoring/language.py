@@ -23,12 +23,12 @@ from flowdata.scoring.model_inputs import (
 )
 from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.row_blocks import ChooseBatches
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_batches import make_batches
 from flowdata.scoring.token_rows import Tokens
 from flowdata.scoring.tokenizer_identity import tokenizer_hash, value_hash
 from flowdata.scoring.tokens import OneLayout, TokenReader, UnreadableRow
 from flowdata.scoring.turns import Which
+from flowdata.table.scored_rows import ScoredRows
 
 # Measured: more tokens in a batch make a pass slower on a CPU (caches).
 _TOKENS_ON_CPU = 512

@@ -19,7 +19,7 @@ from flowdata.scoring.own_loss import (
     rounding,
 )
 from flowdata.scoring.row_batches import CollateEach
-from flowdata.scoring.scored_rows import ScoredRows
+from flowdata.table.scored_rows import ScoredRows
 
 _OWN = "pass loss=function(model, batch) -> losses"
 

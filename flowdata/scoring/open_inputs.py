@@ -62,17 +62,15 @@ def _read_file(path: Path) -> Any:
 def open_model(
     name: str,
     *,
-    tokenizer: str | None,
     dtype: str,
     device: str | None,
     local_rank: int,
     as_saved: bool = False,
-) -> tuple[Any, Any]:
-    """A model of transformers, on its device, and its tokenizer.
+) -> Any:
+    """A model of transformers, on its device.
 
-    It is a causal language model, or, with ``as_saved``, of the class that it was saved as, which
-    has no tokenizer here. A GGUF file is read through transformers, which turns it into plain
-    floats.
+    It is a causal language model, or, with ``as_saved``, of the class that it was saved as. A GGUF
+    file is read through transformers, which turns it into plain floats.
 
     Raises:
         FlowDataError: for what cannot be loaded, or has not all parameters of the model.
@@ -93,9 +91,9 @@ def open_model(
     place, where = _place_of(name)
     if as_saved:
         model = load_whole(_saved_class(transformers, place), place, "a model", dtype=kind)
-        return model.to(target), None
+        return model.to(target)
     model = load_whole(transformers.AutoModelForCausalLM, place, dtype=kind, **where)
-    return model.to(target), open_tokenizer(tokenizer or name)
+    return model.to(target)
 
 
 def _saved_class(transformers: Any, name: str) -> Any:

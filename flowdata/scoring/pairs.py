@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,14 +88,14 @@ class PairColumns(NamedTuple):
             ValueError: saying which are missing, and which there are; for a source alone.
         """
         self.require_target()
-        found = sorted(map(str, found))
+        found = set(map(str, found))
         # A sound or an image may stand in place of input_ids.
         needed = self.names if self.target else ("labels",)
         if missing := [name for name in needed if name not in found]:
             raise ValueError(
-                f"there is no column {missing}, the columns are {found}; rows need labels beside "
-                "input_ids or what else the encoder reads, or name columns of text: source and "
-                "target, with a tokenizer"
+                f"there is no column {missing}, the columns are {sorted(found)}; rows need "
+                "labels beside input_ids or what else the encoder reads, or name columns of text: "
+                "source and target, with a tokenizer"
             )
 
 
@@ -129,7 +130,7 @@ class PairReader:
                 "tokenizer.src_lang and tokenizer.tgt_lang"
             )
 
-    @property
+    @cached_property
     def columns(self) -> PairColumns:
         """The columns that are read."""
         return PairColumns(self.source, self.target)

@@ -20,10 +20,10 @@ from flowdata.scoring.feature_parts import FeatureParts
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.probe_features import Features
 from flowdata.scoring.row_blocks import Worker
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
+from flowdata.table.scored_rows import ScoredRows
 
 HEAD = ".head"
 

@@ -12,9 +12,9 @@ from flowdata.core.states import require_same
 from flowdata.errors import FlowDataError, warn
 from flowdata.scoring.engine_worker import EngineWorker
 from flowdata.scoring.row_blocks import Block, Worker, blocks_of_worker
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.scoring_pass import BatchingPass
 from flowdata.table.provenance import Provenance
+from flowdata.table.scored_rows import ScoredRows
 
 _ROWS_PER_TASK = 1024
 _TASKS_AHEAD = 2

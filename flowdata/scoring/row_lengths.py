@@ -16,12 +16,12 @@ from flowdata.scoring.language_losses import LanguageLoss
 from flowdata.scoring.pairs import PairReader
 from flowdata.scoring.parts import Parts
 from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.scoring_pass import run_pass
 from flowdata.scoring.token_rows import IGNORED, Tokens, without_other_inputs
 from flowdata.scoring.tokens import OneLayout, UnreadableRow
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import LENGTHS, Provenance
+from flowdata.table.scored_rows import ScoredRows
 
 
 def lengths(

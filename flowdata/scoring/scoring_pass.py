@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from flowdata.core.arrays import is_invalid
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError
 from flowdata.scoring.inference import read_these
@@ -19,10 +20,10 @@ from flowdata.scoring.parts import Parts, find_unscored_rows
 from flowdata.scoring.ranks import Ranks
 from flowdata.scoring.resuming import Pass, score_resumably
 from flowdata.scoring.row_blocks import Block, ChooseBatches, Worker, blocks_of_worker
-from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys
+from flowdata.table.scored_rows import ScoredRows, concatenate_parts, sort_by_row, table_of_rows
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.rows import ShardRows
 
@@ -101,7 +102,7 @@ def run_pass(
     found = None if known is None else known.scores
     if found is not None:
         refuse_invalid(found, on_invalid=on_invalid)
-        found.losses[_find_invalid(found.losses)] = np.nan
+        found.losses[is_invalid(found.losses)] = np.nan
     with tqdm(desc=title, unit="samples", disable=not progress or ranks.rank > 0) as bar:
         known_rows = None if found is None else found.rows
         share = _ShareOfRank(
@@ -227,20 +228,15 @@ def refuse_or_drop_invalid(
     for some in scores:
         refuse_invalid(some, on_invalid=on_invalid)
         if on_invalid == "drop":
-            some.losses[_find_invalid(some.losses)] = np.nan
+            some.losses[is_invalid(some.losses)] = np.nan
         yield some
 
 
 def refuse_invalid(scores: ScoredRows, *, on_invalid: OnInvalid) -> None:
     """Refuse invalid losses, of this pass or of one before, unless they are to be dropped."""
-    invalid = _find_invalid(scores.losses)
+    invalid = is_invalid(scores.losses)
     if invalid.any() and on_invalid == "raise":
         raise InvalidLossError(_describe_invalid(scores, invalid))
-
-
-def _find_invalid(losses: NDArray[np.float32]) -> NDArray[np.bool_]:
-    invalid: NDArray[np.bool_] = ~(np.isfinite(losses) & (losses >= 0))
-    return invalid
 
 
 def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
@@ -268,18 +264,13 @@ def _merge(
 ) -> LossTable:
     """The table of all parts, whichever rank scored them, and of rows that were known."""
     scored = [sort_by_row(concatenate_parts(parts))] if parts else []
-    truncated = sum(int(some.truncated.sum()) for some in scored if some.truncated is not None)
-    of_all: int | None = truncated
-    if known is not None:
-        scored = [*(replace(some, truncated=None) for some in scored), known.scores]
-        of_all = None if known.truncated is None else truncated + known.truncated
-    scores = sort_by_row(concatenate_parts(scored))
-    return LossTable(
-        scores.losses,
-        provenance.with_truncated(of_all),
-        n_tokens=scores.n_tokens,
-        lengths=scores.lengths,
-        token_losses=scores.token_losses,
-        index=dataset.index if isinstance(dataset, ShardRows) else None,
-        keys=keys,
-    )
+    cut = sum(int(some.truncated.sum()) for some in scored if some.truncated is not None)
+    of_all: int | None = cut
+    if known is None:
+        [scores] = scored
+    else:
+        new = (replace(some, truncated=None) for some in scored)
+        scores = sort_by_row(concatenate_parts([*new, known.scores]))
+        of_all = None if known.truncated is None else cut + known.truncated
+    index = dataset.index if isinstance(dataset, ShardRows) else None
+    return LossTable(**vars(table_of_rows(scores, provenance.with_truncated(of_all), index, keys)))

@@ -25,7 +25,6 @@ from flowdata.scoring.fitted_rows import warn_if_fitted_on
 from flowdata.scoring.inference import require_read
 from flowdata.scoring.parts import ADVICE, Parts
 from flowdata.scoring.ranks import Ranks
-from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 from flowdata.scoring.scoring_pass import ScoringPass, refuse_invalid, refuse_or_drop_invalid
 from flowdata.table.given_keys import as_keys
 from flowdata.table.loss_table import LossTable
@@ -34,6 +33,7 @@ from flowdata.table.parquet import DamagedFileError
 from flowdata.table.part_file import Part, read_part, write_part
 from flowdata.table.provenance import Provenance
 from flowdata.table.row_keys import RowKeys, joined_keys
+from flowdata.table.scored_rows import ScoredRows, concatenate_parts, sort_by_row, table_of_rows
 
 _PREFIX = "stream-"
 # Keys are looked through for those that come twice when there are so many, and twice as many, ....
@@ -160,14 +160,8 @@ def _merged(of_ranks: list[tuple[ScoredRows, RowKeys]], how: StreamPass) -> Loss
             "datasets.distributed.split_dataset_by_node(stream, rank, ranks)"
         ) from error
     truncated = None if scores.truncated is None else int(scores.truncated.sum())
-    return LossTable(
-        scores.losses,
-        replace(how.provenance, rows=len(scores)).with_truncated(truncated or 0),
-        n_tokens=scores.n_tokens,
-        lengths=scores.lengths,
-        token_losses=scores.token_losses,
-        keys=keys,
-    )
+    provenance = replace(how.provenance, rows=len(scores)).with_truncated(truncated or 0)
+    return LossTable(**vars(table_of_rows(scores, provenance, None, keys)))
 
 
 class _Share:

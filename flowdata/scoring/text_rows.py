@@ -15,13 +15,13 @@ from flowdata.scoring.inference import UnreadableBatch
 from flowdata.scoring.own_token_loss import agree
 from flowdata.scoring.padded_pass import padded_places
 from flowdata.scoring.row_batches import collate_by_shape
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.scoring.token_rows import (
     MEDIA,
     read_integers,
     refuse_other_media,
     refuse_weights,
 )
+from flowdata.table.scored_rows import ScoredRows
 
 # transformers 5.23, DataCollatorWithPadding: other names of a row's labels.
 _LABELS = ("labels", "label", "label_ids")

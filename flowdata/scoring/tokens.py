@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -123,7 +124,7 @@ class TokenReader:
                 "model, set tokenizer.chat_template, or give prompt and response columns"
             )
 
-    @property
+    @cached_property
     def columns(self) -> Columns:
         """The columns that are read."""
         return Columns(self.prompt, self.response, self.messages, self.text)

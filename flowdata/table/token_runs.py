@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowdata.core.arrays import is_invalid
 from flowdata.core.column import Source
 from flowdata.core.weights import OnInvalid
 from flowdata.errors import InvalidLossError
@@ -63,8 +64,8 @@ def valid_token_losses(
     Raises:
         InvalidLossError: naming the rows, if there are any and they are not to be dropped.
     """
-    invalid = ~(np.isfinite(token_losses) & (token_losses >= 0))
-    rows = ~(np.isfinite(losses) & (losses >= 0))
+    invalid = is_invalid(token_losses)
+    rows = is_invalid(losses)
     if rows.any():
         invalid |= np.repeat(rows, np.diff(offsets))
     if not invalid.any():

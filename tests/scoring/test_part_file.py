@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowdata import TableFileError
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table.parquet import DamagedFileError
 from flowdata.table.part_file import read_part, write_part
+from flowdata.table.scored_rows import ScoredRows
 
 IDENTITY = {"rows": 60, "loss": "mse", "model_hash": "a1", "options": {}}
 NAMES = ("rows", "losses", "n_tokens", "token_losses", "truncated", "lengths")

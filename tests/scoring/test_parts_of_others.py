@@ -14,9 +14,9 @@ from scoring_lines import Line, Stop, absolute, scored
 
 from flowdata import FlowDataWarning, MismatchError, TableFileError
 from flowdata.scoring.parts import Parts
-from flowdata.scoring.scored_rows import ScoredRows
 from flowdata.table import parquet, part_file
 from flowdata.table.part_file import read_part, write_part
+from flowdata.table.scored_rows import ScoredRows
 
 RESULT = list(range(50))
 

@@ -6,7 +6,7 @@ import pytest
 import flowdata
 from flowdata.scoring import ray_workers
 from flowdata.scoring.ray_workers import RayWorkers, Sizes, open_dataset
-from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts
+from flowdata.table.scored_rows import ScoredRows, concatenate_parts
 
 IDENTITY = {"model_hash": "a"}
 

@@ -5,7 +5,7 @@ from fuzzing import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowdata.scoring.scored_rows import ScoredRows, concatenate_parts, sort_by_row
+from flowdata.table.scored_rows import ScoredRows, concatenate_parts, sort_by_row
 
 
 @examples(50)

@@ -12,6 +12,9 @@ from flowdata.errors import MismatchError
 
 Name: TypeAlias = str | int | bool
 
+NO_GROUP = "(none)"
+"""The group of rows that have no value."""
+
 
 @dataclass(frozen=True, eq=False)
 class Groups:
@@ -27,13 +30,18 @@ class Groups:
     names: tuple[Name, ...]
 
     @classmethod
-    def of(cls, labels: ArrayLike, rows: int) -> "Groups":
+    def of(cls, labels: "ArrayLike | Groups", rows: int) -> "Groups":
         """Groups in the order of their names, from a name or whole number for each row.
+
+        Groups that are given stay as they are.
 
         Raises:
             MismatchError: for another number of labels than rows.
             ValueError: for another shape, rows without a group, and labels that are no names.
         """
+        if isinstance(labels, Groups):
+            _require_rows(labels.codes, rows)
+            return labels
         if isinstance(labels, str):
             raise ValueError(
                 f"groups must be a name for each row, got {labels!r}: give the column of the data, "
@@ -45,11 +53,7 @@ class Groups:
         array = as_array(given)
         if array.ndim != 1:
             raise ValueError(f"groups must be a name for each row, got shape {array.shape}")
-        if array.size != rows:
-            raise MismatchError(
-                f"there are {array.size:,} groups for {rows:,} rows; give the group of each row "
-                "that was scored, in their order"
-            )
+        _require_rows(array, rows)
         if array.dtype.kind in "OU":
             # Of what stands beside a text in a list numpy makes one: "1" of 1, "nan" of no name.
             values = given if isinstance(given, list | tuple) else array
@@ -62,6 +66,15 @@ class Groups:
             )
         found, codes = np.unique(array, return_inverse=True)
         return cls._numbered(codes, found.tolist())
+
+    @classmethod
+    def of_codes(cls, codes: NDArray[Any], names: Sequence[Name] | NDArray[Any]) -> "Groups":
+        """Groups in the order of their names, from the number of a name for each row.
+
+        Of ``names`` some may be equal; each is that of a row.
+        """
+        found = cls.of(names, len(names))
+        return cls._numbered(found.codes[codes], list(found.names))
 
     @classmethod
     def of_runs(cls, names: tuple[Name, ...], sizes: list[int]) -> "Groups":
@@ -88,7 +101,7 @@ class Groups:
 
     @classmethod
     def _numbered(cls, codes: NDArray[Any], names: list[Any]) -> "Groups":
-        small = codes.astype(np.min_scalar_type(max(len(names) - 1, 0)))
+        small = codes.astype(np.min_scalar_type(max(len(names) - 1, 0)), copy=False)
         small.flags.writeable = False
         return cls(small, tuple(names))
 
@@ -112,6 +125,14 @@ class Groups:
     def sizes(self) -> NDArray[np.intp]:
         """Rows of each group."""
         return np.bincount(self.codes, minlength=len(self))
+
+
+def _require_rows(given: NDArray[Any], rows: int) -> None:
+    if given.size != rows:
+        raise MismatchError(
+            f"there are {given.size:,} groups for {rows:,} rows; give the group of each row "
+            "that was scored, in their order"
+        )
 
 
 def _without_group(array: NDArray[Any]) -> str:

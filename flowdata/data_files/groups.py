@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.groups import Groups
+from flowdata.core.groups import NO_GROUP, Groups
 from flowdata.data_files import parquet_rows
 from flowdata.data_files.attach import rows_of_batch, table_rows_of
 from flowdata.data_files.json_rows import read_rows
@@ -16,9 +16,6 @@ from flowdata.data_files.opening import data_paths, format_of, open_lines
 from flowdata.data_files.row_weights import TableRows, as_table
 from flowdata.errors import DataFileError
 from flowdata.table.loss_table import LossTable
-
-NO_GROUP = "(none)"
-"""The group of rows that have no value, and of those of the table that are in no file."""
 
 
 def groups_of_files(
@@ -41,6 +38,7 @@ def groups_of_files(
     """
     losses, sources = as_table(table), data_paths(data)
     rows = TableRows(losses, key, sources[0], unchecked=unchecked)
+    # Rows of the table that are in no file have no value either.
     numbers: dict[Any, int] = {NO_GROUP: 0}
     codes = np.zeros(len(losses), dtype=np.int32)
     for source in sources:
@@ -56,8 +54,7 @@ def groups_of_files(
         raise DataFileError(f"no row of {sources[0]} has a field {field!r} to group rows by")
     used = np.unique(codes)
     names = [NO_GROUP, *(value for _, value in list(numbers)[1:])]
-    groups = Groups.of([names[code] for code in used.tolist()], used.size)
-    return Groups(groups.codes[used.searchsorted(codes)], groups.names)
+    return Groups.of_codes(used.searchsorted(codes), [names[code] for code in used.tolist()])
 
 
 def _values(

@@ -263,6 +263,7 @@ def test_whole_numbers_and_booleans_are_groups_too(kind):
     ("labels", "error", "message"),
     [
         (SOURCE[:-1], MismatchError, "2,999 groups for 3,000 rows"),
+        (Groups.of(SOURCE[:-1], ROWS - 1), MismatchError, "2,999 groups for 3,000 rows"),
         (SOURCE.reshape(2, -1), ValueError, r"got shape \(2, 1500\)"),
         (np.where(SOURCE == "web", None, SOURCE), ValueError, r"rows have none \(row \d+: None"),
         (np.where(SOURCE == "web", np.nan, 1.0), ValueError, r"float64: .* rows have none"),
@@ -337,6 +338,19 @@ def test_weights_of_groups_travel_to_other_processes():
     assert plans[0] == plans[1]
     # Losses and lengths stay, and so do weights, which are made of their logarithms.
     assert len(pickle.dumps(weights)) < 10 * ROWS + 3000
+
+
+def test_groups_that_are_coded_already_give_the_weights_of_their_names():
+    groups = Groups.of(SOURCE, ROWS)
+    assert Groups.of(groups, ROWS) is groups
+    coded = TABLE.weights(groups=groups, shares="equal")
+    assert coded.fingerprint == TABLE.weights(groups=SOURCE, shares="equal").fingerprint
+
+
+def test_numbers_of_names_are_groups_in_the_order_of_the_names():
+    groups = Groups.of_codes(np.array([2, 0, 1, 0, 3]), ["b", "c", "a", "b"])
+    assert groups.same_as(Groups.of(["a", "b", "c", "b", "b"], 5))
+    assert (groups.codes.dtype, groups.codes.flags.writeable) == (np.uint8, False)
 
 
 def test_groups_in_a_row_are_numbered_as_they_are_named():

@@ -49,14 +49,7 @@ def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
         DataFileError: for none at all, one that is there twice, or another format than the first.
         OSError: where one is no file.
     """
-    if isinstance(data, str | PathLike):
-        text = os.fspath(data)
-        pattern = glob.has_magic(text) and not os.path.exists(text)
-        found = [data_path(name) for name in (sorted(glob.glob(text)) if pattern else [text])]
-        if not found:
-            raise FileNotFoundError(f"there is no file {text}")
-    else:
-        found = [path for name in data for path in data_paths(name)]
+    found = _named(data)
     if not found:
         raise DataFileError("no data file is given")
     if len(found) > _MOST_FILES:
@@ -65,13 +58,25 @@ def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
             f"into {_MOST_FILES} at most"
         )
     known = set()
+    first = format_of(found[0])
     for path in found:
         file = path.stat().st_dev, path.stat().st_ino
         if file in known:
             raise DataFileError(f"{path} is given twice")
         known.add(file)
-        if (kind := format_of(path)) != (first := format_of(found[0])):
+        if (kind := format_of(path)) != first:
             raise DataFileError(f"{path} is {kind}, and {found[0]} is {first}: give one format")
+    return found
+
+
+def _named(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
+    if not isinstance(data, str | PathLike):
+        return [path for name in data for path in _named(name)]
+    text = os.fspath(data)
+    pattern = glob.has_magic(text) and not os.path.exists(text)
+    found = [data_path(name) for name in (sorted(glob.glob(text)) if pattern else [text])]
+    if not found:
+        raise FileNotFoundError(f"there is no file {text}")
     return found
 
 

@@ -41,7 +41,7 @@ class TableRows:
             key = table.provenance.key
         self.key = key
         """The field that has the table's keys, or None: rows are in its order."""
-        self._table, self._name = table, name
+        self._table = table
         self._files = [name]
         self._read = self._begin = 0
         self._seen = None if key is None else np.zeros(len(table), dtype=np.bool_)
@@ -51,9 +51,9 @@ class TableRows:
 
     def read_from(self, name: Path) -> None:
         """The next rows are of this file, which comes after those before."""
-        if name != self._name:
-            self._name, self._begin = name, self._read
+        if name != self._files[-1]:
             self._files.append(name)
+            self._begin = self._read
 
     @property
     def position(self) -> int:
@@ -87,7 +87,7 @@ class TableRows:
             number = (
                 f"row {start - self._begin + row:,}" if where is None else f"line {where[row]:,}"
             )
-            return f"{self._name}, {number}: its {self.key} is {_plain(keys, row)!r:.100}"
+            return f"{self._files[-1]}, {number}: its {self.key} is {_plain(keys, row)!r:.100}"
 
         try:
             found = self._in_order(start, keys)

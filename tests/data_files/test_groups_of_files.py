@@ -1,11 +1,14 @@
 """The groups of a table's rows, by a field of data files."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import flowdata
 from flowdata.data_files.groups import groups_of_files
+from flowdata.data_files.opening import data_paths
 from flowdata.errors import DataFileError
 
 KEYS = [f"k{row}" for row in range(30)]
@@ -34,6 +37,17 @@ def test_rows_without_a_value_are_a_group_and_what_names_none_is_refused(tmp_pat
     data.write_bytes(b'{"g": [1]}\n' * 30)
     with pytest.raises(DataFileError, match=r"data\.jsonl, line 1: its 'g' is \[1\], and groups"):
         groups_of_files(data, TABLE, "g")
+
+
+def test_each_of_many_files_is_opened_for_its_format_once(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.jsonl" for number in range(5)]
+    for path in paths:
+        path.write_bytes(b"{}")
+    opened = []
+    usual = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *how: opened.append(path) or usual(path, *how))
+    assert data_paths([str(tmp_path / "*.jsonl")]) == data_paths(paths) == paths
+    assert opened == [paths[0], *paths] * 2
 
 
 def test_files_of_two_formats_are_refused(tmp_path):

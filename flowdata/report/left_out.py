@@ -1,7 +1,5 @@
 """Rows that were not scored whole, or not at all: cut at max_length, or without a valid loss."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +70,8 @@ class LeftOut:
 def left_out(losses: LossTable, number: int) -> LeftOut:
     """What was cut or dropped of a table, and the first rows of each kind."""
     known = losses.provenance
-    most = _option(known.options, "max_length")
+    given = known.given_options.get("max_length")
+    most = given if type(given) is int else None
     long: Any = np.empty(0, dtype=np.int64)
     of_known_length = most is not None and losses.lengths is not None
     # A table knows how many rows were cut, and not which: those are among the rows of full length.
@@ -108,12 +107,3 @@ def left_out(losses: LossTable, number: int) -> LeftOut:
 
 def _named(losses: LossTable, rows: Any) -> tuple[NamedRow, ...]:
     return tuple(NamedRow(row, name_of(losses, row)) for row in rows.tolist())
-
-
-def _option(options: str | None, name: str) -> int | None:
-    try:
-        known = json.loads(options or "{}")
-    except ValueError:
-        return None
-    value = known.get(name) if isinstance(known, Mapping) else None
-    return value if type(value) is int else None

@@ -1,6 +1,5 @@
 """Which rows are shown: the easiest, those on both sides of tau, the hardest; each text once."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ MOST_BYTES_READ = 1 << 30
 _MOST_TRIED = 10_000
 _PIECE = 256
 
-_COLUMNS = ("tokenizer", "chat_template")
+_NO_COLUMNS = ("tokenizer", "chat_template")
 """Options of a loss that name no column."""
 _USUAL = (
     *("system", "prompt", "instruction", "question", "query", "context", "input"),
@@ -157,12 +156,11 @@ class Samples:
 
 
 def _scored_columns(provenance: Provenance) -> set[str]:
-    try:
-        options = json.loads(provenance.options or "{}")
-    except ValueError:
-        return set()
-    known = options.items() if isinstance(options, Mapping) else ()
-    return {value for name, value in known if name not in _COLUMNS and isinstance(value, str)}
+    return {
+        value
+        for name, value in provenance.given_options.items()
+        if name not in _NO_COLUMNS and isinstance(value, str)
+    }
 
 
 def sections_of(

@@ -85,6 +85,15 @@ class Provenance:
         """The same, with the number of samples that were cut, where it is known."""
         return replace(self, truncated=samples)
 
+    @property
+    def given_options(self) -> dict[str, Any]:
+        """The options of the loss by name; none where they cannot be read."""
+        try:
+            found = json.loads(self.options or "{}")
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def to_json(self) -> str:
         """All fields, as a file has them."""
         # Without fields that earlier versions did not have, where there is nothing to say.

@@ -47,6 +47,12 @@ def test_two_passes_are_the_same_one_if_loss_model_and_data_are_whenever_they_ra
     assert first.identity() == later.identity() != other.identity()
 
 
+@pytest.mark.parametrize("options", [None, "", "null", "[1]", '"max_length"', "{", "3"])
+def test_options_that_are_no_names_and_values_are_none_that_were_given(options):
+    assert Provenance(30, options=options).given_options == {}
+    assert Provenance(30, options='{"max_length": 5}').given_options == {"max_length": 5}
+
+
 def test_a_table_recognises_its_data_set():
     table = LossTable.from_losses(LOSSES, dataset=ROWS, model=model())
     table.check(dataset=list(ROWS), model=model().train())

@@ -15,6 +15,7 @@ from flowdata.shell import (
     Commands,
     Speech,
     add_data,
+    add_temperature,
     describe,
     one_line,
     open_data,
@@ -24,7 +25,6 @@ from flowdata.shell import (
     seconds,
     speaking,
     table_of,
-    temperature,
     until_the_reader_leaves,
 )
 from flowdata.table.loss_table import LossTable
@@ -138,13 +138,7 @@ def _add_inspect(commands: Commands) -> None:
         "and of those on both sides of the temperature, --by what each group of them gets.",
     )
     inspect.add_argument("table", type=table_of, help="a loss table, .parquet, also as a URL")
-    inspect.add_argument(
-        "--temperature",
-        type=temperature,
-        default="median",
-        metavar="TAU",
-        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
-    )
+    add_temperature(inspect)
     inspect.add_argument("--html", type=path_of, help="write a report page to this file")
     inspect.add_argument("--compare", type=path_of, help="a second table of the same data set")
     add_data(inspect, required=False)
@@ -163,6 +157,7 @@ def _run_inspect(options: argparse.Namespace) -> None:
     from flowdata.report.summary import (
         compare,
         comparison_text,
+        figures_of,
         groups_of,
         lengths_text,
         summary_text,
@@ -187,8 +182,9 @@ def _run_inspect(options: argparse.Namespace) -> None:
     second = None if options.compare is None else LossTable.load(options.compare)
     groups = None if options.by is None else groups_of(data, options.by)
     other = None if second is None else (second, compare(losses, second, options.temperature))
+    figures = figures_of(losses, weights, groups)
     if not options.json:
-        print(summary_text(losses, weights, groups))
+        print(summary_text(losses, figures))
         if other is not None:
             print(f"\ncompared with {options.compare}\n{comparison_text(other[1])}")
     if data is None and not options.json and options.html is None:
@@ -198,6 +194,7 @@ def _run_inspect(options: argparse.Namespace) -> None:
         weights,
         samples=None if data is None else Samples(data, losses.provenance),
         groups=groups,
+        figures=figures,
         other=other,
         number=options.samples,
     )

@@ -161,6 +161,14 @@ class Commands(Protocol):
         ...
 
 
+class Options(Protocol):
+    """A parser, or a group of its options; what they share has no public name."""
+
+    def add_argument(self, *names: str, **more: Any) -> argparse.Action:
+        """One more option."""
+        ...
+
+
 def path_of(text: str) -> Path:
     """A path of this machine."""
     return _local(text, "a path of this machine")
@@ -240,6 +248,17 @@ def temperature(text: str) -> Temperature:
     return found
 
 
+def add_temperature(command: Options) -> None:
+    """The option that names a temperature."""
+    command.add_argument(
+        "--temperature",
+        type=temperature,
+        default="median",
+        metavar="TAU",
+        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
+    )
+
+
 def add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
     """Options that name a data set."""
     command.add_argument(
@@ -263,12 +282,12 @@ def open_data(options: argparse.Namespace) -> Any:
 
 def print_summary(losses: LossTable, output: Place) -> None:
     """Say that a table is written, and what its weights are."""
-    from flowdata.report.summary import summary_text, weights_of
+    from flowdata.report.summary import figures_of, summary_text, weights_of
 
     # The table first: it took hours, and is safe whatever its weights are.
     print(f"{output} is written; look at it with: flowdata inspect {output}\n")
     try:
-        print(summary_text(losses, weights_of(losses)))
+        print(summary_text(losses, figures_of(losses, weights_of(losses))))
     except InvalidLossError as error:
         speech = Speech({"temperature": "--temperature"})
         print(f"note: {speech(error)}: flowdata inspect {output} --temperature ...")

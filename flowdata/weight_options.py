@@ -5,11 +5,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from flowdata.core.groups import Groups
 from flowdata.core.weights import FlowWeights
-from flowdata.shell import temperature
+from flowdata.shell import add_temperature
 from flowdata.table.loss_table import LossTable
 
 _NAMED = ("rows", "tokens", "equal", "flow")
@@ -18,13 +16,7 @@ _NAMED = ("rows", "tokens", "equal", "flow")
 def add_weight_options(command: argparse.ArgumentParser) -> None:
     """Options that `weights_of_options` reads."""
     weights = command.add_argument_group("weights, as the run made them")
-    weights.add_argument(
-        "--temperature",
-        type=temperature,
-        default="median",
-        metavar="TAU",
-        help="median (default), mean, quantile:Q with Q between 0 and 1, or a number",
-    )
+    add_temperature(weights)
     weights.add_argument(
         "--groups",
         metavar="COLUMN",
@@ -66,15 +58,8 @@ def weights_of_options(
         # A whole number is given as a text, and JSON has no other names.
         by_text = {str(name): name for name in groups.names}
         shares = {by_text.get(name, name): share for name, share in shares.items()}
-    return table.weights(
-        options.temperature, groups=_names(groups), shares=shares, by=options.by, **more
-    )
-
-
-def _names(groups: Groups) -> Any:
-    names = np.empty(len(groups), dtype=object)
-    names[:] = groups.names
-    return names[groups.codes]
+    more |= {"groups": groups, "shares": shares, "by": options.by}
+    return table.weights(options.temperature, **more)
 
 
 def _shares(text: str) -> Any:

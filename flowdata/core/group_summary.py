@@ -160,7 +160,8 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
 
     Of many groups there are those with the most rows. What is known of none has no column.
     """
-    lines = [["group", "rows", "median loss", "of rows", *_EXPECTED, "ESS"]] + [
+    head = ["group", "rows", "median loss", "of rows", *_EXPECTED, "ESS"]
+    rows = [
         [
             _shown_name(group),
             f"{group.rows:,}",
@@ -172,12 +173,17 @@ def groups_table(groups: Sequence[GroupSummary]) -> list[list[str]]:
         ]
         for group in shown_groups(groups)
     ]
-    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
-    lines = [list(line) for line in zip(*columns, strict=True)]
+    lines = without_empty_columns(head, rows)
     if len(groups) > _SHOWN:
         more = f"{len(groups) - _SHOWN:,} more groups"
         lines.append([more, *[""] * (len(lines[0]) - 1)])
     return lines
+
+
+def without_empty_columns(head: list[str], rows: list[list[str]]) -> list[list[str]]:
+    """The lines of a table, its head first, without columns that are empty in all rows."""
+    columns = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    return [list(line) for line in zip(*columns, strict=True)]
 
 
 def groups_text(groups: Sequence[GroupSummary]) -> list[str]:

@@ -1,15 +1,14 @@
 """All that a report says, as numbers and rows: the page and the JSON are made of it."""
 
-import json
 from dataclasses import dataclass
 
 from flowdata.core.groups import Groups
-from flowdata.core.weight_summary import WeightSummary, summary_of
+from flowdata.core.weight_summary import WeightSummary
 from flowdata.core.weights import FlowWeights
 from flowdata.report.left_out import LeftOut, left_out
 from flowdata.report.row_lengths import RowLengths, row_lengths
 from flowdata.report.samples import Samples, Section, sections_of
-from flowdata.report.summary import Comparison, EpochSummary, epoch_summaries, quantiles_of
+from flowdata.report.summary import Comparison, EpochSummary, Figures, figures_of
 from flowdata.table.loss_table import LossTable
 from flowdata.table.origins import parts_of, size_of
 from flowdata.table.provenance import Provenance
@@ -78,6 +77,7 @@ def contents_of(
     *,
     samples: Samples | None = None,
     groups: Groups | None = None,
+    figures: Figures | None = None,
     other: tuple[LossTable, Comparison] | None = None,
     number: int = 10,
 ) -> Contents:
@@ -88,18 +88,20 @@ def contents_of(
         weights: its weights.
         samples: its data.
         groups: of the rows, whose figures are shown; default: those of the weights.
+        figures: of the table, its weights and groups, where they are known already.
         other: a second table and how it compares.
         number: rows that are shown of each kind.
     """
     known = losses.provenance
     parts = [] if known.parts is None else parts_of(known)
+    figures = figures_of(losses, weights, groups) if figures is None else figures
     return Contents(
         losses,
         weights,
         groups,
-        summary_of(weights, groups),
-        quantiles_of(losses),
-        epoch_summaries(weights),
+        figures.summary,
+        figures.quantiles,
+        figures.epochs,
         row_lengths(losses, weights),
         left_out(losses, number),
         sections_of(losses, weights, samples, number),
@@ -119,8 +121,5 @@ def proxy_of(provenance: Provenance) -> tuple[str, str] | None:
 
 def options_of(provenance: Provenance) -> dict[str, object]:
     """The options of the loss that were given."""
-    try:
-        found = json.loads(provenance.options or "{}")
-    except ValueError:
-        return {}
-    return {name: value for name, value in found.items() if value not in (None, False)}
+    given = provenance.given_options
+    return {name: value for name, value in given.items() if value not in (None, False)}

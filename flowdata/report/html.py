@@ -3,7 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from flowdata.core.group_summary import is_starved, notes_on_groups, shown_groups
+from flowdata.core.group_summary import (
+    is_starved,
+    notes_on_groups,
+    shown_groups,
+    without_empty_columns,
+)
 from flowdata.report.contents import Contents, options_of, proxy_of
 from flowdata.report.elements import cards_of, note_of, safe, table_of
 from flowdata.report.figures import figure_of
@@ -177,8 +182,7 @@ def _groups(contents: Contents) -> list[str]:
         ]
         for group in shown
     ]
-    known = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
-    head, *rows = (list(line) for line in zip(*known, strict=True))
+    head, *rows = without_empty_columns(head, rows)
     said = [
         f"{group.name}: {group.share_of_rows:.1%} of the rows, {group.share_of_draws:.1%} of draws"
         for group in shown[:12]
@@ -309,10 +313,7 @@ def _named(named: Sequence[NamedRow], contents: Contents, caption: str) -> str:
 
 
 def _epochs(contents: Contents) -> list[str]:
-    rows = [
-        [epoch.name, f"{epoch.draws:,}", f"{epoch.distinct:,.0f}", f"{epoch.most_repeats:.2f}"]
-        for epoch in contents.epochs
-    ]
+    rows = [epoch.cells() for epoch in contents.epochs]
     head = ["epoch_size", "draws", "expected distinct rows", "expected draws of the likeliest row"]
     return [table_of(head, rows)]
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.core.column import PIECE
-from flowdata.core.groups import Groups
+from flowdata.core.groups import NO_GROUP, Groups
 from flowdata.core.plan import EpochSize, resolve_epoch_size
 from flowdata.core.temperature import Temperature
-from flowdata.core.weight_summary import summary_of
+from flowdata.core.weight_summary import WeightSummary, summary_of
 from flowdata.core.weights import FlowWeights
 from flowdata.errors import warn
 from flowdata.report.texts import visible
@@ -36,6 +36,10 @@ class EpochSummary:
     draws: int
     distinct: float
     most_repeats: float
+
+    def cells(self) -> list[str]:
+        """The line of a table: its attributes in their order."""
+        return [self.name, f"{self.draws:,}", f"{self.distinct:,.0f}", f"{self.most_repeats:.2f}"]
 
 
 def epoch_summaries(weights: FlowWeights) -> list[EpochSummary]:
@@ -123,11 +127,31 @@ def weights_of(losses: LossTable, temperature: Temperature = "median") -> FlowWe
     return losses.weights(temperature, on_invalid="drop")
 
 
-def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None = None) -> str:
-    """The table and its weights as a text for the terminal.
+@dataclass(frozen=True)
+class Figures:
+    """The numbers of a table and its weights.
+
+    Attributes:
+        summary: of the weights, and of groups.
+        quantiles: of the losses.
+        epochs: what epochs of each size show.
+    """
+
+    summary: WeightSummary
+    quantiles: dict[float, float]
+    epochs: list[EpochSummary]
+
+
+def figures_of(losses: LossTable, weights: FlowWeights, groups: Groups | None = None) -> Figures:
+    """The numbers of a table and its weights.
 
     ``groups``: of the rows, whose figures are shown; default: those of the weights.
     """
+    return Figures(summary_of(weights, groups), quantiles_of(losses), epoch_summaries(weights))
+
+
+def summary_text(losses: LossTable, figures: Figures) -> str:
+    """The table and its weights as a text for the terminal."""
     known = losses.provenance
     lengths = losses.lengths
     source = [
@@ -137,10 +161,10 @@ def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None 
         ("tokens of a sample", None if lengths is None else _describe_lengths(lengths)),
         ("cut to max_length", f"{known.truncated:,} samples" if known.truncated else None),
     ]
-    quantiles = quantiles_of(losses)
+    quantiles = figures.quantiles
     parts = [
         "\n".join(f"{name:<25}{value}" for name, value in source if value is not None),
-        str(summary_of(weights, groups)),
+        str(figures.summary),
         text_table(
             ["quantile of the loss", *(f"{quantile:.0%}" for quantile in quantiles)],
             [["", *(f"{value:.4g}" for value in quantiles.values())]],
@@ -152,15 +176,7 @@ def summary_text(losses: LossTable, weights: FlowWeights, groups: Groups | None 
                 "distinct rows (expected)",
                 "draws of the likeliest row (expected)",
             ],
-            [
-                [
-                    epoch.name,
-                    f"{epoch.draws:,}",
-                    f"{epoch.distinct:,.0f}",
-                    f"{epoch.most_repeats:.2f}",
-                ]
-                for epoch in epoch_summaries(weights)
-            ],
+            [epoch.cells() for epoch in figures.epochs],
         ),
     ]
     # Names of models and groups may hold what a terminal obeys.
@@ -194,9 +210,8 @@ def _groups_of(values: Any, rows: int) -> Groups:
     if encode is not None and _holds_names(values.type):
         encoded = encode().unify_dictionaries().combine_chunks()
         found = [*encoded.dictionary.to_pylist(), *([None] if encoded.null_count else [])]
-        names = Groups.of(_labels(found), len(found))
         numbers = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy()
-        return Groups(names.codes[numbers], names.names)
+        return Groups.of_codes(numbers, _labels(found))
     return Groups.of(_labels(values.to_pylist() if encode else list(values)), rows)
 
 
@@ -215,7 +230,7 @@ def _holds_names(kind: Any) -> bool:
 def _labels(values: list[Any]) -> Any:
     # As objects: numbers with gaps stay whole numbers.
     labels = np.empty(len(values), dtype=object)
-    labels[:] = ["(none)" if value is None else value for value in values]
+    labels[:] = [NO_GROUP if value is None else value for value in values]
     return labels
 
 

@@ -167,6 +167,14 @@ def test_of_a_table_that_names_its_columns_those_are_the_text():
     assert [sample.rows_alike for sample in easiest.samples] == [30, 30]
 
 
+@pytest.mark.parametrize("options", ['["body"]', "{"])
+def test_a_table_whose_options_cannot_be_read_has_a_page_too(options):
+    rows = [{"text": f"text {row}"} for row in range(ROWS)]
+    text = page_of(report_of(table_with(options=options), rows)).text
+    assert "Easiest samples" in text
+    assert "option " not in text
+
+
 # What it says.
 
 

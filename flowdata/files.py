@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -75,6 +76,14 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, StoreError):
         return error.text
     return str(error) if error.errno is None else os.strerror(error.errno)
+
+
+def set_aside(path: Place) -> Place:
+    """Give a damaged file a name by which nobody reads it again, if it can be; the new name."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
+    with contextlib.suppress(OSError):
+        path.rename(aside)  # type: ignore[arg-type]
+    return aside
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
-from flowdata.files import Place, names_in, reason_of, replacing
+from flowdata.files import Place, names_in, reason_of, replacing, set_aside
 from flowdata.scoring.parts import ADVICE
 from flowdata.scoring.probe_features import Features, concatenate_features
 from flowdata.table.parquet import unreadable
@@ -52,28 +53,27 @@ class FeatureParts:
         return there
 
     def save_regularly(
-        self, found: Iterable[Features], identity: Mapping[str, Any], clock: Any, every: float
+        self, found: Iterable[Features], identity: Mapping[str, Any], every: float
     ) -> None:
         """Write features as they come: now and then, when they are many, and at the end.
 
         Args:
             found: features of some rows after another.
             identity: of the call.
-            clock: gives the time, in seconds.
             every: seconds after which they are written.
 
         Raises:
             TableFileError: when they cannot be written; those before are safe.
         """
         unsaved: list[Features] = []
-        saved, size = clock(), 0
+        saved, size = time.monotonic(), 0
         try:
             for some in found:
                 unsaved.append(some)
                 size += some.features.nbytes
-                if clock() - saved >= every or size >= _MOST_BYTES:
+                if time.monotonic() - saved >= every or size >= _MOST_BYTES:
                     self._add(concatenate_features(unsaved), identity)
-                    unsaved, saved, size = [], clock(), 0
+                    unsaved, saved, size = [], time.monotonic(), 0
         # Also after an error or Ctrl-C.
         finally:
             if unsaved:
@@ -201,8 +201,6 @@ class FeatureParts:
             raise unreadable(path, "file of features", error) from error
         # What numpy and zipfile raise of a file that is not as it was written.
         except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
-            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
-            with contextlib.suppress(OSError):
-                path.rename(aside)  # type: ignore[arg-type]
-            warn(f"the features in {path} cannot be read ({error}); they are kept as {aside.name}")
+            kept = set_aside(path).name
+            warn(f"the features in {path} cannot be read ({error}); they are kept as {kept}")
             return None

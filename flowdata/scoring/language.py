@@ -23,7 +23,7 @@ from flowdata.scoring.model_inputs import (
 )
 from flowdata.scoring.probe_rows import ProbeRows
 from flowdata.scoring.row_blocks import ChooseBatches
-from flowdata.scoring.token_batches import make_batches
+from flowdata.scoring.token_batches import make_batches, require_budget
 from flowdata.scoring.token_rows import Tokens
 from flowdata.scoring.tokenizer_identity import tokenizer_hash, value_hash
 from flowdata.scoring.tokens import OneLayout, TokenReader, UnreadableRow
@@ -82,8 +82,7 @@ class CausalLM:
     turns: Which | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        require_budget(self.max_tokens)
         self.reader()
 
     def reader(self, accepted: frozenset[str] = frozenset()) -> TokenReader:

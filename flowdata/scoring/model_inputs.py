@@ -39,6 +39,11 @@ def _parameters(module: nn.Module) -> tuple[set[str], bool]:
     )
 
 
+def pad_right(values: Sequence[Tensor], with_value: float = 0) -> Tensor:
+    """Values of several rows as one tensor, padded on the right."""
+    return nn.utils.rnn.pad_sequence([*values], batch_first=True, padding_value=with_value)
+
+
 def pad_tokens(
     samples: Sequence[Tokens], pad: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,10 +166,7 @@ def _describe(name: str, value: Tensor) -> str:
 def _pad_inputs(samples: Sequence[Tokens]) -> dict[str, Tensor]:
     """One number a token, padded on the right: no token before sees the padding."""
     return {
-        name: nn.utils.rnn.pad_sequence(
-            [sample.inputs[name] for sample in samples], batch_first=True
-        )
-        for name in samples[0].inputs
+        name: pad_right([sample.inputs[name] for sample in samples]) for name in samples[0].inputs
     }
 
 

@@ -26,7 +26,15 @@ from numpy.typing import NDArray
 
 from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
-from flowdata.files import Place, move_into_place, names_in, place_of, reason_of, replacing
+from flowdata.files import (
+    Place,
+    move_into_place,
+    names_in,
+    place_of,
+    reason_of,
+    replacing,
+    set_aside,
+)
 from flowdata.scoring.folder_lock import LOCK_NAME, lock_folder
 from flowdata.scoring.part_checks import require_agreement, why_foreign
 from flowdata.scoring.row_blocks import Worker
@@ -246,11 +254,9 @@ class Parts:
         try:
             return read_part(path)
         except DamagedFileError as error:
-            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
             # So that the next call does not warn of rows that were scored again.
-            with contextlib.suppress(OSError):
-                path.rename(aside)  # type: ignore[arg-type]
-            warn(f"the part {path} cannot be read ({error}); it is kept as {aside.name}")
+            kept = set_aside(path).name
+            warn(f"the part {path} cannot be read ({error}); it is kept as {kept}")
             return None
 
     def finish(self, table: LossTable) -> None:

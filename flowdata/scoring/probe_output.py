@@ -1,7 +1,6 @@
 """What `score_probe` keeps on disk: features, losses of folds, and the head beside the table."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from io import BytesIO
@@ -113,7 +112,7 @@ class ProbeOutput:
 
     def save_features(self, found: Iterable[Features], every: float) -> None:
         """Write features as they come."""
-        self._features.save_regularly(found, self._identity, time.monotonic, every)
+        self._features.save_regularly(found, self._identity, every)
 
     def all_features(self) -> "contextlib.AbstractContextManager[Features]":
         """Features of all rows, mapped from a file."""

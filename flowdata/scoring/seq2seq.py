@@ -14,10 +14,11 @@ from flowdata.scoring.causality import require_encoder_decoder
 from flowdata.scoring.head import LossesAtPositions
 from flowdata.scoring.inference import move
 from flowdata.scoring.language import dtype_of
-from flowdata.scoring.model_inputs import require_known
+from flowdata.scoring.model_inputs import pad_right, require_known
 from flowdata.scoring.padded_pass import PaddedPass, pad_of
 from flowdata.scoring.pairs import Pair, PairReader
 from flowdata.scoring.probe_rows import ProbeRows
+from flowdata.scoring.token_batches import require_budget
 from flowdata.scoring.token_rows import IGNORED, Tokens
 from flowdata.scoring.tokenizer_identity import tokenizer_hash
 
@@ -59,8 +60,7 @@ class Seq2Seq:
     token_losses: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        require_budget(self.max_tokens)
         self.reader()
 
     def reader(self, accepted: frozenset[str] | None = None) -> PairReader:
@@ -179,7 +179,9 @@ class Seq2SeqPass(PaddedPass):
         found: dict[str, Tensor] = {}
         if pairs[0].ids.size:
             sizes = torch.tensor([pair.ids.size for pair in pairs])
-            found["input_ids"] = _padded([torch.from_numpy(pair.ids) for pair in pairs], self._pad)
+            found["input_ids"] = pad_right(
+                [torch.from_numpy(pair.ids) for pair in pairs], self._pad
+            )
             if self._losses.takes("attention_mask"):
                 width = found["input_ids"].shape[1]
                 found["attention_mask"] = (torch.arange(width) < sizes[:, None]).long()
@@ -189,14 +191,10 @@ class Seq2SeqPass(PaddedPass):
                 whole = torch.stack(values)
                 found[name] = whole.to(self._dtype) if whole.is_floating_point() else whole
             else:
-                found[name] = _padded(values, self._pad if name.endswith("input_ids") else 0)
-        labels = _padded([torch.from_numpy(pair.labels) for pair in pairs], IGNORED)
+                found[name] = pad_right(values, self._pad if name.endswith("input_ids") else 0)
+        labels = pad_right([torch.from_numpy(pair.labels) for pair in pairs], IGNORED)
         moved = {name: move(value, self._device) for name, value in found.items()}
         return moved, move(labels, self._device)
-
-
-def _padded(values: list[Tensor], with_value: int) -> Tensor:
-    return nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=with_value)
 
 
 def _contexts(config: Any) -> dict[str, int | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowdata.scoring.classification import FunctionPass
 from flowdata.scoring.inference import UnreadableBatch
+from flowdata.scoring.model_inputs import pad_right
 from flowdata.scoring.own_token_loss import agree
 from flowdata.scoring.padded_pass import padded_places
 from flowdata.scoring.row_batches import collate_by_shape
@@ -158,7 +159,7 @@ class CollateText:
     ) -> list[dict[str, Any]]:
         values = {"input_ids": self.pad, "labels": self.ignored}
         padded = {
-            name: nn_pad([row[name] for row in rows], values.get(name, 0)) for name in of_tokens
+            name: pad_right([row[name] for row in rows], values.get(name, 0)) for name in of_tokens
         }
         return [
             {name: padded[name][n] if name in of_tokens else value for name, value in row.items()}
@@ -230,11 +231,6 @@ def _without(row: Any, key: str) -> Any:
     if not isinstance(row, Mapping):
         return row
     return {name: value for name, value in row.items() if name != key}
-
-
-def nn_pad(values: list[Tensor], with_value: float) -> Tensor:
-    """Values of several rows, padded on the right."""
-    return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=with_value)
 
 
 def _is_text(row: Any) -> bool:

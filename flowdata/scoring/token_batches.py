@@ -12,6 +12,12 @@ from flowdata.scoring.token_rows import Tokens
 _ABOUT = 8
 
 
+def require_budget(max_tokens: int | None) -> None:
+    """Refuse a budget that has room for no token."""
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+
+
 def make_batches(
     places: NDArray[np.int64], samples: Sequence[Tokens], budget: int
 ) -> Iterator[NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from flowdata.scoring.head import LossesAtPositions
 from flowdata.scoring.model_inputs import pad_tokens, require_known
 from flowdata.scoring.padded_pass import PaddedPass, pad_of
 from flowdata.scoring.probe_rows import ProbeRows
+from flowdata.scoring.token_batches import require_budget
 from flowdata.scoring.token_rows import Tokens
 from flowdata.scoring.tokens import TokenReader, UnreadableRow
 
@@ -42,8 +43,7 @@ class TokenLabels:
     token_losses: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        require_budget(self.max_tokens)
         self.reader()
 
     def reader(self, accepted: frozenset[str] = frozenset()) -> TokenReader:

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowdata.scoring.columns import MASK_COLUMNS
-
-IGNORED = -100
-"""Label of a token that is not scored."""
+from flowdata.scoring.loss_formulas import IGNORED as IGNORED
 
 # One number for each token. Of these, rows can be batched: padding is masked and comes after.
 _BATCHED = ("token_type_ids", "mm_token_type_ids", "position_ids")

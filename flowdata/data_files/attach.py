@@ -1,6 +1,8 @@
 """Weights as a further field of each row of a data file."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from flowdata.data_files import parquet_rows
 from flowdata.data_files.json_rows import ADVICE, Rows, member, read_rows, with_members, with_value
 from flowdata.data_files.opening import (
     create_lines,
-    data_path,
+    data_paths,
     format_of,
     open_lines,
-    output_path,
+    output_paths,
 )
 from flowdata.data_files.row_weights import TableRows, as_table
 from flowdata.errors import DataFileError, MismatchError
@@ -25,7 +27,7 @@ from flowdata.table.loss_table import LossTable
 
 
 def attach_file(
-    data: str | PathLike[str],
+    data: str | PathLike[str] | Iterable[str | PathLike[str]],
     table: LossTable | str | PathLike[str],
     output: str | PathLike[str],
     *,
@@ -35,16 +37,19 @@ def attach_file(
     overwrite: bool = False,
     unchecked: bool = False,
 ) -> int:
-    """Write a data file again, with the weight of each row as a further field; rows written.
+    """Write data files again, with the weight of each row as a further field; rows written.
 
     Of JSONL all other bytes stay as they are: order and text of members, line ends, blank lines.
-    Of Parquet all other columns do. The file is read once, some rows at a time, and the output
-    takes its place when it is whole.
+    Of Parquet all other columns do. A file is read once, some rows at a time, and the outputs
+    take their places when all are whole.
 
     Args:
-        data: a JSONL file, also one that is compressed by gzip or zstd, or a Parquet file.
-        table: the loss table of its rows, or the path of that.
-        output: the file to write, compressed where its name ends in .gz or .zst.
+        data: a JSONL file, also one that is compressed by gzip or zstd, or a Parquet file; or
+            several of one format, whose rows follow each other in this order; a pattern, as
+            ``part-*.jsonl``, is of files in the order of their names.
+        table: the loss table of their rows, or the path of that.
+        output: the file to write, compressed where its name ends in .gz or .zst; or a folder, in
+            which each file has the name that it had: of several it must be one.
         field: name of the field.
         key: a field of the rows that has the table's keys; default the one that it was scored
             with. Without keys, rows are in the table's order.
@@ -58,27 +63,34 @@ def attach_file(
         MismatchError: for another number of rows, rows that were not scored, and, naming it, a
             key that is missing or there twice.
     """
-    source = data_path(data)
-    kind = format_of(source)
-    place = output_path(output, kind, source, table)
+    sources = data_paths(data)
+    kind = format_of(sources[0])
+    places = output_paths(output, sources, kind, table)
     losses = as_table(table)
     weighed = weights_of(losses, weights)
-    rows = TableRows(losses, key, source, unchecked=unchecked)
-    key = rows.key
-    with replacing(place) as temporary:
-        if kind == "JSONL":
-            with open_lines(source) as lines, create_lines(temporary, place) as out:
-                for some in read_rows(lines, source):
-                    out.writelines(_weighted(some, rows, key, weighed, field, overwrite, source))
-        else:
-            parquet_rows.add_column(
-                source,
-                temporary,
-                field,
-                lambda batch: _of_rows(weighed, rows_of_batch(batch, rows, key, source), key),
-                overwrite=overwrite,
-            )
+    rows = TableRows(losses, key, sources[0], unchecked=unchecked)
+    with contextlib.ExitStack() as written:
+        for source, place in zip(sources, places, strict=True):
+            rows.read_from(source)
+            temporary = written.enter_context(replacing(place))
+            if kind == "JSONL":
+                with open_lines(source) as lines, create_lines(temporary, place) as out:
+                    for some in read_rows(lines, source):
+                        out.writelines(_weighted(some, rows, weighed, field, overwrite, source))
+            else:
+                parquet_rows.add_column(
+                    source,
+                    temporary,
+                    field,
+                    partial(_of_batch, rows=rows, weights=weighed),
+                    key=rows.key,
+                    overwrite=overwrite,
+                )
         return rows.finish()
+
+
+def _of_batch(batch: Any, rows: TableRows, weights: FlowWeights) -> NDArray[np.float64]:
+    return _of_rows(weights, rows_of_batch(batch, rows), rows.key)
 
 
 def weights_of(
@@ -107,14 +119,14 @@ def _of_rows(weights: FlowWeights, rows: NDArray[np.int64], key: str | None) -> 
     return found
 
 
-def table_rows_of(some: Rows, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
+def table_rows_of(some: Rows, rows: TableRows, name: Path) -> NDArray[np.int64]:
     """The table's row of each of some lines."""
     if rows.same is not None:
         start = rows.position
         for row in rows.same.wanted(range(start, start + len(some))):
             rows.same.see(row, some.objects[row - start])
         rows.same.see_columns(some.objects)
-    keys = None if key is None else list(_keys(some, key, name))
+    keys = None if rows.key is None else list(_keys(some, rows.key, name))
     return rows.find(len(some), keys, some.numbers)
 
 
@@ -133,27 +145,24 @@ def _keys(some: Rows, key: str, name: Path) -> Iterator[Any]:
         yield value
 
 
-def rows_of_batch(batch: Any, rows: TableRows, key: str | None, name: Path) -> NDArray[np.int64]:
+def rows_of_batch(batch: Any, rows: TableRows) -> NDArray[np.int64]:
     """The table's row of each row of a Parquet file's batch."""
     if rows.same is not None:
         start = rows.position
         for row in rows.same.wanted(range(start, start + len(batch))):
             rows.same.see(row, batch.slice(row - start, 1).to_pylist()[0])
-    if key is not None and key not in batch.schema.names:
-        raise DataFileError(f"{name} has no column {key!r}, its columns are {batch.schema.names}")
-    return rows.find(len(batch), None if key is None else batch.column(key), None)
+    return rows.find(len(batch), None if rows.key is None else batch.column(rows.key), None)
 
 
 def _weighted(
     some: Rows,
     rows: TableRows,
-    key: str | None,
     weights: FlowWeights,
     field: str,
     overwrite: bool,
     name: Path,
 ) -> Iterator[bytes]:
-    found = _of_rows(weights, table_rows_of(some, rows, key, name), key).tolist()
+    found = _of_rows(weights, table_rows_of(some, rows, name), rows.key).tolist()
     yield some.begins
     begin = member(field, b"")
     for blank, line, content, number, weight in zip(

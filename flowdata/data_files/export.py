@@ -18,13 +18,14 @@ from flowdata.data_files import parquet_rows
 from flowdata.data_files.attach import rows_of_batch, table_rows_of
 from flowdata.data_files.json_rows import ADVICE_OF_DRAWS, Rows, member, with_members
 from flowdata.data_files.line_index import LineIndex
-from flowdata.data_files.manifest import describe_file, write_manifest
+from flowdata.data_files.manifest import describe_file, require_replaceable, write_manifest
 from flowdata.data_files.opening import (
     create_lines,
     data_paths,
     format_of,
     open_random,
     output_path,
+    require_few,
 )
 from flowdata.data_files.row_weights import TableRows, as_table
 from flowdata.errors import DataFileError, MismatchError
@@ -79,8 +80,10 @@ def export_file(
     """
     epochs = at_least_one(epochs, "epochs")
     sources = data_paths(data)
+    require_few(sources)
     kind = format_of(sources[0])
     place = output_path(output, kind, *sources, table)
+    require_replaceable(place, *sources, table)
     losses = as_table(table)
     plan = _plan_of(losses, plan)
     fields = _fields(epoch_field, draw_field, weight_field, _of_rows(loss_weights, plan))
@@ -198,7 +201,7 @@ def _write_lines(sources: list[Path], place: Path, temporary: Path, draws: _Draw
                     f"{source}, line {number:,}: it has a field {min(taken)!r} already: "
                     f"{ADVICE_OF_DRAWS}"
                 )
-        draws.see(table_rows_of(some, draws.rows, draws.key, source))
+        draws.see(table_rows_of(some, draws.rows, source))
 
     with contextlib.ExitStack() as stack:
         files = [(stack.enter_context(open_random(path, place.parent)), path) for path in sources]
@@ -226,8 +229,10 @@ def _write_parquet(sources: list[Path], place: Path, temporary: Path, draws: _Dr
         columns = None if draws.key is None else [draws.key]
         for source, file in zip(sources, files, strict=True):
             draws.rows.read_from(source)
+            if draws.key is not None:
+                parquet_rows.require_column(file, draws.key, source)
             for _, batch in parquet_rows.batches(file, columns):
-                draws.see(rows_of_batch(batch, draws.rows, draws.key, source))
+                draws.see(rows_of_batch(batch, draws.rows))
         epochs = draws.epochs()
         with drawn.writing(temporary, _columns(draws.fields, draws.plan, 0, 0)) as writer:
             for plan in epochs:

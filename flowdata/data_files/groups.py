@@ -67,18 +67,18 @@ def _values(
                 values = [content.get(field) for content in some.objects]
                 for number, value in zip(some.numbers, values, strict=True):
                     _require_name(value, f"{source}, line {number:,}", field)
-                yield table_rows_of(some, rows, rows.key, source), values
+                yield table_rows_of(some, rows, source), values
         return
     with parquet_rows.open_rows(source) as file:
         names = file.schema_arrow.names
-        if field not in names:
-            raise DataFileError(f"{source} has no column {field!r}, its columns are {names}")
+        for name in filter(None, [field, rows.key]):
+            parquet_rows.require_column(file, name, source)
         columns = None if rows.same is not None else [field, *filter(None, [rows.key])]
         for start, batch in parquet_rows.batches(file, columns):
             values = batch.column(names.index(field) if columns is None else 0).to_pylist()
             for number, value in enumerate(values, start):
                 _require_name(value, f"{source}, row {number:,}", field)
-            yield rows_of_batch(batch, rows, rows.key, source), values
+            yield rows_of_batch(batch, rows), values
 
 
 def _require_name(value: Any, where: str, field: str) -> None:

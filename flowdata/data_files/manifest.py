@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from flowdata.data_files.opening import data_paths
+from flowdata.data_files.opening import data_paths, require_other
 from flowdata.errors import DataFileError, MismatchError
 from flowdata.files import local_path, replacing
 from flowdata.version import __version__
@@ -20,6 +20,7 @@ _VERSION, _SEVERAL_FILES = 2, 2
 _BLOCK = 1 << 24
 _PIECE = 1 << 20
 _MOST_SHOWN = 3
+_BEGIN = b'{\n "manifest": '
 _REMEDY = "export the draws anew"
 
 
@@ -45,6 +46,26 @@ def describe_file(path: Path, beside: Path, content: Path | None = None) -> dict
         "bytes_of_block": _BLOCK,
         "xxh3_64_of_blocks": blocks,
     }
+
+
+def require_replaceable(output: Path, *inputs: Any) -> None:
+    """Make sure that the manifest of a file would take the place of none but a manifest.
+
+    Raises:
+        DataFileError: for another file of its name.
+    """
+    path = manifest_path(output)
+    require_other(path, *inputs)
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        found = file.read(len(_BEGIN))
+    # One that is damaged is one.
+    if found not in (_BEGIN, b""):
+        raise DataFileError(
+            f"{path} is no manifest of draws, and that of {output.name} would be written over it: "
+            "name another output"
+        )
 
 
 def write_manifest(output: Path, content: Mapping[str, Any]) -> dict[str, Any]:

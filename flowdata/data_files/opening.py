@@ -8,18 +8,28 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 from flowdata.errors import DataFileError
 from flowdata.files import local_path
+from flowdata.table.stored_table import METADATA_KEY
 
 Format: TypeAlias = Literal["JSONL", "Parquet"]
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    # Frames to skip, which parallel zstd begins with (RFC 8878, 3.1.2).
+    **{bytes([0x50 + number]) + b"\x2a\x4d\x18": "zstd" for number in range(16)},
+}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+_OTHER_FORMATS = (".csv", ".tsv", ".arrow", ".parquet")
+_OTHER_COMPRESSIONS = (".bz2", ".xz", ".lz4", ".zip", ".7z")
+# What a program has open has a name there, which a rename would replace.
+_STREAMS = ("/proc/", "/dev/fd/", "/dev/std")
 _BUFFER = 1 << 20
 _LEVEL = 6
 _MOST_FILES = 500
@@ -52,11 +62,6 @@ def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
     found = _named(data)
     if not found:
         raise DataFileError("no data file is given")
-    if len(found) > _MOST_FILES:
-        raise DataFileError(
-            f"{len(found):,} data files are given, and all are open at a time: put them together "
-            f"into {_MOST_FILES} at most"
-        )
     known = set()
     first = format_of(found[0])
     for path in found:
@@ -67,6 +72,19 @@ def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
         if (kind := format_of(path)) != first:
             raise DataFileError(f"{path} is {kind}, and {found[0]} is {first}: give one format")
     return found
+
+
+def require_few(paths: Sequence[Path]) -> None:
+    """Make sure that files can all be open at a time.
+
+    Raises:
+        DataFileError: for too many.
+    """
+    if len(paths) > _MOST_FILES:
+        raise DataFileError(
+            f"{len(paths):,} data files are given, and all are open at a time: put them together "
+            f"into {_MOST_FILES} at most"
+        )
 
 
 def _named(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
@@ -92,7 +110,12 @@ def format_of(path: Path) -> Format:
         raise DataFileError(f"{path} is empty: there is nothing to read")
     if head == b"PAR1":
         return "Parquet"
-    if (suffix := _plain(path).suffix.lower()) in (".csv", ".tsv", ".arrow", ".parquet"):
+    if path.suffix.lower() in _OTHER_COMPRESSIONS:
+        raise DataFileError(
+            f"{path} is compressed as {path.suffix[1:]}: files that are not, and those of gzip "
+            "(.gz) and zstd (.zst) are read"
+        )
+    if (suffix := _plain(path).suffix.lower()) in _OTHER_FORMATS:
         raise DataFileError(
             f"{path} is {'no Parquet' if suffix == '.parquet' else suffix[1:]}: JSONL and Parquet "
             "files are read; datasets.Dataset.to_json and to_parquet write them"
@@ -104,26 +127,81 @@ def output_path(path: str | PathLike[str], kind: Format, *inputs: Any) -> Path:
     """The path of a file that may be written.
 
     Raises:
-        DataFileError: where it would be one of the inputs, or is named for another format.
+        DataFileError: where it would be one of the inputs, a loss table, or something that is no
+            file, or is named for another format.
         OSError: where there is no folder for it.
     """
     place = local_path(path, "data file")
     if place.is_dir():
         raise IsADirectoryError(f"{place} is a folder: give the name of a file")
-    if place.exists() and not place.is_file():
+    if f"{place.absolute()}".startswith(_STREAMS) or (place.exists() and not place.is_file()):
         raise DataFileError(f"{place} is a pipe or a device: give the name of a file")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {place.parent} to write {place.name} into")
-    for given in inputs:
-        same = isinstance(given, str | PathLike) and place.exists() and os.path.exists(given)
-        if same and place.samefile(given):
-            raise DataFileError(f"{place} would be written over what it is made of: name another")
-    if (_plain(place).suffix.lower() == ".parquet") != (kind == "Parquet"):
+    folder = Path(os.path.realpath(place)).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to write {place.name} into")
+    require_other(place, *inputs)
+    named = "Parquet" if _plain(place).suffix.lower() == ".parquet" else "JSONL"
+    known = (*_OTHER_FORMATS[:-1], *_OTHER_COMPRESSIONS)
+    if named != kind or {place.suffix.lower(), _plain(place).suffix.lower()} & {*known}:
         raise DataFileError(
             f"{place} is named for another format than the data, which is {kind}: it is written in "
-            "the format of the data"
+            "the format of the data, as it is or, of JSONL, as .gz or .zst"
         )
     return place
+
+
+def output_paths(
+    path: str | PathLike[str], sources: Sequence[Path], kind: Format, *inputs: Any
+) -> list[Path]:
+    """The paths of what may be written, one for each file: in a folder under the name that it has.
+
+    Raises:
+        DataFileError, OSError: as of `output_path`; where several are to become one file; for files
+            of one name.
+    """
+    folder = local_path(path, "data file")
+    if not folder.is_dir():
+        if len(sources) == 1:
+            return [output_path(path, kind, *sources, *inputs)]
+        raise NotADirectoryError(
+            f"there is no folder {folder}: several files are written to one that is there, each "
+            "under its own name"
+        )
+    known: dict[str, Path] = {}
+    for source in sources:
+        if source.name in known:
+            raise DataFileError(
+                f"{known[source.name]} and {source} have one name, and would be one file in "
+                f"{folder}: rename one of them"
+            )
+        known[source.name] = source
+    return [output_path(folder / name, kind, *sources, *inputs) for name in known]
+
+
+def require_other(place: Path, *inputs: Any) -> None:
+    """Make sure that a file that will be written is none of those that it is made of.
+
+    Raises:
+        DataFileError: for one of them, and for any loss table, as one in memory has no name.
+    """
+    if not place.exists():
+        return
+    for given in inputs:
+        same = isinstance(given, str | PathLike) and os.path.exists(given)
+        if same and place.samefile(given):
+            raise DataFileError(f"{place} would be written over what it is made of: name another")
+    if _is_loss_table(place):
+        raise DataFileError(f"{place} is a loss table, and would be written over: name another")
+
+
+def _is_loss_table(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
 
 
 @contextlib.contextmanager

@@ -56,12 +56,26 @@ def batches(file: Any, columns: list[str] | None = None) -> Iterator[tuple[int, 
         start += len(batch)
 
 
+def require_column(file: Any, name: str, source: Path) -> None:
+    """Make sure that a file has a column, and one of this name.
+
+    Raises:
+        DataFileError: where it has none, or several.
+    """
+    names = file.schema_arrow.names
+    if name not in names:
+        raise DataFileError(f"{source} has no column {name!r}, its columns are {names}")
+    if names.count(name) > 1:
+        raise DataFileError(f"{source} has {names.count(name)} columns {name!r}: rename them")
+
+
 def add_column(
     source: Path,
     output: Path,
     name: str,
     values: Callable[[Any], NDArray[np.float64]],
     *,
+    key: str | None,
     overwrite: bool,
 ) -> None:
     """Write a file again with a further column, float64, at its end.
@@ -70,15 +84,18 @@ def add_column(
         source, output: the files.
         name: of the column.
         values: those of a batch, each after the one before.
+        key: a column that they are found by, if there is one.
         overwrite: replace a column of this name, in its place.
 
     Raises:
-        DataFileError: for a file that is damaged, or has such a column.
+        DataFileError: for a file that is damaged, has such a column, or has no key.
     """
     import pyarrow as pa
 
     with open_rows(source) as file:
         schema = file.schema_arrow
+        if key is not None:
+            require_column(file, key, source)
         known = overwrite and name in schema.names
         place = schema.names.index(name) if known else _place(schema, name, source, ADVICE)
         column = pa.field(name, pa.float64())

@@ -148,3 +148,39 @@ def test_a_resume_at_every_tenth_row_goes_on_with_the_next(opened, table, case, 
                 assert ids_of(resumed) == whole[10 * number + 1 :]
             found.update(whole)
         assert found == planned(table, epoch)
+
+
+def test_a_resume_of_a_shuffle_after_it_misses_half_a_buffer_and_datasets_says_so(
+    opened, table, caplog, monkeypatch
+):
+    monkeypatch.setattr(datasets.utils.logging.get_logger(), "propagate", True)
+    buffer = 50
+
+    def new_stream():
+        drawn = flowdata.resample_rows(opened("parquet", 4), table, key="id", seed=SEED, window=1)
+        return drawn.shuffle(seed=7, buffer_size=buffer)
+
+    whole = len(rows_of(new_stream(), 0))
+    first = new_stream()
+    rows = iter(first)
+    for _ in range(ROWS // 2):
+        next(rows)
+    resumed = new_stream()
+    resumed.load_state_dict(first.state_dict())
+    assert len(rows_of(resumed, 0)) == whole - ROWS // 2 - buffer // 2
+    assert "without the buffer content" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_state_of_a_loader_is_not_taken_by_one_with_more_workers(opened, table):
+    def new_loader(workers):
+        stream = opened("parquet", 4).shuffle(seed=7, buffer_size=50)
+        return loader_of(flowdata.resample_rows(stream, table, key="id", seed=SEED), workers)
+
+    first = new_loader(1)
+    next(iter(first))
+    more = new_loader(2)
+    more.load_state_dict(first.state_dict())
+    # torchdata 0.11 counts them, and has no words for it.
+    with pytest.raises(AssertionError):
+        next(iter(more))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from flowdata.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from flowdata import commands as commands
     from flowdata import core as core
     from flowdata import data_files as data_files
+    from flowdata import demo as demo
     from flowdata import errors as errors
     from flowdata import frameworks as frameworks
     from flowdata import guards as guards
@@ -132,8 +134,10 @@ _MODULES = {
 }
 _SUBMODULES = frozenset(
     {
+        "commands",
         "core",
         "data_files",
+        "demo",
         "errors",
         "frameworks",
         "guards",

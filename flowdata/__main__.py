@@ -2,6 +2,6 @@
 
 import sys
 
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 sys.exit(main())

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from flowdata import FlowWeights, LossTable, mix
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.report.contents import contents_of
 from flowdata.report.html import html_report
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flowdata import FlowDataWarning, LossTable
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.report.contents import contents_of
 from flowdata.report.html import html_report
 from flowdata.report.samples import nearest

@@ -14,7 +14,7 @@ import pytest
 from read_page import Page
 
 from flowdata import FlowWeights, LossTable, MismatchError, ShardIndex
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.report import html
 from flowdata.report.as_json import json_report
 from flowdata.report.contents import contents_of

@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template
 
 from flowdata import CausalLM, LossTable, score
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.scoring.token_rows import IGNORED
 
 CHAT = [

@@ -35,7 +35,7 @@ from tokenizer_families import family
 from transformers import BertConfig, BertForSequenceClassification
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 pytestmark = [
     pytest.mark.slow,

@@ -6,7 +6,7 @@ import re
 import pytest
 
 EXPECTED = (
-    # tests/test_cli.py: what `--device cuda` says on a machine without a GPU.
+    # tests/commands/test_cli.py: what `--device cuda` says on a machine without a GPU.
     "there is a GPU",
     # tests/tar/test_tar.py: an archive written by GNU tar, on a file system that keeps holes.
     "no tar with sparse files here",

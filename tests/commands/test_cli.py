@@ -13,7 +13,7 @@ import torch
 import transformers
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.scoring.language import LanguagePass
 
 COMMAND = Path(sys.executable).with_name("flowdata")

@@ -7,7 +7,7 @@ import pytest
 import text_models as text
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 WORDS = ["hello", "world", "wie", "geht", "es", "dir", "one", "two", "three"]
 

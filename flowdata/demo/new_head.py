@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from flowdata import demo_runs
 from flowdata.core.weights import FlowWeights
-from flowdata.demo_runs import (
+from flowdata.demo import comparison
+from flowdata.demo.comparison import (
     BATCH,
     FLOW,
     LEARNING_RATE,
@@ -42,7 +42,7 @@ _PROBE = "linear probe"
 
 def run(*, seeds: int, output: Path) -> list[Run]:
     """Run everything; write the loss tables and ``demo.png`` to ``output``."""
-    return demo_runs.run_seeds(make_task, _run_once, seeds=seeds, output=output, start=_PROBE)
+    return comparison.run_seeds(make_task, _run_once, seeds=seeds, output=output, start=_PROBE)
 
 
 def report(runs: list[Run]) -> str:
@@ -54,7 +54,7 @@ def report(runs: list[Run]) -> str:
         "The new head is scored out of fold; scored on the rows that it was fitted on, as in "
         f'"{OWN_ROWS}",\n{trapped:.0%} of what is drawn would be harmful.'
     )
-    return demo_runs.report(setting, runs)
+    return comparison.report(setting, runs)
 
 
 def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -> Task:
@@ -64,7 +64,7 @@ def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -
     is_old = labels[order] < _CLASSES
     first, old = order[is_old].tensor_split([_PRE_TRAINING])
     second, new = order[~is_old].tensor_split([_FINE_TUNING])
-    fine_tuning, harmful = demo_runs.with_harmful_samples(
+    fine_tuning, harmful = comparison.with_harmful_samples(
         images[second], labels[second] - _CLASSES, photos, _CLASSES, random
     )
     return Task(
@@ -78,7 +78,7 @@ def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -
 
 def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
     torch.manual_seed(seed)
-    network = demo_runs.network(_CLASSES)
+    network = comparison.network(_CLASSES)
     known = DataLoader(task.pre_training, batch_size=BATCH, shuffle=True)
     train(network, known, learning_rate=LEARNING_RATE, epochs=PRE_TRAINING_EPOCHS)
     bar.update()
@@ -90,11 +90,11 @@ def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
         network, task.fine_tuning, head=_HEAD, seed=seed, output=path, progress=False
     )
     weights, own_rows = table.weights(), _scored_on_its_own_rows(network, task.fine_tuning)
-    hardest = demo_runs.hardest_rows(network, task.new)
+    hardest = comparison.hardest_rows(network, task.new)
     knows = partial(_accuracies, old_head=old_head, task=task, hardest=hardest)
     results = {_PROBE: Result(*knows(network))}
     methods = _methods(task.fine_tuning, weights, own_rows, seed)
-    results |= demo_runs.fine_tuned(network, methods, knows, seed, bar)
+    results |= comparison.fine_tuned(network, methods, knows, seed, bar)
     return Run(task.harmful, table.losses, weights, results, own_rows)
 
 
@@ -120,8 +120,8 @@ def _accuracies(
     model: nn.Module, old_head: nn.Module, task: Task, hardest: NDArray[np.int64]
 ) -> tuple[float, float, float]:
     """Old, by the old head, new, and hardest new, in percent."""
-    new = demo_runs.scores_in_percent(model, task.new)
+    new = comparison.scores_in_percent(model, task.new)
     before = copy.deepcopy(model)
     before.set_submodule(_HEAD, old_head)
-    old = demo_runs.accuracy(before, task.old)
+    old = comparison.accuracy(before, task.old)
     return old, new.mean().item(), new[hardest].mean().item()

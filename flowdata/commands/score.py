@@ -1,4 +1,4 @@
-"""The commands that read rows of language: ``flowdata score`` and ``flowdata lengths``."""
+"""``flowdata score``: losses of a model on a data set, once, into a table."""
 
 import argparse
 from dataclasses import asdict
@@ -6,21 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowdata.array_commands import add_shard, print_share, shard_of
-from flowdata.proxy_commands import add_proxy, score_by_proxy
-from flowdata.shell import (
+from flowdata.commands.options import (
     Commands,
+    add_columns,
     add_data,
     name_of,
     non_negative,
     open_data,
     path_of,
     positive,
-    print_summary,
     require_place,
     seconds,
     table_of,
 )
+from flowdata.commands.proxy import add_proxy, score_by_proxy
+from flowdata.commands.shard import add_shard, print_share, shard_of
+from flowdata.commands.speech import print_summary
 from flowdata.table.loss_table import LossTable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_score(commands: Commands) -> None:
         "--tokenizer", type=name_of, help="folder or name; default that of the model"
     )
     add_data(score, required=True)
-    columns = _add_columns(score, "input_ids and labels")
+    columns = add_columns(score, "input_ids and labels")
     columns.add_argument("--source", metavar="COLUMN", help="of --loss seq2seq: text that is read")
     columns.add_argument("--target", metavar="COLUMN", help="of --loss seq2seq: text, scored")
     score.add_argument(
@@ -275,67 +276,3 @@ def _refuse_options_of_language(options: argparse.Namespace) -> None:
             f"{', '.join(given)} is for --loss causal_lm: with --loss {options.loss} rows have "
             "what the forward of the model takes, and labels"
         )
-
-
-def add_lengths(commands: Commands) -> None:
-    """The command ``lengths``."""
-    lengths = commands.add_parser(
-        "lengths",
-        help="tokens of each sample, without a model, for packing and batches of like length",
-        description="Count the tokens of every sample of a data set, as a model is given them, and "
-        "add them to a loss table, or write a small Parquet file. Samples are read as `flowdata "
-        "score` reads them. Killed at any moment, the same command goes on.",
-    )
-    lengths.add_argument(
-        "--tokenizer", type=name_of, help="folder, GGUF file, or name on the hub, for texts"
-    )
-    add_data(lengths, required=True)
-    _add_columns(lengths, "input_ids")
-    place = lengths.add_mutually_exclusive_group(required=True)
-    place.add_argument("--table", type=path_of, help="a loss table of this data, written anew")
-    place.add_argument("--output", type=path_of, help="a new .parquet file")
-    lengths.add_argument("--max-length", type=positive, help="count longer samples as these tokens")
-    lengths.add_argument(
-        "--num-workers", type=non_negative, default=0, help="processes that read and tokenize"
-    )
-    lengths.set_defaults(run=_run_lengths, parser=lengths, goes_on=True)
-
-
-def _run_lengths(options: argparse.Namespace) -> None:
-    from flowdata.report.summary import lengths_text
-    from flowdata.scoring import CausalLM
-    from flowdata.scoring.columns import TOKEN_COLUMNS, Columns
-    from flowdata.scoring.inference import count_rows
-    from flowdata.scoring.open_inputs import open_tokenizer
-    from flowdata.scoring.row_lengths import count_lengths, give_lengths
-
-    require_place(options.table or options.output)
-    columns = Columns(options.prompt, options.response, options.messages, options.text)
-    data = open_data(options)
-    count_rows(data)
-    if columns.names != TOKEN_COLUMNS:
-        columns.check(data.column_names)
-    elif "input_ids" not in data.column_names:
-        raise ValueError(
-            f"there is no column input_ids, the columns are {sorted(data.column_names)}: name "
-            "columns of text with --prompt and --response, --messages or --text"
-        )
-    tokenizer = None if options.tokenizer is None else open_tokenizer(options.tokenizer)
-    loss = CausalLM(tokenizer=tokenizer, **asdict(columns), max_length=options.max_length)
-    if options.table is not None:
-        found = give_lengths(options.table, data, loss, num_workers=options.num_workers)
-    else:
-        found = count_lengths(data, loss, output=options.output, num_workers=options.num_workers)
-    print(f"{options.output} is written" if options.output else f"{options.table} has lengths now")
-    print(f"\n{lengths_text(found)}")
-
-
-def _add_columns(command: argparse.ArgumentParser, otherwise: str) -> "argparse._ArgumentGroup":
-    columns = command.add_argument_group(
-        "columns", f"without any of these, rows must have {otherwise}"
-    )
-    columns.add_argument("--prompt", metavar="COLUMN", help="text or turns, not scored")
-    columns.add_argument("--response", metavar="COLUMN", help="text or turns, scored")
-    columns.add_argument("--messages", metavar="COLUMN", help="chats; the assistant is scored")
-    columns.add_argument("--text", metavar="COLUMN", help="plain text, all of it scored")
-    return columns

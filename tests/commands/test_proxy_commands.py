@@ -10,7 +10,7 @@ from tokenizer_families import family
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 ROWS = [
     {"id": f"row-{n}", "q": f"{n} and {'so on ' * (n % 7)}", "a": f"is {n * n}"} for n in range(64)

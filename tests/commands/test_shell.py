@@ -16,9 +16,9 @@ import torch
 import transformers
 
 from flowdata import FlowDataWarning, LossTable
-from flowdata.cli import main
+from flowdata.commands.cli import main
+from flowdata.commands.speech import BROKEN_PIPE, Speech, describe, speaking
 from flowdata.errors import warn
-from flowdata.shell import BROKEN_PIPE, Speech, describe, speaking
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}<assistant>{% endif %}"

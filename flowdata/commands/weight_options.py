@@ -5,11 +5,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from flowdata.commands.options import add_temperature
 from flowdata.core.groups import Groups
 from flowdata.core.weights import FlowWeights
-from flowdata.shell import add_temperature
 from flowdata.table.loss_table import LossTable
 
+DATA_FILE = "a .jsonl (also .gz, .zst) or .parquet"
 _NAMED = ("rows", "tokens", "equal", "flow")
 
 
@@ -31,6 +32,27 @@ def add_weight_options(command: argparse.ArgumentParser) -> None:
     )
     weights.add_argument(
         "--by", choices=("rows", "tokens"), default="rows", help="what shares are of (default rows)"
+    )
+
+
+def add_file_weight_options(command: argparse.ArgumentParser) -> None:
+    """Options of commands that give the rows of files their weights."""
+    command.add_argument(
+        "--key",
+        metavar="COLUMN",
+        help="find rows by the table's keys, which this field has (default that of score --key)",
+    )
+    command.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="take rows in the table's order unseen: they were scored in another form",
+    )
+    add_weight_options(command)
+    command.add_argument(
+        "--on-invalid",
+        choices=("raise", "drop"),
+        default="raise",
+        help="losses that are NaN, infinite or negative: stop, or weight 0",
     )
 
 
@@ -60,6 +82,17 @@ def weights_of_options(
         shares = {by_text.get(name, name): share for name, share in shares.items()}
     more |= {"groups": groups, "shares": shares, "by": options.by}
     return table.weights(options.temperature, **more)
+
+
+def groups_in(data: Any, table: LossTable, options: argparse.Namespace) -> Callable[[str], Groups]:
+    """What reads the groups of the table's rows in a field of the data."""
+
+    def read(field: str) -> Groups:
+        from flowdata.data_files.groups import groups_of_files
+
+        return groups_of_files(data, table, field, key=options.key, unchecked=options.unchecked)
+
+    return read
 
 
 def _shares(text: str) -> Any:

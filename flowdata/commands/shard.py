@@ -1,11 +1,9 @@
-"""Arrays of jobs on the command line: ``flowdata score --shard``, and ``flowdata merge``."""
+"""One job of an array: ``flowdata score --shard``."""
 
 import argparse
 import os
 
-from flowdata.core.states import require_same
 from flowdata.files import Place
-from flowdata.shell import Commands, print_summary, require_place, table_of
 from flowdata.table.loss_table import LossTable
 from flowdata.table.merging import array_sizes
 
@@ -67,40 +65,3 @@ def print_share(losses: LossTable, output: Place, job: tuple[int, int]) -> None:
         f"job {number}/{count} has scored its share, {len(losses):,} rows, which are in "
         f"{parts.folder}. When all jobs have:\nflowdata merge {parts.folder} --output {output}"
     )
-
-
-def add_merge(commands: Commands) -> None:
-    """The command ``merge``."""
-    merge = commands.add_parser(
-        "merge",
-        help="the loss table of what jobs of an array, or a pass that was stopped, have scored",
-        description="Put together what flowdata score has left in folders TABLE.parts, by jobs of "
-        "an array or on several machines, to one loss table. Needs neither the model nor the data, "
-        "says which rows and jobs are missing, and refuses parts of different passes. Deletes "
-        "nothing.",
-    )
-    merge.add_argument(
-        "parts",
-        nargs="+",
-        type=table_of,
-        help="folders TABLE.parts, or folders that have some; paths or URLs",
-    )
-    merge.add_argument(
-        "-o", "--output", type=table_of, required=True, help="the table, a .parquet file or a URL"
-    )
-    merge.set_defaults(run=_run_merge, parser=merge)
-
-
-def _run_merge(options: argparse.Namespace) -> None:
-    output = options.output
-    require_place(output)
-    table = LossTable.merge(options.parts)
-    if output.is_file():
-        require_same(
-            table.provenance.identity(),
-            LossTable.load(output).provenance.identity(),
-            what=f"the table {output}",
-            advice="Choose another --output, or delete it",
-        )
-    table.save(output)
-    print_summary(table, output)

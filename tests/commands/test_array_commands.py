@@ -15,7 +15,7 @@ from language_models import llama
 from tokenizer_families import family
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.scoring.parts import Parts
 from flowdata.table.part_file import read_part
 
@@ -83,7 +83,7 @@ def rows_of(output, job):
 # Slow, so that there is something to kill, and with a part for each batch.
 PROGRAM = """
 import sys, time
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.scoring import resuming
 from flowdata.scoring.language import LanguagePass
 

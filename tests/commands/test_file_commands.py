@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 ROWS = [{"id": f"k{row}", "text": f"row {row}"} for row in range(40)]
 LOSSES = np.random.default_rng(0).gamma(2.0, size=len(ROWS))

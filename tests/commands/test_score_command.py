@@ -6,7 +6,7 @@ import pytest
 from vision_models import bert_sequences, own_losses, segformer
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 
 
 @pytest.fixture

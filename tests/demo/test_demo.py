@@ -5,17 +5,20 @@ import pytest
 import torch
 from long_run import LONG
 
-from flowdata import LossTable, demo, demo_new_head, demo_runs
+from flowdata import LossTable
+from flowdata.demo import comparison, new_head, turned_digits
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return demo.read_digits(), demo.read_photographs()
+    return comparison.read_digits(), comparison.read_photographs()
 
 
 def test_a_task_is_a_function_of_its_seed(digits):
     (images, labels), photos = digits
-    first, again, other = (demo.make_task(seed, images, labels, photos) for seed in (0, 0, 1))
+    first, again, other = (
+        turned_digits.make_task(seed, images, labels, photos) for seed in (0, 0, 1)
+    )
     for part in ("pre_training", "fine_tuning", "old", "new"):
         pairs = zip(getattr(first, part).tensors, getattr(again, part).tensors, strict=True)
         assert all(torch.equal(one, two) for one, two in pairs)
@@ -24,7 +27,7 @@ def test_a_task_is_a_function_of_its_seed(digits):
 
 def test_the_parts_of_a_task_share_no_digit(digits):
     (images, labels), photos = digits
-    task = demo.make_task(0, images, labels, photos)
+    task = turned_digits.make_task(0, images, labels, photos)
     rows = [
         {image.numpy().tobytes() for image in part.tensors[0]}
         for part in (task.pre_training, task.old)
@@ -36,7 +39,7 @@ def test_the_parts_of_a_task_share_no_digit(digits):
 
 def test_harmful_marks_the_rows_whose_label_is_not_the_digits_own(digits):
     (images, labels), photos = digits
-    task = demo.make_task(0, images, labels, photos)
+    task = turned_digits.make_task(0, images, labels, photos)
     order = np.random.default_rng(0).permutation(len(images))[800:1300]
     given, own = task.fine_tuning.tensors[1][:500], labels[torch.from_numpy(order)]
     assert np.array_equal((given != own).numpy(), task.harmful[:500])
@@ -47,21 +50,21 @@ def test_harmful_marks_the_rows_whose_label_is_not_the_digits_own(digits):
 def test_turning_moves_every_pixel_by_30_degrees():
     image = torch.zeros(1, 1, 33, 33)
     image[0, 0, 16, 28] = 1.0
-    turned = demo.turn(image)[0, 0]
+    turned = turned_digits.turn(image)[0, 0]
     row, column = divmod(int(turned.argmax()), 33)
     assert np.hypot(row - 16, column - 16) == pytest.approx(12, abs=1)
     assert abs(np.degrees(np.arctan2(row - 16, column - 16))) == pytest.approx(30, abs=4)
 
 
 def test_the_training_loop_knows_nothing_of_flow():
-    source = inspect.getsource(demo_runs.train).split('"""')[2]
+    source = inspect.getsource(comparison.train).split('"""')[2]
     assert "flow" not in source.lower()
     assert "weight" not in source.lower()
 
 
 @pytest.mark.slow
 def test_flow_keeps_clearly_more_than_plain_training_and_both_controls(tmp_path):
-    runs = demo.run(seeds=3, output=tmp_path)
+    runs = turned_digits.run(seeds=3, output=tmp_path)
     kept = {
         method: np.mean([run.results[method].old for run in runs]) for method in runs[0].results
     }
@@ -77,7 +80,7 @@ def test_flow_keeps_clearly_more_than_plain_training_and_both_controls(tmp_path)
     assert min(flow, distinct) > max(plain, *controls) + 5
     assert before > max(flow, distinct)
 
-    text = demo.report(runs)
+    text = turned_digits.report(runs)
     assert all(method in text for method in kept)
     assert f"{plain:.1f} ±" in text
     assert "kept more in 3 of 3 runs" in text
@@ -91,9 +94,7 @@ def test_flow_keeps_clearly_more_than_plain_training_and_both_controls(tmp_path)
 
 def test_a_task_with_a_new_head_is_a_function_of_its_seed_and_has_other_digits(digits):
     (images, labels), photos = digits
-    task, again, other = (
-        demo_new_head.make_task(seed, images, labels, photos) for seed in (0, 0, 1)
-    )
+    task, again, other = (new_head.make_task(seed, images, labels, photos) for seed in (0, 0, 1))
     for part in ("pre_training", "fine_tuning", "old", "new"):
         pairs = zip(getattr(task, part).tensors, getattr(again, part).tensors, strict=True)
         assert all(torch.equal(one, two) for one, two in pairs)
@@ -119,8 +120,8 @@ def test_a_task_with_a_new_head_is_a_function_of_its_seed_and_has_other_digits(d
 @pytest.mark.slow
 def test_with_a_new_head_scores_out_of_fold_find_what_is_harmful(tmp_path, monkeypatch):
     if not LONG:
-        monkeypatch.setattr(demo_runs, "EPOCHS", 6)
-    (run,) = demo_new_head.run(seeds=1, output=tmp_path)
+        monkeypatch.setattr(comparison, "EPOCHS", 6)
+    (run,) = new_head.run(seeds=1, output=tmp_path)
     assert list(run.results) == [
         "linear probe",
         "shuffle=True",
@@ -136,7 +137,7 @@ def test_with_a_new_head_scores_out_of_fold_find_what_is_harmful(tmp_path, monke
     assert before.old > 95
     assert flow.old > plain.old
 
-    text = demo_new_head.report([run])
+    text = new_head.report([run])
     assert all(method in text for method in run.results)
     assert f"{drawn:.0%} of what FlowSampler draws" in text
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")

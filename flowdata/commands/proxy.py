@@ -5,7 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flowdata.shell import name_of, positive, print_summary
+from flowdata.commands.options import name_of, positive
+from flowdata.commands.speech import print_summary
 
 
 def add_proxy(command: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tokenizer_families import CHATML, family
 
 import flowdata
-from flowdata.cli import main
+from flowdata.commands.cli import main
 from flowdata.scoring.row_lengths import _LengthPass
 
 ROWS = [{"q": f"The {'quick ' * n}fox", "a": " jumps."} for n in range(40)]

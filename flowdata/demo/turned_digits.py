@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
-from flowdata import demo_runs
 from flowdata.core.weights import FlowWeights
-from flowdata.demo_runs import (
+from flowdata.demo import comparison
+from flowdata.demo.comparison import (
     BATCH,
     FLOW,
     LEARNING_RATE,
@@ -23,7 +23,6 @@ from flowdata.demo_runs import (
     Result,
     Run,
     Task,
-    accuracy,
     batches,
     loaders,
     read_digits,
@@ -34,20 +33,6 @@ from flowdata.map_style.sampler import FlowSampler
 from flowdata.scoring import score
 from flowdata.table.loss_table import LossTable
 
-__all__ = [
-    "Task",
-    "accuracy",
-    "load_task",
-    "make_task",
-    "pre_trained",
-    "read_digits",
-    "read_photographs",
-    "report",
-    "run",
-    "train",
-    "turn",
-]
-
 _PRE_TRAINING, _FINE_TUNING = 800, 500
 _ANGLE = 30.0
 
@@ -57,12 +42,14 @@ _DISTINCT = 'FlowSampler, "distinct"'
 
 def run(*, seeds: int, output: Path) -> list[Run]:
     """Run everything; write the loss tables and ``demo.png`` to ``output``."""
-    return demo_runs.run_seeds(make_task, _run_once, seeds=seeds, output=output, start=_PRE_TRAINED)
+    return comparison.run_seeds(
+        make_task, _run_once, seeds=seeds, output=output, start=_PRE_TRAINED
+    )
 
 
 def report(runs: list[Run]) -> str:
     """The setting, a table of all methods, and what came out in words."""
-    return demo_runs.report(
+    return comparison.report(
         f"Old task: upright digits. New task: digits turned by {_ANGLE:.0f} degrees. Accuracy in "
         f"percent, mean ± standard deviation of {len(runs)} seeds.",
         runs,
@@ -74,7 +61,7 @@ def make_task(seed: int, images: Tensor, labels: Tensor, photos: list[Tensor]) -
     random = np.random.default_rng(seed)
     order = torch.from_numpy(random.permutation(len(images)))
     first, second, test = order.tensor_split([_PRE_TRAINING, _PRE_TRAINING + _FINE_TUNING])
-    fine_tuning, harmful = demo_runs.with_harmful_samples(
+    fine_tuning, harmful = comparison.with_harmful_samples(
         turn(images[second]), labels[second], photos, 10, random
     )
     return Task(
@@ -94,7 +81,7 @@ def load_task(seed: int) -> Task:
 def pre_trained(task: Task, seed: int) -> nn.Module:
     """A small convolutional network that has learned to read the upright digits of a task."""
     torch.manual_seed(seed)
-    network = demo_runs.network(classes=10)
+    network = comparison.network(classes=10)
     upright = DataLoader(task.pre_training, batch_size=BATCH, shuffle=True)
     train(network, upright, learning_rate=LEARNING_RATE, epochs=PRE_TRAINING_EPOCHS)
     return network
@@ -109,11 +96,11 @@ def _run_once(task: Task, seed: int, output: Path, bar: "tqdm[Any]") -> Run:
     losses = LossTable.load(path, dataset=task.fine_tuning, model=network)
     weights = losses.weights()
 
-    hardest = demo_runs.hardest_rows(network, task.new)
+    hardest = comparison.hardest_rows(network, task.new)
     knows = partial(_accuracies, task=task, hardest=hardest)
     results = {_PRE_TRAINED: Result(*knows(network))}
     methods = _methods(task.fine_tuning, weights, seed)
-    results |= demo_runs.fine_tuned(network, methods, knows, seed, bar)
+    results |= comparison.fine_tuned(network, methods, knows, seed, bar)
     return Run(task.harmful, losses.losses, weights, results)
 
 
@@ -145,5 +132,5 @@ def _accuracies(
     model: nn.Module, task: Task, hardest: NDArray[np.int64]
 ) -> tuple[float, float, float]:
     """Old, new, and hardest new, in percent."""
-    old, new = (demo_runs.scores_in_percent(model, data) for data in (task.old, task.new))
+    old, new = (comparison.scores_in_percent(model, data) for data in (task.old, task.new))
     return old.mean().item(), new.mean().item(), new[hardest].mean().item()

@@ -1,0 +1,60 @@
+"""``flowdata attach``: weights as a field of the rows of a file."""
+
+import argparse
+
+from flowdata.commands.options import Commands, path_of
+from flowdata.commands.weight_options import (
+    DATA_FILE,
+    add_file_weight_options,
+    groups_in,
+    weights_of_options,
+)
+from flowdata.table.loss_table import LossTable
+
+
+def add_attach(commands: Commands) -> None:
+    """The command ``attach``."""
+    attach = commands.add_parser(
+        "attach",
+        help="weights as a further field of each row of a JSONL or Parquet file",
+        description="Write a data file again, each row with its weight in a further field, for "
+        "trainers that read files. Lines of JSONL keep all their other bytes. Rows are in the "
+        "order of the loss table, or found by a key.",
+    )
+    attach.add_argument("data", type=path_of, help=DATA_FILE)
+    attach.add_argument("table", type=path_of, help="the loss table of its rows")
+    attach.add_argument("-o", "--output", type=path_of, required=True, help="the file to write")
+    attach.add_argument("--field", default="weight", help="name of the field (default weight)")
+    add_file_weight_options(attach)
+    attach.add_argument(
+        "--normalize",
+        choices=("mean", "max", "sum"),
+        help="divide the weights by this (default: leave them as they are, exp(-loss / tau))",
+    )
+    attach.add_argument(
+        "--overwrite", action="store_true", help="replace the field, if it is there"
+    )
+    attach.set_defaults(run=_run_attach, parser=attach)
+
+
+def _run_attach(options: argparse.Namespace) -> None:
+    from flowdata.data_files import attach_file
+
+    table = LossTable.load(options.table)
+    rows = attach_file(
+        options.data,
+        options.table,
+        options.output,
+        field=options.field,
+        key=options.key,
+        weights=weights_of_options(
+            table,
+            options,
+            groups_in(options.data, table, options),
+            on_invalid=options.on_invalid,
+            normalize=options.normalize,
+        ),
+        overwrite=options.overwrite,
+        unchecked=options.unchecked,
+    )
+    print(f"{rows:,} rows have a field {options.field!r}; {options.output} is written")

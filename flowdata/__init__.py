@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from flowdata.streaming.stream import FlowShards as FlowShards
     from flowdata.table.loss_table import LossTable as LossTable
     from flowdata.table.provenance import Provenance as Provenance
+    from flowdata.table.saved_weights import load_weights as load_weights
+    from flowdata.table.saved_weights import save_weights as save_weights
     from flowdata.table.shard_index import ShardIndex as ShardIndex
     from flowdata.tar.indexing import index_shards as index_shards
     from flowdata.tar.rows import ShardRows as ShardRows
@@ -127,6 +129,7 @@ _MODULES = {
     "streaming.stream": ("FlowShards",),
     "table.loss_table": ("LossTable",),
     "table.provenance": ("Provenance",),
+    "table.saved_weights": ("load_weights", "save_weights"),
     "table.shard_index": ("ShardIndex",),
     "tar.indexing": ("index_shards",),
     "tar.rows": ("ShardRows",),

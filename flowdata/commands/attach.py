@@ -17,13 +17,24 @@ def add_attach(commands: Commands) -> None:
     attach = commands.add_parser(
         "attach",
         help="weights as a further field of each row of a JSONL or Parquet file",
-        description="Write a data file again, each row with its weight in a further field, for "
+        description="Write data files again, each row with its weight in a further field, for "
         "trainers that read files. Lines of JSONL keep all their other bytes. Rows are in the "
         "order of the loss table, or found by a key.",
     )
-    attach.add_argument("data", type=path_of, help=DATA_FILE)
-    attach.add_argument("table", type=path_of, help="the loss table of its rows")
-    attach.add_argument("-o", "--output", type=path_of, required=True, help="the file to write")
+    attach.add_argument(
+        "files",
+        type=path_of,
+        nargs="+",
+        metavar="data ... table",
+        help=f"{DATA_FILE}, or several in a row; and the loss table of their rows",
+    )
+    attach.add_argument(
+        "-o",
+        "--output",
+        type=path_of,
+        required=True,
+        help="the file to write; or a folder, in which each file has the name that it had",
+    )
     attach.add_argument("--field", default="weight", help="name of the field (default weight)")
     add_file_weight_options(attach)
     attach.add_argument(
@@ -40,21 +51,25 @@ def add_attach(commands: Commands) -> None:
 def _run_attach(options: argparse.Namespace) -> None:
     from flowdata.data_files import attach_file
 
-    table = LossTable.load(options.table)
+    *data, place = options.files
+    if not data:
+        options.parser.error("data and table are needed")
+    table = LossTable.load(place)
     rows = attach_file(
-        options.data,
-        options.table,
+        data,
+        place,
         options.output,
         field=options.field,
         key=options.key,
         weights=weights_of_options(
             table,
             options,
-            groups_in(options.data, table, options),
+            groups_in(data, table, options),
             on_invalid=options.on_invalid,
             normalize=options.normalize,
         ),
         overwrite=options.overwrite,
         unchecked=options.unchecked,
     )
-    print(f"{rows:,} rows have a field {options.field!r}; {options.output} is written")
+    place = "has them" if options.output.is_dir() else "is written"
+    print(f"{rows:,} rows have a field {options.field!r}; {options.output} {place}")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from typing import Any, cast
 
+from flowdata.commands.arrange_options import add_arrange_options, arrangements_of_options
 from flowdata.commands.options import Commands, non_negative, path_of, positive
 from flowdata.commands.weight_options import (
     DATA_FILE,
@@ -48,6 +49,7 @@ def add_export(commands: Commands) -> None:
     )
     export.add_argument("--alpha", type=float, default=1.0, help="draw by weight^alpha (default 1)")
     add_file_weight_options(export)
+    add_arrange_options(export, "needed")
     fields = export.add_argument_group("fields of the draws")
     fields.add_argument("--epoch-field", default="epoch", metavar="NAME", help="default epoch")
     fields.add_argument("--draw-field", default="draw", metavar="NAME", help="default draw")
@@ -73,9 +75,9 @@ def _run_export(options: argparse.Namespace) -> None:
         options.parser.error("data, table and -o are needed, or --verify")
     *data, place = options.files
     table = LossTable.load(place)
-    weights = weights_of_options(
-        table, options, groups_in(data, table, options), on_invalid=options.on_invalid
-    )
+    groups = groups_in(data, table, options)
+    weights = weights_of_options(table, options, groups, on_invalid=options.on_invalid)
+    arrangements = arrangements_of_options(options, weights, table, groups)
     plan = EpochPlan(
         weights,
         epoch=options.first_epoch,
@@ -83,6 +85,7 @@ def _run_export(options: argparse.Namespace) -> None:
         epoch_size=options.epoch_size,
         scheme=options.scheme,
         alpha=options.alpha,
+        arrange=arrangements[0] if arrangements else None,
     )
     more: dict[str, Any] = {}
     if options.weight_field is not None:

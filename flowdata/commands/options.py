@@ -117,13 +117,15 @@ def add_temperature(command: Options) -> None:
     )
 
 
-def add_data(command: argparse.ArgumentParser, *, required: bool) -> None:
-    """Options that name a data set."""
+def add_data(command: argparse.ArgumentParser, *, required: bool, several: bool = False) -> None:
+    """Options that name a data set, or several in a row."""
     command.add_argument(
         "--data",
         type=name_of,
         required=required,
-        help="a .jsonl, .json, .csv or .parquet file, a saved datasets folder, or a hub name",
+        nargs="+" if several else None,
+        help=("one, or several in a row: " if several else "")
+        + "a .jsonl, .json, .csv or .parquet file, a saved datasets folder, or a hub name",
     )
     command.add_argument("--split", help="split of the data, where it has some (default train)")
 
@@ -142,12 +144,26 @@ def add_columns(command: argparse.ArgumentParser, otherwise: str) -> "argparse._
 
 def open_data(options: argparse.Namespace) -> Any:
     """The data set that `add_data` asks for."""
+    if isinstance(options.data, str):
+        return _opened(options.data, options.split)
+    parts = [_opened(name, options.split) for name in options.data]
+    if len(parts) == 1:
+        return parts[0]
+    import datasets
+
+    try:
+        return datasets.concatenate_datasets(parts)
+    except ValueError as error:  # Of columns that have two types.
+        raise ValueError(f"{' and '.join(options.data)} are not put in a row: {error}") from error
+
+
+def _opened(data: str, split: str | None) -> Any:
     from flowdata.scoring.open_inputs import open_data as opened
 
-    path = Path(options.data)
-    if options.split is not None and (path.is_file() or (path / "state.json").exists()):
+    path = Path(data)
+    if split is not None and (path.is_file() or (path / "state.json").exists()):
         raise ValueError(f"{path} has no splits: leave --split out")
-    return opened(options.data, options.split or "train")
+    return opened(data, split or "train")
 
 
 def require_place(path: Place) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flowdata.commands.arrange_options import add_arrange_options, arrangements_of_options
 from flowdata.commands.options import Commands, add_data, non_negative, open_data, path_of, positive
 from flowdata.commands.speech import one_line
 from flowdata.commands.weight_options import add_weight_options, weights_of_options
 from flowdata.core.groups import Groups
 from flowdata.core.saved_plan import saved_plan
+from flowdata.core.states import EPOCH, PLAN, SEED
 from flowdata.errors import MismatchError
 from flowdata.table.loss_table import LossTable
 
@@ -41,7 +43,8 @@ def add_replay(commands: Commands) -> None:
     replay.add_argument("--rank", type=non_negative, help="one of them; default all together")
     replay.add_argument("--drop-last", action="store_true", help="as of the sampler")
     add_weight_options(replay)
-    add_data(replay, required=False)
+    add_arrange_options(replay, "default --batch-size times --ranks")
+    add_data(replay, required=False, several=True)
     replay.set_defaults(run=_run_replay, parser=replay)
 
 
@@ -49,19 +52,23 @@ def _run_replay(options: argparse.Namespace) -> None:
     table = LossTable.load(options.table)
     data = open_data(options) if options.data else None
     if data is not None:
-        table.check(dataset=data)
+        from flowdata.report.data_of_tables import rows_of_table
+
+        data = rows_of_table(table, data)
 
     def groups(column: str) -> Groups:
         from flowdata.report.summary import groups_of
 
         if data is None:
-            raise ValueError(f"--groups {column} is a column of the data: give --data too")
+            raise ValueError(f"{column} is a column of the data: give --data too")
         return groups_of(data, column)
 
     # Rows that a run had dropped have no draws here either; one that had not was refused.
     weights = weights_of_options(table, options, groups, on_invalid="drop")
     state = _state_in(_read_state(options.state), options.state)
-    plan, position = saved_plan(state, weights, table)
+    together = options.batch_size * options.ranks
+    arrange = arrangements_of_options(options, weights, table, groups, together)
+    plan, position = saved_plan(state, weights, table, arrange)
     plan = plan if options.epoch is None else plan.at_epoch(options.epoch)
     try:
         found: Any = plan.rows_of_step(
@@ -96,18 +103,25 @@ def _described(rows: Any, table: LossTable, data: Any) -> Iterator[str]:
 
 def _state_in(checkpoint: Any, path: Path) -> Any:
     """The state of a sampler in what a loop has saved: all of it, or some part."""
-    found = list(_states_in(checkpoint))
+    if isinstance(checkpoint, dict) and {"manifest", "plan"} <= checkpoint.keys():
+        raise MismatchError(
+            f"{path} is the manifest of draws that flowdata export wrote: their file has the rows "
+            "of each step, in its order"
+        )
+    # A loop may keep a seed and an epoch of its own; first states had no plan in them.
+    found = list(_states_in(checkpoint, {SEED, EPOCH, PLAN}))
+    found = found or list(_states_in(checkpoint, {SEED, EPOCH}))
     if len(found) > 1:
         raise MismatchError(f"{path} has {len(found)} states of samplers: write one to a file")
     return found[0] if found else checkpoint
 
 
-def _states_in(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict) and {"seed", "epoch"} <= value.keys():
+def _states_in(value: Any, names: set[str]) -> Iterator[Any]:
+    if isinstance(value, dict) and names <= value.keys():
         yield value
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _states_in(part)
+            yield from _states_in(part, names)
 
 
 def _read_state(path: Path) -> Any:

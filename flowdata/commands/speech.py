@@ -23,6 +23,8 @@ _ARGUMENT = re.compile(r"""\b(\w+)=(?:"([^"]*)"|'([^']*)'|([\w.:+-]*[\w+-]))?"""
 
 # What is said to those who call functions, where the command line has other words.
 _PHRASES = (
+    (r"\bgive arrange=", "give --strata or --by-length"),
+    (r"\bleave arrange out\b", "leave --strata and --by-length out"),
     (r"the same call\b", "the same command"),
     (r"\bcall score again\b", "run the same command again"),
     (r"\bcall again\b", "run the same command again"),

@@ -3,12 +3,17 @@
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from flowdata.commands.options import add_temperature
+import numpy as np
+
+from flowdata.commands.options import add_temperature, path_of
 from flowdata.core.groups import Groups
-from flowdata.core.weights import FlowWeights
+from flowdata.core.weights import FlowWeights, Normalization
+from flowdata.errors import MismatchError
 from flowdata.table.loss_table import LossTable
+from flowdata.table.saved_weights import load_weights
 
 DATA_FILE = "a .jsonl (also .gz, .zst) or .parquet"
 _NAMED = ("rows", "tokens", "equal", "flow")
@@ -18,6 +23,14 @@ def add_weight_options(command: argparse.ArgumentParser) -> None:
     """Options that `weights_of_options` reads."""
     weights = command.add_argument_group("weights, as the run made them")
     add_temperature(weights)
+    weights.add_argument(
+        "--weights",
+        dest="weights_file",
+        type=path_of,
+        metavar="FILE",
+        help="weights of any function, product or mix, in place of the other options: a file of "
+        "flowdata.save_weights, or a .npy of one for each row of the table",
+    )
     weights.add_argument(
         "--groups",
         metavar="COLUMN",
@@ -70,6 +83,8 @@ def weights_of_options(
         groups_of: what reads the groups of a field.
         more: further arguments of ``table.weights``.
     """
+    if options.weights_file is not None:
+        return _weights_in(options.weights_file, table, options, more.get("normalize"))
     if options.groups is None:
         if options.shares is not None or options.by != "rows":
             options.parser.error("--shares and --by are of groups: give --groups COLUMN too")
@@ -82,6 +97,29 @@ def weights_of_options(
         shares = {by_text.get(name, name): share for name, share in shares.items()}
     more |= {"groups": groups, "shares": shares, "by": options.by}
     return table.weights(options.temperature, **more)
+
+
+def _weights_in(
+    path: Path, table: LossTable, options: argparse.Namespace, normalize: Normalization
+) -> FlowWeights:
+    others = ("temperature", "groups", "shares", "by", "on_invalid")
+    for name in others:
+        if getattr(options, name, None) != options.parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            options.parser.error(f"--weights are made already: leave {flag} out")
+    if path.suffix.lower() == ".npy":
+        try:
+            found = FlowWeights.from_weights(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise MismatchError(f"{path} holds no weights, one for each row: {error}") from error
+    else:
+        found = load_weights(path)
+    if len(found) != len(table):
+        raise MismatchError(
+            f"{path} has {len(found):,} weights, and the loss table {len(table):,} rows: give "
+            "those of its rows"
+        )
+    return found if normalize is None else FlowWeights(found.made, normalize=normalize)
 
 
 def groups_in(data: Any, table: LossTable, options: argparse.Namespace) -> Callable[[str], Groups]:

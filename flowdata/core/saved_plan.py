@@ -1,7 +1,10 @@
 """The plan that a saved state is of, made anew from the weights of its run."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from flowdata.core.arrangement import Arrangement
+from flowdata.core.by_length import ByLength
 from flowdata.core.cursor import POSITION
 from flowdata.core.lengths import HasLengths
 from flowdata.core.pack_plan import PackPlan
@@ -21,28 +24,28 @@ class SavedPlan(NamedTuple):
     position: int | None
 
 
-def saved_plan(state: Any, weights: FlowWeights, lengths: HasLengths | None = None) -> SavedPlan:
+def saved_plan(
+    state: Any,
+    weights: FlowWeights,
+    lengths: HasLengths | None = None,
+    arrange: Sequence[Arrangement] = (),
+) -> SavedPlan:
     """The plan of the epoch that a state was saved in.
 
     Args:
         state: of a sampler or a data set: what their ``state_dict`` gives.
         weights: those of the run.
         lengths: of the rows, where they were packed.
+        arrange: that of the run, or several of which it may be: a state has a hash of it.
 
     Raises:
-        MismatchError: for what is no such state, for other weights, and for a plan with strata or
-            batches by length, of which a state has no more than a hash.
+        MismatchError: for what is no such state, for other weights, and for another arrangement.
     """
     found = saved_identity(state, owner=_OWNER)
     if set(_OF_STREAMS) & state.keys():
         raise MismatchError(
             "the state is of a stream, whose order depends on its shards and workers too: that of "
             "a sampler or a FlowDataset says which rows a step had"
-        )
-    if found.get("strata") or found.get("by_length"):
-        raise MismatchError(
-            "the state is of a plan that is arranged, by strata or by length: make the same "
-            "sampler, let it load the state, and ask sampler.plan.rows_of_step(step, batch_size)"
         )
     packs = found.get("packs")
     try:
@@ -51,6 +54,7 @@ def saved_plan(state: Any, weights: FlowWeights, lengths: HasLengths | None = No
             epoch_size=found["epoch_size"],
             scheme=found["scheme"],
             alpha=found["alpha"],
+            arrange=_arrangement_of(found, arrange),
         )
         if packs is not None:
             options = {name: packs[name] for name in ("max_length", "batch_size", "too_long")}
@@ -64,6 +68,24 @@ def saved_plan(state: Any, weights: FlowWeights, lengths: HasLengths | None = No
     return SavedPlan(
         plan.at_epoch(whole[EPOCH], seed=whole[SEED]),
         position if isinstance(position, int) else None,
+    )
+
+
+def _arrangement_of(identity: Any, arrange: Sequence[Arrangement]) -> Arrangement | None:
+    by_length, strata = identity.get("by_length"), identity.get("strata")
+    if not by_length and not strata:
+        if arrange:
+            raise MismatchError(
+                "the state is of a plan without strata, and not by length: leave arrange out"
+            )
+        return None
+    what = "by length" if by_length else "by strata"
+    for each in arrange:
+        if each.fingerprint == (by_length if isinstance(each, ByLength) else strata):
+            return each
+    raise MismatchError(
+        f"the state is of a plan that is arranged {what}: give arrange="
+        + ("" if not arrange else ", with the rows' groups or lengths, and the sizes, of the run")
     )
 
 

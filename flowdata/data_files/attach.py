@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flowdata.core.normalization import require_numbers
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.data_files import parquet_rows
 from flowdata.data_files.json_rows import ADVICE, Rows, member, read_rows, with_members, with_value
@@ -60,6 +61,7 @@ def attach_file(
 
     Raises:
         DataFileError: naming the line, for what is no row, or has the field already.
+        InvalidLossError: for weights that are all too small for numbers.
         MismatchError: for another number of rows, rows that were not scored, and, naming it, a
             key that is missing or there twice.
     """
@@ -68,6 +70,7 @@ def attach_file(
     places = output_paths(output, sources, kind, table)
     losses = as_table(table)
     weighed = weights_of(losses, weights)
+    require_numbers(weighed.max, weighed.log_max)
     rows = TableRows(losses, key, sources[0], unchecked=unchecked)
     with contextlib.ExitStack() as written:
         for source, place in zip(sources, places, strict=True):

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
+from flowdata.core.normalization import require_numbers
 from flowdata.core.weights import FlowWeights, HasWeights
 from flowdata.rows.lookup import KeyedWeights, Lookup, OnMismatch, Table
 from flowdata.rows.plain import require_new
@@ -53,6 +54,7 @@ def attach(
     """
     require_one_data_set(rows)
     known = KeyedWeights(table, weights, key, on_missing, on_repeated)
+    require_numbers(known.weights.max, known.weights.log_max)
     by_number = hasattr(rows, "__getitem__") and hasattr(rows, "__len__")
     if isinstance(rows, IterableDataset) or not by_number:
         return stream_of(rows, Weighing(known, column))

@@ -51,6 +51,7 @@ class Kind(Enum):
     """Types of columns, as an error names them."""
 
     FLOAT32 = "float32"
+    FLOAT64 = "float64"
     INT32 = "int32"
     INT64 = "int64"
     BOOL = "bool"
@@ -70,6 +71,7 @@ class Kind(Enum):
             return bool(types.is_string(found) or types.is_large_string(found))
         test = {
             Kind.FLOAT32: types.is_float32,
+            Kind.FLOAT64: types.is_float64,
             Kind.INT32: types.is_int32,
             Kind.INT64: types.is_int64,
             Kind.BOOL: types.is_boolean,

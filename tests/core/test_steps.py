@@ -121,6 +121,12 @@ def test_states_that_do_not_say_which_rows_a_step_had_are_refused():
     arranged = flowdata.FlowSampler(WEIGHTS, arrange=flowdata.ByLength(LENGTHS, 4)).state_dict(0)
     with pytest.raises(flowdata.MismatchError, match="a plan that is arranged"):
         saved_plan(arranged, WEIGHTS)
+    given = [flowdata.ByLength(LENGTHS, 5), flowdata.ByLength(LENGTHS, 4)]
+    assert saved_plan(arranged, WEIGHTS, arrange=given).plan.arrange is given[1]
+    with pytest.raises(flowdata.MismatchError, match="the sizes, of the run"):
+        saved_plan(arranged, WEIGHTS, arrange=given[:1])
+    with pytest.raises(flowdata.MismatchError, match="leave arrange out"):
+        saved_plan(state, WEIGHTS, arrange=given)
     stream = {**state, "stream": {}}
     with pytest.raises(flowdata.MismatchError, match="the state is of a stream"):
         saved_plan(stream, WEIGHTS)

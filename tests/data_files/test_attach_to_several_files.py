@@ -103,3 +103,19 @@ def test_several_files_need_a_folder_and_names_of_their_own():
     write("whole.jsonl", range(ROWS))
     assert attach_file("whole*", TABLE, "out") == ROWS
     assert [row["weight"] for row in read("out/whole.jsonl")] == WEIGHTS
+
+
+def test_weights_that_are_all_too_small_for_numbers_are_refused():
+    write("data.jsonl", range(ROWS))
+    tiny = flowdata.LossTable.from_losses(1.0 + np.random.default_rng(0).random(ROWS), keys=IDS)
+    weights = tiny.weights(0.001)
+    assert not weights.values.any()
+    message = r'e\^-1,\d+, too small for a number: give normalize="mean"'
+    with pytest.raises(flowdata.InvalidLossError, match=message):
+        attach_file("data.jsonl", tiny, "out", weights=weights)
+    rows = [{"id": key} for key in IDS]
+    with pytest.raises(flowdata.InvalidLossError, match=message):
+        flowdata.attach(rows, tiny, weights=weights, key="id")
+    weights = tiny.weights(0.001, normalize="mean")
+    attach_file("data.jsonl", tiny, "out", weights=weights, key="id")
+    assert [row["weight"] for row in read("out/data.jsonl")] == weights.values.tolist()

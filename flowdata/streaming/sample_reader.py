@@ -179,6 +179,9 @@ class SampleReader:
                 except ShardError as error:
                     yield row, None, self._handler(error)
                     continue
+                finally:
+                    # It would keep what its whole request gave until the next window is there.
+                    del content
                 if weights is not None:
                     sample["__weight__"] = float(weights[row - first])
                 yield row, sample, True

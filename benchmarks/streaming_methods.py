@@ -286,11 +286,14 @@ def mixing(setting: Setting) -> Figures:
 def memory(setting: Setting) -> Figures:
     """A worker's memory above that of the process that made it, its threads and descriptors."""
     stream = flow(setting, window=AHEAD_OF, access=Access(ahead=AHEAD))
-    before = anonymous_memory()
     most = {"memory": 0, "threads": 0, "descriptors": 0}
     for _ in range(2):
+        # The process that makes the second worker has grown by batches of the first.
+        before = anonymous_memory()
         for _ in loaded(stream.to_tuple("__key__", "jpg", "cls"), RAW, 1):
-            for name, value in worker_figures().items():
+            now = worker_figures()
+            now["memory"] -= before
+            for name, value in now.items():
                 most[name] = max(most[name], value)
     index = setting.table.index
     assert index is not None
@@ -299,7 +302,7 @@ def memory(setting: Setting) -> Figures:
     size = float(np.mean(index.sizes))
     window = AHEAD_OF * size * (2.2 if setting.url else 1.0) + 3 * BATCH * size
     return {
-        "memory, MB": [(most["memory"] - before) / 1e6],
+        "memory, MB": [most["memory"] / 1e6],
         "bound, MB": [(AHEAD + window) / 1e6],
         "threads": [float(most["threads"])],
         "descriptors": [float(most["descriptors"])],

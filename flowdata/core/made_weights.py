@@ -207,6 +207,8 @@ class FromLosses:
             except NoWeightError:
                 continue
             except InvalidLossError as error:
+                if shares is not None and shares[number] == 0.0:
+                    continue  # It is never drawn, whatever its temperature.
                 raise InvalidLossError(f"in the group {groups.names[number]!r}: {error}") from error
             logarithms[rows], largest[number] = made.relative.logarithms(), made.log_max
         sizes = self.lengths if self.by == "tokens" else None

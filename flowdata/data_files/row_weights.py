@@ -17,8 +17,19 @@ _SHOWN = 5
 
 
 def as_table(table: LossTable | str | PathLike[str]) -> LossTable:
-    """A loss table, or that of a file."""
-    return table if isinstance(table, LossTable) else LossTable.load(table)
+    """A loss table, or that of a file.
+
+    Raises:
+        TypeError: for what is neither.
+    """
+    if isinstance(table, LossTable):
+        return table
+    if not isinstance(table, str | PathLike):
+        raise TypeError(
+            f"a LossTable, or the path of one, is needed, got {type(table).__name__}: weights of "
+            "your own are given as weights="
+        )
+    return LossTable.load(table)
 
 
 class TableRows:

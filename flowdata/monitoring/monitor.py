@@ -11,7 +11,7 @@ from flowdata.core.column import PIECE
 from flowdata.core.groups import Groups
 from flowdata.core.plan import non_negative
 from flowdata.core.states import VERSION, require_same, shown
-from flowdata.core.weights import as_weights
+from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.errors import MismatchError
 from flowdata.monitoring.counts import Counts
 from flowdata.monitoring.deciles import (
@@ -77,7 +77,7 @@ class Monitor:
         in_order: bool = False,
     ) -> None:
         self._drawn = Drawn(drawn) if is_source(drawn) else None
-        weights = as_weights(drawn) if self._drawn is None else self._drawn.weights
+        weights = _weights_of(drawn) if self._drawn is None else self._drawn.weights
         self._rows, self._over, self.in_order = len(weights), over, in_order
         self.groups = weights.made.groups if groups is None else Groups.of(groups, self._rows)
         """The group of each row, if there are groups."""
@@ -329,6 +329,15 @@ class Monitor:
         if self._losses is None:
             return np.full(DECILES, np.nan), np.full(DECILES, np.nan)
         return self._losses.means(gather=gather)
+
+
+def _weights_of(drawn: Any) -> FlowWeights:
+    if isinstance(drawn, FlowWeights | HasWeights) or hasattr(drawn, "__getitem__"):
+        return as_weights(drawn)
+    raise TypeError(
+        f"a Monitor is of a sampler or a data set of flowdata, or of weights, got "
+        f"{type(drawn).__name__}: what that draws is not known"
+    )
 
 
 def _as_scored(losses: ArrayLike, rows: int) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from flowdata.core.states import require_same
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
+from flowdata.data_files.row_weights import as_table
 from flowdata.errors import MismatchError, warn
 from flowdata.table.given_keys import as_keys, as_plain
 from flowdata.table.loss_table import LossTable
@@ -61,8 +62,7 @@ class KeyedWeights:
         for name, option in (("on_missing", on_missing), ("on_repeated", on_repeated)):
             if option not in ("raise", "drop"):
                 raise ValueError(f'{name} must be "raise" or "drop", got {option!r}')
-        if not isinstance(table, LossTable):
-            table = LossTable.load(table)
+        table = as_table(table)
         if table.keys is None:
             # Which says what to do.
             found_rows(None, [])

@@ -360,3 +360,13 @@ def test_groups_in_a_row_are_numbered_as_they_are_named():
     assert groups.same_as(Groups.of_runs(("b", "a"), [2, 3]))
     assert not groups.same_as(Groups.of_runs(("b", "c"), [2, 3]))
     assert issubclass(InvalidLossError, FlowDataError)
+
+
+def test_a_group_that_gets_no_share_needs_no_temperature():
+    losses = np.array([0.0, 0.0, 0.0, 1.0, 2.0, 4.0])
+    labels = ["zeros"] * 3 + ["some"] * 3
+    weights = FlowWeights.from_losses(losses, groups=labels, shares={"zeros": 0, "some": 1})
+    alone = FlowWeights.from_losses(losses[3:])
+    np.testing.assert_array_equal(weights.relative, [0.0, 0.0, 0.0, *alone.relative])
+    with pytest.raises(InvalidLossError, match="in the group 'zeros': temperature='median' is 0"):
+        FlowWeights.from_losses(losses, groups=labels, shares={"zeros": 1, "some": 1})

@@ -251,3 +251,8 @@ def test_a_monitor_of_weights_alone_says_that_it_knows_no_draws():
     again = Monitor(WEIGHTS)
     again.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
     assert again.figures() == monitor.figures()
+
+
+def test_a_sampler_of_torch_is_none_of_ours():
+    with pytest.raises(TypeError, match=r"of flowdata, or of weights, got RandomSampler"):
+        Monitor(torch.utils.data.RandomSampler(Numbers()))

@@ -249,3 +249,9 @@ def test_copies_are_apart_and_rows_of_their_own():
     assert sum(row["number"] is None for row in rows) == 1
     in_order = ids_of(resample_rows(stream(), ones, key="id", epoch_size=3.0, window=1))
     assert in_order == [key for key in ids_of(DATA) for _ in range(3)]
+
+
+def test_weights_in_the_place_of_a_table_are_called_so():
+    for function in (attach, resample_rows):
+        with pytest.raises(TypeError, match="a LossTable, or the path of one, is needed, got Flow"):
+            function(stream(), TABLE.weights(), key="id")

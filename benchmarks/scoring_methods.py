@@ -12,8 +12,8 @@ from measure import Figures, peak_memory, settle_memory
 from torch.nn import functional as F
 
 from flowdata import CausalLM, score
-from flowdata.scoring.language import token_budget
-from flowdata.scoring.token_rows import IGNORED, Tokens
+from flowdata.scoring.language.causal_lm import token_budget
+from flowdata.scoring.layouts.token_rows import IGNORED, Tokens
 
 BARE, LIMIT, TEXTS, TOKENS, WORKERS, PADDED, PUBLISHED = (
     "bare", "limit", "texts", "tokens", "workers", "padded", "published"

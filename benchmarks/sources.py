@@ -6,6 +6,7 @@ import ast
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,13 +47,32 @@ def sources_of(script: str, root: Path = ROOT) -> Hashes:
 
 
 def changed(numbers: Mapping[str, Any], root: Path = ROOT) -> list[str]:
-    """The files that are not as they were when numbers (the JSON of a page) were measured."""
+    """The files that are not as they were when numbers (the JSON of a page) were measured.
+
+    One that has another path now, and the same contents, is as it was.
+    """
     if "sources" not in numbers:
         return UNKNOWN
     before: Hashes = numbers["sources"]
     script = Path(numbers["command"].split()[1])
     now = sources_of(script.stem, root) if (root / script).exists() else {}
-    return sorted(file for file in before | now if before.get(file) != now.get(file))
+    gone = {file: found for file, found in before.items() if file not in now}
+    new = {file: found for file, found in now.items() if file not in before}
+    moved = Counter(gone.values()) & Counter(new.values())
+    other = [file for file in before.keys() & now if before[file] != now[file]]
+    return sorted([*other, *_without(gone, moved), *_without(new, moved)])
+
+
+def _without(hashes: Hashes, moved: Counter[str]) -> list[str]:
+    """The files but as many of each hash as were moved."""
+    left = moved.copy()
+    found = []
+    for file, known in hashes.items():
+        if left[known]:
+            left[known] -= 1
+        else:
+            found.append(file)
+    return found
 
 
 def joined(hashes: Hashes) -> str:

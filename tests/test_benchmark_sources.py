@@ -118,6 +118,18 @@ def test_a_module_or_a_script_that_is_gone_is_noticed(sources, clone, numbers):
     assert sources.changed(numbers, clone) == MEASURED
 
 
+def test_a_module_that_has_moved_is_the_same_source_unless_it_was_changed_too(
+    sources, clone, numbers
+):
+    sampler = clone / "flowdata/draws/sampler.py"
+    sampler.write_text(FILES["flowdata/draws/sampler.py"].replace("arrays", "tables.arrays"))
+    (clone / "flowdata/tables").mkdir()
+    moved = (clone / "flowdata/arrays.py").rename(clone / "flowdata/tables/arrays.py")
+    assert sources.changed(numbers, clone) == []
+    moved.write_text("even = 4\n")
+    assert sources.changed(numbers, clone) == ["flowdata/arrays.py", "flowdata/tables/arrays.py"]
+
+
 def test_a_page_is_marked_once_and_no_longer_where_it_is_measured_again(sources, tmp_path):
     page, text = tmp_path / "speed.md", "# Speed\n\n`command`\n\n| table |\n"
     page.write_text(text)

@@ -31,8 +31,8 @@ SAYS = "{% for m in messages %}{{ m.content }} {% endfor %}"
 WITH_EXAMPLES = [
     page
     for page in (*GUIDES, *FURTHER)
-    # Those on engines run on a cluster, in tests/scoring/test_ray.py.
-    if any(block.language == "python" for block in blocks(page)) and page.stem != "ENGINES"
+    # Those on engines run on a cluster, in tests/scoring/engines/test_ray.py.
+    if any(block.language == "python" for block in blocks(page)) and page.parent.name != "engines"
 ]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 LEFT_OUT = "..."

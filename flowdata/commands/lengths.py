@@ -43,8 +43,8 @@ def add_lengths(commands: Commands) -> None:
 def _run_lengths(options: argparse.Namespace) -> None:
     from flowdata.report.summary import lengths_text
     from flowdata.scoring import CausalLM
-    from flowdata.scoring.columns import TOKEN_COLUMNS, Columns
-    from flowdata.scoring.inference import count_rows
+    from flowdata.scoring.layouts.columns import TOKEN_COLUMNS, Columns
+    from flowdata.scoring.models.inference import count_rows
     from flowdata.scoring.open_inputs import open_tokenizer
     from flowdata.scoring.row_lengths import count_lengths, give_lengths
 

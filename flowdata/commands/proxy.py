@@ -27,8 +27,8 @@ def score_by_proxy(
 ) -> None:
     """Score all rows with the small model, some with the large one, and print how they agree."""
     from flowdata.scoring.open_inputs import open_model
+    from flowdata.scoring.passes.ranks import join_torchrun
     from flowdata.scoring.proxy import score_proxy
-    from flowdata.scoring.ranks import join_torchrun
 
     if options.shard is not None or options.engine != "torch":
         raise ValueError("--proxy is for a pass of this process or of torchrun's")

@@ -25,8 +25,8 @@ from flowdata.commands.speech import print_summary
 from flowdata.table.loss_table import LossTable
 
 if TYPE_CHECKING:
-    from flowdata.scoring.columns import Columns
-    from flowdata.scoring.language_losses import LanguageLoss
+    from flowdata.scoring.language.named_losses import LanguageLoss
+    from flowdata.scoring.layouts.columns import Columns
 
 _OF_CAUSAL_MODELS = ("prompt", "response", "messages", "text", "turns")
 
@@ -127,11 +127,11 @@ def add_score(commands: Commands) -> None:
 
 def _run_score(options: argparse.Namespace) -> None:
     from flowdata.scoring import score
-    from flowdata.scoring.columns import Columns
-    from flowdata.scoring.inference import count_rows
+    from flowdata.scoring.layouts.columns import Columns
+    from flowdata.scoring.layouts.pairs import PairColumns
+    from flowdata.scoring.models.inference import count_rows
     from flowdata.scoring.open_inputs import open_model
-    from flowdata.scoring.pairs import PairColumns
-    from flowdata.scoring.ranks import join_torchrun
+    from flowdata.scoring.passes.ranks import join_torchrun
     from flowdata.table.data_columns import keys_of
 
     # A large model takes minutes to load: what may be wrong otherwise is found out before.
@@ -224,7 +224,7 @@ def _tokenizer(options: argparse.Namespace) -> Any:
 
 
 def _score_on_ray(options: argparse.Namespace, columns: "Columns") -> LossTable:
-    from flowdata.scoring.ray_pass import score_on_ray
+    from flowdata.scoring.engines.ray_pass import score_on_ray
 
     # Workers may run in another folder than this command.
     model, data = (
@@ -253,7 +253,7 @@ def _open_rows(where: argparse.Namespace, *, as_tensors: bool) -> Any:
 
 
 def _open_in_worker(model: str, dtype: str, device: str | None, as_saved: bool) -> Any:
-    from flowdata.scoring.engine_worker import assigned_device
+    from flowdata.scoring.engines.worker import assigned_device
     from flowdata.scoring.open_inputs import open_model
 
     device = device or str(assigned_device())

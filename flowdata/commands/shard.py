@@ -22,7 +22,7 @@ def add_shard(command: argparse.ArgumentParser) -> None:
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
     """The job that a user has named; a line says which one it is where the scheduler does."""
-    from flowdata.scoring.array_jobs import read_shard
+    from flowdata.scoring.parts.array_jobs import read_shard
 
     if options.shard is None:
         return None
@@ -41,7 +41,7 @@ def _require_same_array(output: Place, count: int, said: str) -> None:
 
     Some jobs that are run again are an array of their own, which may begin with the same number.
     """
-    from flowdata.scoring.parts import Parts
+    from flowdata.scoring.parts.folder import Parts
 
     folder = Parts(output).folder
     if others := array_sizes(folder) - {count}:
@@ -54,7 +54,7 @@ def _require_same_array(output: Place, count: int, said: str) -> None:
 
 def print_share(losses: LossTable, output: Place, job: tuple[int, int]) -> None:
     """Say what a job of an array has done, and what comes when all have."""
-    from flowdata.scoring.parts import Parts
+    from flowdata.scoring.parts.folder import Parts
 
     parts = Parts(output)
     if parts.is_finished:

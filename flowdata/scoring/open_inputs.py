@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from flowdata.errors import FlowDataError
-from flowdata.scoring.pretrained import load_config, load_tokenizer, load_whole
+from flowdata.scoring.models.pretrained import load_config, load_tokenizer, load_whole
 
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import Subset
 
 from flowdata.core.agreement import Agreement, agreement, stratified_rows
-from flowdata.scoring.classification import LossFunction
-from flowdata.scoring.language import CausalLM
-from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.language.causal_lm import CausalLM
+from flowdata.scoring.models.classification import LossFunction
+from flowdata.scoring.passes.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.passes.streamed import is_stream
 from flowdata.scoring.row_lengths import count_lengths
 from flowdata.scoring.scorer import score
-from flowdata.scoring.streamed import is_stream
 from flowdata.table.loss_table import LossTable
 
 Model: TypeAlias = nn.Module | Callable[[], nn.Module]

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import MismatchError, TableFileError
-from flowdata.scoring.columns import TOKEN_COLUMNS
-from flowdata.scoring.inference import count_rows
-from flowdata.scoring.language import ROWS_PER_READ, CausalLM
-from flowdata.scoring.language_losses import LanguageLoss
-from flowdata.scoring.pairs import PairReader
-from flowdata.scoring.parts import Parts
-from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
-from flowdata.scoring.scoring_pass import run_pass
-from flowdata.scoring.token_rows import IGNORED, Tokens, without_other_inputs
-from flowdata.scoring.tokens import OneLayout, UnreadableRow
+from flowdata.scoring.language.causal_lm import ROWS_PER_READ, CausalLM
+from flowdata.scoring.language.named_losses import LanguageLoss
+from flowdata.scoring.layouts.columns import TOKEN_COLUMNS
+from flowdata.scoring.layouts.pairs import PairReader
+from flowdata.scoring.layouts.token_rows import IGNORED, Tokens, without_other_inputs
+from flowdata.scoring.layouts.tokens import OneLayout, UnreadableRow
+from flowdata.scoring.models.inference import count_rows
+from flowdata.scoring.parts.folder import Parts
+from flowdata.scoring.passes.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.passes.scoring_pass import run_pass
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import LENGTHS, Provenance
 from flowdata.table.scored_rows import ScoredRows

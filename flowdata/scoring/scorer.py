@@ -12,17 +12,26 @@ import torch
 from torch import nn
 
 from flowdata.core.weights import OnInvalid
-from flowdata.scoring.array_jobs import job_of
-from flowdata.scoring.batch_dependence import require_lasting_attention, rotary_limit
-from flowdata.scoring.classification import (
+from flowdata.scoring.language.head import vocabulary_of
+from flowdata.scoring.language.model_inputs import accepted_names
+from flowdata.scoring.language.named_losses import (
+    LANGUAGE_LOSSES,
+    LanguageLoss,
+    language_loss,
+    language_pass,
+)
+from flowdata.scoring.language.padded_pass import pad_of
+from flowdata.scoring.language.probe_rows import ProbeRows
+from flowdata.scoring.language.text_rows import CollateText, TextPass
+from flowdata.scoring.models.batch_dependence import require_lasting_attention, rotary_limit
+from flowdata.scoring.models.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
     LossFunction,
     loss_function,
 )
-from flowdata.scoring.fitted_rows import warn_if_fitted_on
-from flowdata.scoring.head import vocabulary_of
-from flowdata.scoring.inference import (
+from flowdata.scoring.models.fitted_rows import warn_if_fitted_on
+from flowdata.scoring.models.inference import (
     count_rows,
     device_of,
     evaluating,
@@ -30,26 +39,17 @@ from flowdata.scoring.inference import (
     unwrap_model,
     without_adapters,
 )
-from flowdata.scoring.known_rows import known_rows
-from flowdata.scoring.language_losses import (
-    LANGUAGE_LOSSES,
-    LanguageLoss,
-    language_loss,
-    language_pass,
-)
-from flowdata.scoring.loss_formulas import IGNORED
-from flowdata.scoring.model_inputs import accepted_names
-from flowdata.scoring.model_loss import ModelLossPass
-from flowdata.scoring.padded_pass import pad_of
-from flowdata.scoring.parts import Parts
-from flowdata.scoring.pretrained import warn_if_parameters_are_new
-from flowdata.scoring.probe_rows import ProbeRows
-from flowdata.scoring.ranks import RANK_TIMEOUT, Ranks
-from flowdata.scoring.reliability import warn_if_unreliable
-from flowdata.scoring.row_batches import collate_by_shape
-from flowdata.scoring.scoring_pass import ScoringPass, run_pass
-from flowdata.scoring.streamed import StreamPass, is_stream, score_stream
-from flowdata.scoring.text_rows import CollateText, TextPass
+from flowdata.scoring.models.loss_formulas import IGNORED
+from flowdata.scoring.models.model_loss import ModelLossPass
+from flowdata.scoring.models.pretrained import warn_if_parameters_are_new
+from flowdata.scoring.models.reliability import warn_if_unreliable
+from flowdata.scoring.models.row_batches import collate_by_shape
+from flowdata.scoring.parts.array_jobs import job_of
+from flowdata.scoring.parts.folder import Parts
+from flowdata.scoring.passes.known_rows import known_rows
+from flowdata.scoring.passes.ranks import RANK_TIMEOUT, Ranks
+from flowdata.scoring.passes.scoring_pass import ScoringPass, run_pass
+from flowdata.scoring.passes.streamed import StreamPass, is_stream, score_stream
 from flowdata.table.data_columns import keys_of
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable

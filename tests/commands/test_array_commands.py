@@ -16,7 +16,7 @@ from tokenizer_families import family
 
 import flowdata
 from flowdata.commands.cli import main
-from flowdata.scoring.parts import Parts
+from flowdata.scoring.parts.folder import Parts
 from flowdata.table.part_file import read_part
 
 COMMAND = Path(sys.executable).parent
@@ -84,8 +84,8 @@ def rows_of(output, job):
 PROGRAM = """
 import sys, time
 from flowdata.commands.cli import main
-from flowdata.scoring import resuming
-from flowdata.scoring.language import LanguagePass
+from flowdata.scoring.passes import resuming
+from flowdata.scoring.language.causal_lm import LanguagePass
 
 begin, save = LanguagePass._begin_batch, resuming._save_regularly
 LanguagePass._begin_batch = lambda self, samples: (time.sleep(0.3), begin(self, samples))[1]
@@ -131,7 +131,7 @@ def test_jobs_that_are_killed_and_run_again_make_the_table_of_one_pass(place, on
 @pytest.mark.slow
 def test_the_scripts_of_the_guide_run_as_they_are(place, one_pass, monkeypatch, capsys):
     monkeypatch.chdir(place)
-    page = ROOT / "flowdata" / "scoring" / "CLUSTERS.md"
+    page = ROOT / "flowdata" / "scoring" / "parts" / "README.md"
     job, merge = [block.text for block in blocks(page) if block.language == "sh"][:2]
     script = job.replace("FOLDER_OR_NAME", "model").replace("score ", "score --max-tokens 120 ")
     # One process for all jobs, whose command is the shell's.

@@ -14,7 +14,7 @@ import transformers
 
 import flowdata
 from flowdata.commands.cli import main
-from flowdata.scoring.language import LanguagePass
+from flowdata.scoring.language.causal_lm import LanguagePass
 
 COMMAND = Path(sys.executable).with_name("flowdata")
 

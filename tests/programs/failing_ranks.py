@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch import nn
 
 import flowdata
-from flowdata.scoring import parts, rank_watch, ranks
+from flowdata.scoring.parts import folder as parts
+from flowdata.scoring.passes import rank_watch, ranks
 
 ROWS = 60
 

@@ -34,8 +34,8 @@ MODULES = (
     "streaming/order.py",
     "streaming/progress.py",
     "streaming/shared_epochs.py",
-    "scoring/parts.py",
-    "scoring/tokens.py",
+    "scoring/parts/folder.py",
+    "scoring/layouts/tokens.py",
     "reweight/losses.py",
 )
 COPIED = ("flowdata", "tests", "benchmarks", "pyproject.toml", "README.md", "LICENSE", "Makefile")

@@ -3,7 +3,7 @@
 import pytest
 from scoring_lines import Stop, scored
 
-from flowdata.scoring.parts import Parts
+from flowdata.scoring.parts.folder import Parts
 
 
 @pytest.fixture

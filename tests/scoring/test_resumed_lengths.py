@@ -12,7 +12,7 @@ from counted_rows import EXPECTED, Passed, Rows, counted
 from language_models import llama, samples
 
 from flowdata import CausalLM, LossTable, MismatchError, TableFileError, score
-from flowdata.scoring.parts import Parts
+from flowdata.scoring.parts.folder import Parts
 from flowdata.scoring.row_lengths import give_lengths
 from flowdata.table.part_file import read_part, write_part
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flowdata import lengths
-from flowdata.scoring.language import LanguagePass
+from flowdata.scoring.language.causal_lm import LanguagePass
 from flowdata.scoring.row_lengths import _LengthPass
 
 

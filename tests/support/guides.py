@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-GUIDES = sorted(ROOT.glob("flowdata/*/README.md"))
-FURTHER = sorted(set(ROOT.glob("flowdata/*/*.md")) - set(GUIDES))
+GUIDES = sorted(ROOT.glob("flowdata/**/README.md"))
+FURTHER = sorted(set(ROOT.glob("flowdata/**/*.md")) - set(GUIDES))
 """Pages beside a guide, about one of its subjects."""
 PAGES = [README, *GUIDES, *FURTHER, ROOT / "tests" / "README.md", ROOT / "benchmarks" / "README.md"]
 

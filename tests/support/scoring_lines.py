@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from flowdata import score
-from flowdata.scoring.parts import Parts
+from flowdata.scoring.parts.folder import Parts
 from flowdata.table.part_file import read_part
 
 

@@ -12,13 +12,13 @@ EXPECTED = (
     "no tar with sparse files here",
     # tests/frameworks: what a second process does not change is run on one.
     "one process is enough",
-    # tests/scoring/test_ray.py: what starts many workers is left to `make test-long`.
+    # tests/scoring/engines/test_ray.py: what starts many workers is left to `make test-long`.
     "in a long run alone",
     # benchmarks/measure.py reads /proc.
     "(peak )?memory is read from /proc",
     # tests/support/torch_release.py: the lowest releases lack what 2.13 has.
     r"torch 2\.([5-9]|1[0-2])\..* has no .*",
-    # tests/scoring/test_turns.py: TRL has changed which tokens of a prompt and response it labels.
+    # tests/scoring/layouts/test_turns.py: TRL has changed which tokens it labels.
     "this TRL takes the length of the prompt alone",
 )
 """Reasons that are good ones, as regular expressions; most depend on the machine."""

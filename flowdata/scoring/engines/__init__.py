@@ -1,0 +1,1 @@
+"""Passes, and batches of a pipeline, that Ray, Spark or datasets run."""

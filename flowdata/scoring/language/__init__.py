@@ -1,0 +1,1 @@
+"""Losses of models of language: causal ones, encoder-decoders, labellers of tokens."""

@@ -1,0 +1,1 @@
+"""A new head: fitted on the frozen backbone, and scored out of fold."""

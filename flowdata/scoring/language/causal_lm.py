@@ -30,7 +30,8 @@ from flowdata.scoring.models.inference import Arriving, move, one_behind, out_of
 from flowdata.scoring.parts.row_blocks import ChooseBatches
 from flowdata.table.scored_rows import ScoredRows
 
-# Measured: more tokens in a batch make a pass slower on a CPU (caches).
+# Tokens of float32, twice as many of half its size: measured, more in a batch make a pass slower on
+# a CPU (caches), and fewer do too (all parameters are read for each batch).
 _TOKENS_ON_CPU = 512
 # Larger batches are no faster, and lose more work on failure.
 _MOST_TOKENS_ON_GPU = 32_768
@@ -57,9 +58,9 @@ class CausalLM:
         text: column of plain text, all of it scored.
         max_length: longer samples are cut on the right, counted and reported; without it a
             sample longer than the model's context is an error.
-        max_tokens: tokens of a batch, padding included. By default 512 on a CPU, where more are
-            slower, and on a GPU what half of its free memory should hold, 32,768 at most; it
-            is halved whenever memory runs out.
+        max_tokens: most tokens of a batch, padding included. By default on a CPU about 512, or
+            1,024 of half precision, where others are slower, and on a GPU what half of its free
+            memory should hold, 32,768 at most; it is halved whenever memory runs out.
         token_losses: keep the loss of each response token, for token weights.
         turns: which turns of a chat are scored: ``"assistant"``, all that the assistant says, as by
             default of ``messages``; ``"last"``, the last of it; ``"all"``, the whole text, prompts
@@ -137,6 +138,8 @@ class LanguagePass:
         self._dated = False
         self._rotary_limit = rotary_limit(model)
         self._budget = options.max_tokens or token_budget(model, device)
+        # On a CPU it is chosen for speed.
+        self._is_limit = options.max_tokens is not None or device.type != "cpu"
         if device.type == "cuda":
             # Its batches have many rows, and are the fuller the more there are to choose from:
             # measured, 35 % of padding among 1,024 rows of text, 6 % among these.
@@ -209,7 +212,7 @@ class LanguagePass:
                         f"row {rows[batch[0]]} with {lengths[batch[0]]:,} tokens does not fit "
                         "into memory; pass max_length= to cut such samples"
                     ) from error
-                self._budget = int(lengths[batch[0]] * len(batch)) // 2
+                self._budget, self._is_limit = int(lengths[batch[0]] * len(batch)) // 2, True
                 left = np.concatenate([batch, *batches])
                 batches = deque(self._make_batches(left, samples))
                 continue
@@ -226,7 +229,7 @@ class LanguagePass:
     ) -> Iterator[NDArray[np.int64]]:
         lengths = np.array([sample.ids.size for sample in samples])
         for some in on_one_side(places, lengths, self._rotary_limit):
-            yield from make_batches(some, samples, self._budget)
+            yield from make_batches(some, samples, self._budget, is_limit=self._is_limit)
 
     def _begin_batch(self, samples: Sequence[Tokens]) -> tuple[Arriving, NDArray[Any]]:
         """Losses of all response tokens, row by row, and how many each row has."""
@@ -313,13 +316,12 @@ def _check_tokenizer(tokenizer: Any, vocabulary: int | None) -> None:
 
 def token_budget(model: Any, device: torch.device) -> int:
     """Tokens of a batch to begin with."""
+    itemsize = dtype_of(model).itemsize
     if device.type == "cpu":
-        return _TOKENS_ON_CPU
+        return _TOKENS_ON_CPU * 4 // itemsize
     if device.type != "cuda":
         return _MOST_TOKENS_ON_GPU
     free, _ = torch.cuda.mem_get_info(device)
-    first = next(model.parameters(), None)
-    itemsize = 4 if first is None else first.dtype.itemsize
     return tokens_that_fit(free, text_config(model), itemsize)
 
 

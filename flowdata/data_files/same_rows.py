@@ -1,6 +1,6 @@
 """Whether rows of a file are those that a loss table was scored over, as some of them tell."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from flowdata.table.provenance import Provenance
 
 _SEEN = 16
 """Rows that the fingerprint of a data set is made of."""
+_MOST_ADDED = 4
 
 
 class SameRows:
@@ -54,25 +55,27 @@ class SameRows:
     def require(self, paths: Sequence[Path], name: str) -> None:
         """Make sure that the rows of files, which were seen, are those that were scored.
 
+        They may have some further fields at their end, as those of `attach_file`.
+
         Raises:
             MismatchError: where they are others, or in another order.
         """
-        whole = {
-            row: {**dict.fromkeys(self._columns), **content} for row, content in self._rows.items()
-        }
         left = [
             part
             for part in self._parts
-            if all(
-                dataset_fingerprint(_RowsOfPart(part, rows)) != part.fingerprint
-                for rows in (self._rows, whole)
+            if not any(
+                dataset_fingerprint(_RowsOfPart(part, rows)) == part.fingerprint
+                for fields in self._further_fields()
+                for rows in self._without(fields)
             )
         ]
         # As flowdata score reads a file: there, values get the types of their columns.
         opened = _opened(paths) if left else None
         for part in left:
-            if opened is None or part.fingerprint != dataset_fingerprint(
-                run_of(opened, part.start, part.stop)
+            if opened is None or not any(
+                part.fingerprint
+                == dataset_fingerprint(run_of(_left(opened, fields), part.start, part.stop))
+                for fields in self._further_fields()
             ):
                 raise MismatchError(
                     f"{name} has as many rows as the loss table, but rows {part.start:,} to "
@@ -80,6 +83,26 @@ class SameRows:
                     "the file that was scored, or key=, the column of its keys; if they are the "
                     "same in another form, scored as tokens, say so by unchecked=True"
                 )
+
+    def _further_fields(self) -> Iterator[set[str]]:
+        """Fields that may have been added: none, the last, the last two, ..."""
+        names = list(next(iter(self._rows.values()), {}))
+        for more in range(max(1, min(len(names), _MOST_ADDED + 1))):
+            yield set(names[len(names) - more :])
+
+    def _without(self, fields: set[str]) -> Iterator[dict[int, dict[str, Any]]]:
+        """The rows that were seen, as they are, and with the columns of all rows."""
+        rows = {
+            row: {name: value for name, value in content.items() if name not in fields}
+            for row, content in self._rows.items()
+        }
+        yield rows
+        columns = dict.fromkeys(name for name in self._columns if name not in fields)
+        yield {row: columns | content for row, content in rows.items()}
+
+
+def _left(opened: Any, fields: set[str]) -> Any:
+    return opened.remove_columns([name for name in opened.column_names if name in fields])
 
 
 class _Part(NamedTuple):

@@ -6,13 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import flowdata
-from flowdata.data_files import attach_file
+from flowdata.data_files import attach_file, export_file
 from flowdata.errors import DataFileError, MismatchError
 
 ROWS = 30
@@ -119,3 +120,25 @@ def test_weights_that_are_all_too_small_for_numbers_are_refused():
     weights = tiny.weights(0.001, normalize="mean")
     attach_file("data.jsonl", tiny, "out", weights=weights, key="id")
     assert [row["weight"] for row in read("out/data.jsonl")] == weights.values.tolist()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_that_have_got_further_fields_are_those_that_were_scored(kind):
+    name = f"data.{kind}"
+    rows = [{"id": key, "n": n} | ({"more": n} if n % 3 else {}) for n, key in enumerate(IDS)]
+    if kind == "jsonl":
+        Path(name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows[1:] + rows[:1]), name)
+    reader = "json" if kind == "jsonl" else kind
+    data = datasets.load_dataset(reader, data_files=name, split="train")
+    table = flowdata.LossTable.from_losses(np.random.default_rng(0).random(ROWS), dataset=data)
+    source = name
+    for field in ("weight", "second", "third"):
+        attach_file(source, table, f"{field}.{kind}", field=field)
+        source = f"{field}.{kind}"
+    export_file(source, table, f"drawn.{kind}")
+    for wrong in (data.select(range(ROWS - 1, -1, -1)), data.remove_columns("n")):
+        getattr(wrong, "to_json" if kind == "jsonl" else "to_parquet")(f"wrong.{kind}")
+        with pytest.raises(MismatchError, match="rows 0 to 29 are not those that were scored"):
+            attach_file(f"wrong.{kind}", table, f"other.{kind}")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowdata.scoring.token_batches import make_batches
-from flowdata.scoring.token_rows import Tokens
+from flowdata.scoring.layouts.token_batches import make_batches
+from flowdata.scoring.layouts.token_rows import Tokens
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 

@@ -8,15 +8,15 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from assets import smollm2
 from lab import CLEAN, HARMFUL, MIXED, PRE_TRAINED, SCANS, TASKS, Lab, Preset
 from language_page import publish_page
-from measure import Machine
 from methods import STANDARD
 from packed import (
     AVERAGED,
@@ -32,7 +32,7 @@ from packed import (
 )
 from publishing import command_line
 from records import ENDING, Record, Records, append
-from sources import sources_of
+from starts import begin
 
 CHOOSING_SEED = 1001
 TRAININGS_OF_A_JOB = 4
@@ -121,19 +121,12 @@ Job: TypeAlias = RateJob | RunJob
 
 def main() -> None:
     """Choose the rates on held-out samples, run everything, write."""
-    options, machine = parser().parse_args(), Machine.here()
+    options = parser().parse_args()
     preset, name = _asked(options), f"language-{options.preset}"
     records = Records(options.output / f"{name}{ENDING}", options.done)
     ends = time.time() + 60 * options.minutes
     if not options.page:
-        records.append(
-            {
-                "kind": "machine",
-                **vars(machine),
-                **_device(options.device),
-                "sources": sources_of("language"),
-            }
-        )
+        begin(records, "language", options.device, transformers=version("transformers"))
         place = Place(preset, options.model or str(smollm2()), options.device)
         work = Workers(place, records, ends, options.processes)
         work.do(rate_jobs(preset, records))
@@ -331,15 +324,6 @@ def _asked(options: argparse.Namespace) -> Preset:
         for task in tasks
     }
     return replace(preset, methods=methods, seeds=options.seeds or preset.seeds)
-
-
-def _device(device: str) -> dict[str, Any]:
-    import transformers
-
-    found = {"device": device, "transformers": transformers.__version__, "began": time.time()}
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,14 +1,13 @@
 """The page of the language benchmark: what was kept and learned, by task, method and seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from language_figures import draw
-from measure import Machine, Table, mean_and_deviation
+from measure import Table, mean_and_deviation
 from methods import DISTINCT, FEWER_STEPS, FLOW, FLOW_WISE, SMALLER_RATE, STANDARD, WISE
 from numpy.typing import NDArray
 from packed import (
@@ -34,15 +33,9 @@ from packed import (
 )
 from publishing import publish
 from records import Records
-from results import (
-    PRE_TRAINED,
-    Results,
-    Score,
-    beaten,
-    parts_named,
-    scores_of,
-)
-from sources import Hashes
+from results import PRE_TRAINED, Results, parts_named, scores_of
+from scores import Score, Wins, beaten
+from starts import machine_of, sources_known, told_of
 
 if TYPE_CHECKING:
     from lab import Preset
@@ -112,33 +105,8 @@ def publish_page(folder: Path, name: str, preset: "Preset", records: Records, ra
         partial(draw, results),
         machine=machine_of(records),
         name=name,
-        sources=merged([each["sources"] for each in records.of("machine")]),
+        sources=sources_known(records),
     )
-
-
-def machine_of(records: Records) -> Machine:
-    """That of the first start."""
-    first = next(records.of("machine"))
-    return Machine(**{each.name: first[each.name] for each in fields(Machine)})
-
-
-def merged(starts: Sequence[Hashes]) -> Hashes:
-    """Hashes of the sources of all starts; where they differ there is none."""
-    return {
-        file: known if all(each.get(file) == known for each in starts) else "several"
-        for each in starts
-        for file, known in each.items()
-    }
-
-
-def told_of(records: Records) -> str:
-    """Where it was measured."""
-    seen = {
-        f"{each.get('gpu', each['cpu'])}, {each['cores']} cores of a processor, Python "
-        f"{each['python']}, torch {each['torch']}, transformers {each['transformers']}"
-        for each in records.of("machine")
-    }
-    return "".join(f"Measured on: {each}.\n" for each in sorted(seen))
 
 
 def seeds_of(preset: "Preset", results: Results) -> str:
@@ -185,7 +153,7 @@ def summary(results: Results) -> Table:
             if method not in scores or not set(controls) & set(scores):
                 continue
             rivals = [scores[each] for each in controls if each in scores]
-            better, both = beaten(scores[method], rivals)
+            wins = beaten(scores[method], rivals)
             best = max(
                 (each for each in controls if each in scores),
                 key=lambda each: float(np.mean(scores[each].mean)),
@@ -195,9 +163,8 @@ def summary(results: Results) -> Table:
             rows.append(
                 [
                     f"{task}: {setting}",
-                    better,
-                    both,
-                    _reading(better, ahead),
+                    *wins.cells,
+                    _reading(wins, ahead),
                     best,
                     mean_and_deviation(ahead, "+.3f"),
                     mean_and_deviation(hardest, "+.3f"),
@@ -215,10 +182,10 @@ def summary(results: Results) -> Table:
     return Table("FLOW against all controls", header, rows, note)
 
 
-def _reading(better: str, ahead: NDArray[np.float64]) -> str:
+def _reading(wins: Wins, ahead: NDArray[np.float64]) -> str:
     if ahead.size < FEWEST:
         return "one seed" if ahead.size == 1 else "two seeds"
-    if int(better.partition(" ")[0]) >= 0.9 * ahead.size:
+    if wins.clear:
         return "FLOW"
     return "control" if (ahead < 0).sum() >= 0.9 * ahead.size else "neither"
 
@@ -232,15 +199,14 @@ def by_method(results: Results, task: str, rates: Mapping[str, float]) -> Table:
         found, score = runs[method], scores[method]
         controls = controls_of(method)
         rivals = [scores[each] for each in controls if each in scores and each != method]
-        better, both = beaten(score, rivals) if method != PRE_TRAINED and rivals else ("", "")
+        compared = method != PRE_TRAINED and rivals
         rows.append(
             [
                 method,
                 mean_and_deviation(score.mean, "+.3f"),
                 mean_and_deviation(score.kept, "+.3f"),
                 mean_and_deviation(score.learned, "+.3f"),
-                better,
-                both,
+                *(beaten(score, rivals).cells if compared else ("", "")),
                 _perplexity(found, "other"),
                 _perplexity_of_new(found, "new"),
                 _perplexity_of_new(found, "hardest"),
@@ -284,7 +250,7 @@ def _difference(ours: Score, theirs: Score) -> list[str]:
             mean_and_deviation(getattr(ours, part) - getattr(theirs, part), "+.3f")
             for part in ("mean", "kept", "learned")
         ),
-        *beaten(ours, [theirs]),
+        *beaten(ours, [theirs]).cells,
         mean_and_deviation(ours.hardest - theirs.hardest, "+.3f"),
     ]
 

@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,7 @@ def publish(
         name: of the files, if not that of the script.
         sources: what it was measured with, if that was not done now.
     """
-    # What only writes the page again is no part of how it was measured.
-    asked = [argument for argument in sys.argv[1:] if argument != "--page"]
-    command = shlex.join(["python", f"benchmarks/{script}.py", *asked])
+    command = shlex.join(["python", f"benchmarks/{script}.py", *measuring(sys.argv[1:])])
     measured: dict[str, Any] = {"sources": sources or sources_until_now(script)}
     if sources is None:
         measured["took"] = round(time.time() - BEGAN, 1)
@@ -83,6 +81,16 @@ def publish(
         path.write_text(text)
     with replacing(folder / f"{name or script}.png") as path:
         draw(path)
+
+
+def measuring(arguments: Iterable[str]) -> Iterator[str]:
+    """Options without those that write the page again, or say where results are kept till then."""
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--ledger":
+            next(left, None)
+        elif argument != "--page":
+            yield argument
 
 
 def sources_until_now(script: str) -> Hashes:

@@ -1,14 +1,17 @@
 """Records: what was measured, a line of JSON each, so that a run that was cut off goes on."""
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 Record: TypeAlias = dict[str, Any]
 ENDING = ".records.jsonl"
+NAMED = "named"
+"""The kind of a value that is known by its name."""
 
 
 class Records:
@@ -17,20 +20,42 @@ class Records:
     Args:
         file: where new ones go; those that it has are read.
         others: folders, whose files of records are read as well.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "some.records.jsonl"
+    >>> Records(path).recall("two", lambda: 1 + 1)
+    2
+    >>> Records(path).recall("two", lambda: 1 / 0)
+    2
     """
 
     def __init__(self, file: Path, others: Iterable[Path] = ()) -> None:
         self.file = file
         self._others = [part for folder in others for part in sorted(folder.rglob(f"*{ENDING}"))]
 
+    def __iter__(self) -> Iterator[Record]:
+        """All, as they are now."""
+        for file in (*self._others, self.file):
+            yield from _read(file)
+
     def of(self, kind: str) -> Iterator[Record]:
         """Those of a kind, as they are now."""
-        for file in (*self._others, self.file):
-            yield from (record for record in _read(file) if record["kind"] == kind)
+        return (record for record in self if record["kind"] == kind)
 
     def append(self, record: Record) -> None:
         """Keep a record, at once."""
         append(self.file, record)
+
+    def recall(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The value of this name; it is measured, and kept at once, if it is not known."""
+        if name not in self._named:
+            self._named[name] = measure()
+            self.append({"kind": NAMED, "name": name, "value": self._named[name]})
+        return self._named[name]
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Any]:
+        return {record["name"]: record["value"] for record in self.of(NAMED)}
 
 
 def append(file: Path, record: Record) -> None:
@@ -51,4 +76,8 @@ def _read(file: Path) -> Iterator[Record]:
         for line in file.read_text().splitlines():
             # An empty line, or a part of one that a process was killed at.
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                found = json.loads(line)
+                # Files from before there were kinds have pairs of a name and its value.
+                if isinstance(found, list):
+                    found = {"kind": NAMED, "name": found[0], "value": found[1]}
+                yield found

@@ -1,12 +1,12 @@
 """Results of the language benchmark: its records by task and method, and scores on one scale."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from records import Records
+from scores import Score
 
 PRE_TRAINED = "pre-trained"
 Run: TypeAlias = dict[str, Any]
@@ -49,27 +49,8 @@ class Results:
         return list(self.runs)
 
 
-@dataclass(frozen=True)
-class Score:
-    """How much a method kept and learned in each seed, in nats of a token: shape (seeds,).
-
-    Args:
-        kept, learned, hardest: by how much the loss of other, of new and of the hardest new text
-            fell.
-    """
-
-    kept: NDArray[np.float64]
-    learned: NDArray[np.float64]
-    hardest: NDArray[np.float64]
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Of what is kept and learned."""
-        return (self.kept + self.learned) / 2
-
-
 def scores_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, Score]:
-    """The score of each method, against the model before; of several sources the mean."""
+    """By how much each method made losses fall, in nats of a token; of several sources the mean."""
     before = runs[PRE_TRAINED]
     return {
         method: Score(
@@ -94,12 +75,3 @@ def _fallen(before: Sequence[Run], after: Sequence[Run], part: str) -> NDArray[n
             for old, new in zip(before, after, strict=True)
         ]
     )
-
-
-def beaten(ours: Score, rivals: Sequence[Score]) -> tuple[str, str]:
-    """In how many seeds a score is above those of all rivals: by its mean, and in both parts."""
-    better = np.all([ours.mean > each.mean for each in rivals], axis=0)
-    both = np.all(
-        [(ours.kept > each.kept) & (ours.learned >= each.learned) for each in rivals], axis=0
-    )
-    return f"{better.sum()} of {better.size}", f"{both.sum()} of {both.size}"

@@ -12,10 +12,7 @@ from typing import Any
 
 import backbone
 import digits
-import numpy as np
 import torch
-from ledger import Ledger
-from measure import Machine, Table, mean_and_deviation
 from methods import (
     CLIPPED,
     CONTROLS,
@@ -38,10 +35,11 @@ from methods import (
     sharing,
 )
 from publishing import command_line
-from sources import sources_of
+from records import ENDING, Records
+from starts import begin, machine_of, sources_known, told_of
 from tasks import OWN_ROWS, QUICK, Sizes, Task, best_rates
 from tqdm import tqdm
-from vision_page import SAME_RATE, STARTS, TEMPERATURE, Run, publish_comparison
+from vision_page import SAME_RATE, STARTS, TEMPERATURE, Found, Run, publish_comparison
 
 TRIED = (
     (STANDARD, WISE, L2),
@@ -68,13 +66,17 @@ New heads: linear probe, scores out of fold (`score_probe`), fine-tuning of the 
 the head fitted once more with the plain loss, by every method; "own head" is the new accuracy
 without that last step. For the old task the old head and the old batch norms are put back.
 
-SGD with momentum 0.9, batches of 50, {epochs} epochs. Learning rates from {grid}, by held-out
-samples of the fine-tuning data, wrong labels included, on average of the seeds {choosing}, which
-are not measured. Controls have the rate of what they control, standard fine-tuning or WiSE-FT
-(times the mean weight for lr x mean(w)). FLOW at several temperatures ("{factor:g} {unit}") and
-FLOW by a probe that was scored on its own rows have the rate of standard fine-tuning. "Clipped":
-at the 10 % and 90 % quantiles of the losses. All of this was fixed before the measured seeds were
-run.
+SGD with momentum 0.9, batches of 50, {epochs} epochs. Learning rates from {grid}, by
+{held_out} held-out samples of the fine-tuning data, wrong labels included, on average of the seeds
+{choosing}, which are not measured: such an average has a standard deviation
+of up to {chance:.1f} points, and rates that are nearer are chosen by chance. Controls have the rate
+of what they control, standard fine-tuning or WiSE-FT (times the mean weight for lr x mean(w)). FLOW
+at several temperatures ("{factor:g} {unit}") and FLOW by a probe that was scored on its own
+rows have the rate of standard fine-tuning, so that "{same}" is FLOW at that rate (the
+same training, where FLOW has it, too). "Clipped": at the 10 % and 90 % quantiles of the losses. A
+picture has one loss: its weight as a token is that as a sample.
+
+All of this was fixed before the measured seeds were run.
 """
 
 
@@ -118,6 +120,7 @@ class Trial:
     epochs: int
     device: str
     quick: bool
+    measuring: bool
     ledger: Path
 
     def tried(self, methods: Sequence[str]) -> dict[str, list[float]]:
@@ -142,7 +145,7 @@ class Lab:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self._ledger = Ledger(trial.ledger)
+        self._ledger = Records(trial.ledger)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -181,7 +184,7 @@ class Lab:
         trial = self.trial
         samples = self.sizes.data
         where = f"{trial.task}, {samples} samples, seed {trial.seed}, {trial.epochs} epochs"
-        return self._ledger.recall(f"{where}: {what}", measure)
+        return self._ledger.recall(f"{where}: {what}", measure if trial.measuring else _unknown)
 
     @functools.cached_property
     def _tuned(self) -> Callable[[str, float], Tuned]:
@@ -199,6 +202,10 @@ class Lab:
         return sharing(train, task.start)
 
 
+def _unknown() -> Any:
+    raise SystemExit("not everything is measured yet: leave out --page, and the run goes on")
+
+
 # The whole of it.
 
 
@@ -207,40 +214,35 @@ def main() -> None:
     options = parser().parse_args()
     preset = PRESETS[options.preset]
     name = {"digits": "vision"}.get(options.preset, f"vision-{options.preset}")
-    ledger = options.ledger or options.output / f"{name}.jsonl"
-    known = Ledger(ledger)
-    machine = Machine(**known.recall("machine", lambda: vars(Machine.here())))
-    sources = known.recall("sources", lambda: sources_of("vision"))
-    where = known.recall("where", lambda: where_of(options))
-    preset.fetch()
+    ledger = options.ledger or options.output / f"{name}{ENDING}"
+    known = Records(ledger)
+    if not options.page:
+        begin(known, "vision", options.device)
+        preset.fetch()
     tasks = options.tasks or preset.tasks
     epochs = options.epochs or preset.epochs
 
     def trials(seeds: Sequence[int]) -> list[Trial]:
         return [
-            Trial(options.preset, task, seed, epochs, options.device, options.quick, ledger)
+            Trial(
+                *(options.preset, task, seed, epochs, options.device, options.quick),
+                measuring=not options.page,
+                ledger=ledger,
+            )
             for seed in seeds
             for task in tasks
         ]
 
     choosing = trials(preset.choosing[: options.choosing])
     measured = trials(list(seeds_of(options.seeds or preset.seeds)))
-    pool = ProcessPoolExecutor(options.processes, get_context("spawn"), torch.set_num_threads, (1,))
-    with pool:
-        # Processes fill the ledger; what comes out is read from it.
-        parts = [(trial, part) for trial in choosing for part in TRIED]
-        fill(pool, Trial.tried, parts, "rates")
-        found = [trial.tried([method for part in TRIED for method in part]) for trial in choosing]
-        rates = {
-            task: rates_of(best_rates(tried, preset.grid))
-            for task, tried in by_task(tasks, pairs(choosing), found).items()
-        }
-        fill(
-            pool,
-            Trial.run,
-            [(trial, part) for trial in measured for part in halves(rates[trial.task])],
-            "runs",
-        )
+    parts = [(trial, part) for trial in choosing for part in TRIED]
+    fill(options, Trial.tried, parts, "rates")
+    # Processes fill the ledger; what comes out is read from it.
+    found = [trial.tried([method for part in TRIED for method in part]) for trial in choosing]
+    tried = by_task(tasks, pairs(choosing), found)
+    rates = {task: rates_of(best_rates(tried[task], preset.grid)) for task in tasks}
+    runs = [(trial, part) for trial in measured for part in halves(rates[trial.task])]
+    fill(options, Trial.run, runs, "runs")
     if options.no_page:
         return
     done = [trial.run(rates[trial.task]) for trial in measured]
@@ -248,42 +250,34 @@ def main() -> None:
     drawn = by_task(tasks, pairs(measured), [weights for _, weights in done])
     publish_comparison(
         options,
-        f"{where}\n\n{about(preset, epochs)}",
-        rates,
-        results,
-        [temperatures(results), *scored_on_own_rows(results, drawn)],
-        machine=machine,
+        f"{told_of(known)}\n{about(preset, epochs)}",
+        Found(results, drawn, tried, rates, list(SWEEP)),
+        machine=machine_of(known),
         name=name,
-        sources=sources,
+        sources=sources_known(known),
     )
-    if options.ledger is None:
+    if options.ledger is None and not options.page:
         # Nothing of it shall be taken for a measurement of a later version.
         ledger.unlink()
 
 
 def fill(
-    pool: ProcessPoolExecutor,
+    options: argparse.Namespace,
     measure: Callable[..., Any],
     parts: Sequence[tuple[Trial, Any]],
     what: str,
 ) -> None:
     """Measure the parts of trials, side by side."""
-    list(tqdm(pool.map(measure, *zip(*parts, strict=True)), desc=what, total=len(parts)))
+    if not options.page:
+        spawning = get_context("spawn")
+        with ProcessPoolExecutor(options.processes, spawning, torch.set_num_threads, (1,)) as pool:
+            done = pool.map(measure, *zip(*parts, strict=True))
+            list(tqdm(done, desc=what, total=len(parts)))
 
 
 def halves(rates: Mapping[str, float]) -> list[dict[str, float]]:
     """Every second method, and the others."""
     return [dict(list(rates.items())[begin::2]) for begin in (0, 1)]
-
-
-def where_of(options: argparse.Namespace) -> str:
-    """What the trainings run on."""
-    device = torch.device(options.device)
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else "the processor"
-    return (
-        f"Trainings run on {on}, {options.processes} side by side: seconds are those of a busy "
-        "machine."
-    )
 
 
 def pairs(trials: Sequence[Trial]) -> list[tuple[str, int]]:
@@ -304,64 +298,16 @@ def about(preset: Preset, epochs: int) -> str:
         ", ".join(map("{:g}".format, part)) for part in (preset.grid, preset.choosing)
     )
     told = PROTOCOL.format(
-        epochs=epochs, grid=grid, choosing=choosing, factor=FACTORS[0], unit=TEMPERATURE
+        epochs=epochs,
+        grid=grid,
+        choosing=choosing,
+        factor=FACTORS[0],
+        unit=TEMPERATURE,
+        same=SAME_RATE,
+        held_out=preset.sizes.held_out,
+        chance=50 / (preset.sizes.held_out * len(preset.choosing)) ** 0.5,
     )
     return f"{preset.about}\n{told}"
-
-
-def temperatures(results: Mapping[str, Sequence[Run]]) -> Table:
-    """FLOW over temperatures, all at the rate of standard fine-tuning."""
-    rows = [
-        [f"{factor:g}", *(triple(runs, name) for runs in results.values())]
-        for name, factor in SWEEP.items()
-    ]
-    return Table(
-        "Temperature, at the rate of standard fine-tuning: old / new / hardest, %",
-        ["x median", *results],
-        [*rows, [STANDARD, *(triple(runs, STANDARD) for runs in results.values())]],
-    )
-
-
-def triple(runs: Sequence[Run], method: str) -> str:
-    """What it kept, learned, and learned of the hardest."""
-    parts = ("old", "new", "hardest")
-    return " / ".join(f"{np.mean([run[method][part] for run in runs]):.1f}" for part in parts)
-
-
-def scored_on_own_rows(
-    results: Mapping[str, Sequence[Run]], drawn: Mapping[str, Sequence[Any]]
-) -> list[Table]:
-    """New heads: scores of a probe out of fold, against those of the rows that it was fitted on."""
-    tables = []
-    same_rate = {"on its own rows": OWN_ROWS, "out of fold": SAME_RATE}
-    for task, runs in results.items():
-        if OWN_ROWS not in runs[0]:
-            continue
-        rows = []
-        for name, method in same_rate.items():
-            known = [weights[name] for weights in drawn[task]]
-
-            def mean(part: str, known: Sequence[Any] = known) -> float:
-                return float(np.mean([weights[part] for weights in known]))
-
-            rows.append(
-                [
-                    name,
-                    f"{mean('temperature'):.2g}",
-                    f"{mean('mean'):.2f}",
-                    f"{100 * mean('ess'):.0f}",
-                    f"{100 * mean('harmful'):.1f}",
-                    f"{100 * mean('drawn'):.1f}",
-                    *(
-                        mean_and_deviation([run[method][part] for run in runs], ".1f")
-                        for part in ("old", "new", "hardest")
-                    ),
-                ]
-            )
-        header = ["probe scored", "tau", "mean w", "ESS, %", "wrong, %", "of draws, %"]
-        header += ["old, %", "new, %", "hardest, %"]
-        tables.append(Table(f"{task}: the new head's scores, FLOW at one rate", header, rows))
-    return tables
 
 
 def parser() -> argparse.ArgumentParser:
@@ -379,6 +325,7 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few samples: to see that it runs, not what comes out"
     )
     made.add_argument("--no-page", action="store_true", help="fill the ledger, write no page")
+    made.add_argument("--page", action="store_true", help="measure nothing, write of what there is")
     made.add_argument(
         "--ledger",
         type=Path,

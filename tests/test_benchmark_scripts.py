@@ -94,11 +94,12 @@ def test_vision_goes_on_after_a_cut_and_its_tables_have_all_methods(tmp_path, sm
     run("--no-page")
     assert not output.exists()
     lines = ledger.read_text().splitlines()
-    known = {json.loads(line)[0] for line in lines if line}
+    known = {json.loads(line).get("name") for line in lines if line} - {None}
     # As if the process had been killed while it wrote the last line.
     ledger.write_text("\n".join(lines)[:-5])
     run()
-    again = [json.loads(line)[0] for line in ledger.read_text().splitlines() if line[-1:] == "]"]
+    read = [json.loads(line) for line in ledger.read_text().splitlines() if line[-1:] == "}"]
+    again = [record["name"] for record in read if record["kind"] == "named"]
     assert len(again) == len(known) == len(set(again))
 
     assert {path.name for path in output.iterdir()} == {
@@ -113,6 +114,16 @@ def test_vision_goes_on_after_a_cut_and_its_tables_have_all_methods(tmp_path, sm
     assert {row[0] for row in rows} == set(run_of_seed)
     assert [float(row[1]) for row in rows] == pytest.approx(sorted(means, reverse=True), abs=0.06)
     assert "probe scored" in page
+
+    # The page once more, which measures nothing.
+    before = ledger.read_text()
+    run("--page")
+    assert ledger.read_text() == before
+    assert (output / f"{name}.md").read_text() == page
+    ledger.write_text(before.replace('"name": "', '"name": "other ', 1))
+    done = subprocess.run([*command, "--page"], env=small_assets, capture_output=True, check=False)
+    assert b"not everything is measured yet" in done.stderr
+    assert done.returncode == 1
 
 
 ALL = ["vision", "modes", "noise", "language", "language_speed", "scoring", "sampler", *SMALL]

@@ -26,7 +26,7 @@ _MAGIC = {
     **{bytes([0x50 + number]) + b"\x2a\x4d\x18": "zstd" for number in range(16)},
 }
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
-_OTHER_FORMATS = (".csv", ".tsv", ".arrow", ".parquet")
+_OTHER_FORMATS = (".csv", ".tsv", ".arrow", ".npy", ".parquet")
 _OTHER_COMPRESSIONS = (".bz2", ".xz", ".lz4", ".zip", ".7z")
 # What a program has open has a name there, which a rename would replace.
 _STREAMS = ("/proc/", "/dev/fd/", "/dev/std")
@@ -123,7 +123,9 @@ def format_of(path: Path) -> Format:
     return "JSONL"
 
 
-def output_path(path: str | PathLike[str], kind: Format, *inputs: Any) -> Path:
+def output_path(
+    path: str | PathLike[str], kind: Format, *inputs: Any, any_name: bool = False
+) -> Path:
     """The path of a file that may be written.
 
     Raises:
@@ -140,6 +142,8 @@ def output_path(path: str | PathLike[str], kind: Format, *inputs: Any) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to write {place.name} into")
     require_other(place, *inputs)
+    if any_name:
+        return place
     named = "Parquet" if _plain(place).suffix.lower() == ".parquet" else "JSONL"
     known = (*_OTHER_FORMATS[:-1], *_OTHER_COMPRESSIONS)
     if named != kind or {place.suffix.lower(), _plain(place).suffix.lower()} & {*known}:
@@ -175,14 +179,16 @@ def output_paths(
                 f"{folder}: rename one of them"
             )
         known[source.name] = source
-    return [output_path(folder / name, kind, *sources, *inputs) for name in known]
+    # Names that data have may be kept, whatever they end in.
+    return [output_path(folder / name, kind, *sources, *inputs, any_name=True) for name in known]
 
 
 def require_other(place: Path, *inputs: Any) -> None:
     """Make sure that a file that will be written is none of those that it is made of.
 
     Raises:
-        DataFileError: for one of them, and for any loss table, as one in memory has no name.
+        DataFileError: for one of them, and for any loss table or weights, as those in memory have
+            no name.
     """
     if not place.exists():
         return
@@ -190,16 +196,19 @@ def require_other(place: Path, *inputs: Any) -> None:
         same = isinstance(given, str | PathLike) and os.path.exists(given)
         if same and place.samefile(given):
             raise DataFileError(f"{place} would be written over what it is made of: name another")
-    if _is_loss_table(place):
-        raise DataFileError(f"{place} is a loss table, and would be written over: name another")
+    if _is_ours(place):
+        raise DataFileError(
+            f"{place} is a loss table, or has weights, and would be written over: name another"
+        )
 
 
-def _is_loss_table(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return METADATA_KEY in (pq.read_schema(path).metadata or {})
+        names = pq.read_schema(path).metadata or {}
+        return any(name.startswith(METADATA_KEY) for name in names)
     except (pa.ArrowException, OSError):
         return False
 

@@ -59,11 +59,12 @@ def test_files_in_another_order_are_found_by_key_and_refused_by_number():
 
 
 def test_parquet_files_keep_their_own_columns():
+    names = ["0.parquet", "1", "2.part"]
     for n, part in enumerate(PARTS):
         table = pa.table({"id": IDS[part.start : part.stop], f"of_{n}": [n] * len(part)})
-        pq.write_table(table, f"{n}.parquet")
-    assert attach_file([f"{n}.parquet" for n in range(3)], TABLE, "out", key="id") == ROWS
-    tables = [pq.read_table(f"out/{n}.parquet") for n in range(3)]
+        pq.write_table(table, names[n])
+    assert attach_file(names, TABLE, "out", key="id") == ROWS
+    tables = [pq.read_table(f"out/{name}") for name in names]
     assert [table.column_names for table in tables] == [
         ["id", f"of_{n}", "weight"] for n in (0, 1, 2)
     ]

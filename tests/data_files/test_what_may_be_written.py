@@ -62,14 +62,19 @@ def test_a_loss_table_is_not_written_over_though_it_is_in_memory():
     before = Path("table.parquet").read_bytes()
     pq.write_table(pa.table({"id": range(ROWS)}), "data.parquet")
     for write in (attach_file, export_file):
-        with pytest.raises(DataFileError, match=r"table.parquet is a loss table, and would be"):
+        with pytest.raises(DataFileError, match=r"table.parquet is a loss table, or has weigh"):
             write("data.parquet", flowdata.LossTable.load("table.parquet"), "table.parquet")
+    flowdata.save_weights(TABLE.weights(), "weights.parquet")
+    with pytest.raises(DataFileError, match=r"weights.parquet is a loss table, or has weights, an"):
+        export_file("data.parquet", TABLE, "weights.parquet", key="id")
     assert Path("table.parquet").read_bytes() == before
     assert attach_file("data.parquet", TABLE, "out.parquet", key="id") == ROWS
     assert attach_file("data.parquet", TABLE, "out.parquet", key="id") == ROWS
 
 
-@pytest.mark.parametrize("end", ["jsonl.bz2", "jsonl.xz", "csv", "tsv.gz", "arrow", "parquet"])
+@pytest.mark.parametrize(
+    "end", ["jsonl.bz2", "jsonl.xz", "csv", "tsv.gz", "arrow", "npy", "parquet"]
+)
 def test_an_output_is_not_named_for_what_it_is_not(end):
     message = f"out.{end} is named for another format than the data, which is JSONL"
     with pytest.raises(DataFileError, match=re.escape(message)):

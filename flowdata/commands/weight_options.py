@@ -113,7 +113,7 @@ def _weights_in(
         except (ValueError, EOFError) as error:
             raise MismatchError(f"{path} holds no weights, one for each row: {error}") from error
     else:
-        found = load_weights(path)
+        found = load_weights(path, table)
     if len(found) != len(table):
         raise MismatchError(
             f"{path} has {len(found):,} weights, and the loss table {len(table):,} rows: give "

@@ -13,7 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from flowdata.core.normalization import require_numbers
 from flowdata.core.weights import FlowWeights, HasWeights, as_weights
 from flowdata.data_files import parquet_rows
-from flowdata.data_files.json_rows import ADVICE, Rows, member, read_rows, with_members, with_value
+from flowdata.data_files.json_rows import (
+    ADVICE,
+    Rows,
+    member,
+    read_rows,
+    require_name,
+    with_members,
+    with_value,
+)
 from flowdata.data_files.opening import (
     create_lines,
     data_paths,
@@ -65,6 +73,7 @@ def attach_file(
         MismatchError: for another number of rows, rows that were not scored, and, naming it, a
             key that is missing or there twice.
     """
+    require_name(field)
     sources = data_paths(data)
     kind = format_of(sources[0])
     places = output_paths(output, sources, kind, table)

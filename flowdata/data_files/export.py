@@ -10,13 +10,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flowdata.core.arrays import one_dimensional
+from flowdata.core.arrays import count_rows, is_invalid, one_dimensional
 from flowdata.core.lengths import at_least_one
 from flowdata.core.permutation import CHUNK
 from flowdata.core.plan import EpochPlan
 from flowdata.data_files import parquet_rows
 from flowdata.data_files.attach import rows_of_batch, table_rows_of
-from flowdata.data_files.json_rows import ADVICE_OF_DRAWS, Rows, member, with_members
+from flowdata.data_files.json_rows import (
+    ADVICE_OF_DRAWS,
+    Rows,
+    member,
+    require_name,
+    with_members,
+)
 from flowdata.data_files.line_index import LineIndex
 from flowdata.data_files.manifest import describe_file, require_replaceable, write_manifest
 from flowdata.data_files.opening import (
@@ -28,7 +34,7 @@ from flowdata.data_files.opening import (
     require_few,
 )
 from flowdata.data_files.row_weights import TableRows, as_table
-from flowdata.errors import DataFileError, MismatchError
+from flowdata.errors import DataFileError, InvalidLossError, MismatchError
 from flowdata.files import replacing
 from flowdata.table.loss_table import LossTable
 
@@ -75,6 +81,7 @@ def export_file(
     Raises:
         DataFileError: naming the line, for what is no row, or has such a field; for data that
             change meanwhile.
+        InvalidLossError: for ``loss_weights`` that are none.
         MismatchError: where data, table and plan do not belong together, and, naming them, for
             keys that are missing or there twice.
     """
@@ -142,6 +149,11 @@ def _of_rows(weights: ArrayLike | None, plan: EpochPlan) -> NDArray[Any] | None:
             f"there are {found.size:,} loss_weights for {len(plan.weights):,} rows: give one for "
             "each row of the loss table"
         )
+    if (invalid := is_invalid(found)).any():
+        raise InvalidLossError(
+            count_rows(invalid, "loss_weights that are NaN, infinite or negative", found)
+            + "; give numbers >= 0"
+        )
     return found.astype(np.float64)
 
 
@@ -149,6 +161,8 @@ def _fields(
     epoch: str | None, draw: str | None, weight: str, weights: NDArray[Any] | None
 ) -> Fields:
     found: dict[str, Callable[[EpochPlan, int, int], NDArray[Any]]] = {}
+    for name in filter(None, (epoch, draw, weight)):
+        require_name(name)
     if epoch is not None:
         found[epoch] = lambda plan, start, stop: np.full(stop - start, plan.epoch)
     if draw is not None:

@@ -98,6 +98,16 @@ def with_value(line: bytes, name: str, value: bytes) -> bytes:
     return b"".join((*pieces, text[end:].encode()))
 
 
+def require_name(name: Any) -> None:
+    """Make sure that a field is named by a text.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a field is a text, got {name!r}")
+
+
 def member(name: str, value: bytes) -> bytes:
     """The text of a member."""
     return json.dumps(name).encode() + b": " + value

@@ -89,6 +89,8 @@ def require_few(paths: Sequence[Path]) -> None:
 
 def _named(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
     if not isinstance(data, str | PathLike):
+        if isinstance(data, bytes) or not isinstance(data, Iterable):
+            raise TypeError(f"the path of a data file is needed, or several, got {data!r:.100}")
         return [path for name in data for path in _named(name)]
     text = os.fspath(data)
     pattern = glob.has_magic(text) and not os.path.exists(text)

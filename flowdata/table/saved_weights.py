@@ -1,5 +1,6 @@
 """Weights in a Parquet file, from which the same draws are made, whatever they were made by."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,16 +8,19 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from flowdata.core.groups import Groups
 from flowdata.core.made_weights import Made, of_weights
 from flowdata.core.relative_weights import Given, OfLogarithms, OfLosses
 from flowdata.core.weights import FlowWeights
-from flowdata.errors import TableFileError
+from flowdata.errors import MismatchError, TableFileError
 from flowdata.files import reason_of
 from flowdata.objects import without_secrets
+from flowdata.table.loss_table import LossTable
 from flowdata.table.parquet import Kind, ParquetColumns, open_parquet
+from flowdata.table.stored_table import METADATA_KEY as TABLE_KEY
 from flowdata.table.writing import write_parquet
 
 METADATA_KEY = b"flowdata.weights"
@@ -45,6 +49,7 @@ def save_weights(weights: FlowWeights, path: str | PathLike[str]) -> None:
         path: a file, or a URL that fsspec opens.
 
     Raises:
+        FileExistsError: where a loss table would be written over.
         TableFileError: where it cannot be written.
         TypeError: for what are no FlowWeights.
         ValueError: for powers of given weights, whose last bits depend on the processor.
@@ -61,6 +66,7 @@ def save_weights(weights: FlowWeights, path: str | PathLike[str]) -> None:
         )
     import pyarrow as pa
 
+    _require_no_table(path)
     columns: dict[str, Any] = {_SOURCE: lambda rows: pa.array(made.source[rows])}
     if (groups := made.groups) is not None:
         columns[_GROUP] = lambda rows: pa.array(groups.codes[rows].astype(np.int32))
@@ -76,6 +82,7 @@ def save_weights(weights: FlowWeights, path: str | PathLike[str]) -> None:
         "shared": made.shared,
         "normalize": weights.normalize,
         "fingerprint": weights.fingerprint,
+        "losses": None if made.losses is None else _hash_of(made.losses[:]),
         **_options(made.relative),
     }
     metadata = {METADATA_KEY: json.dumps(content).encode()}
@@ -87,10 +94,16 @@ def save_weights(weights: FlowWeights, path: str | PathLike[str]) -> None:
         ) from error
 
 
-def load_weights(path: str | PathLike[str]) -> FlowWeights:
+def load_weights(path: str | PathLike[str], table: LossTable | None = None) -> FlowWeights:
     """The weights of a file that `save_weights` wrote.
 
+    Args:
+        path: the file, or its URL.
+        table: the loss table of the rows. That the weights were made of its losses is made sure
+            of, but for weights that were given as numbers.
+
     Raises:
+        MismatchError: for weights of another table.
         TableFileError: for a file that is missing, damaged, or none of weights.
     """
     with open_parquet(path, what=_WHAT, remedy=_REMEDY) as file:
@@ -107,7 +120,30 @@ def load_weights(path: str | PathLike[str]) -> FlowWeights:
         weights = FlowWeights(_made_of(file, content), normalize=content["normalize"])
         if weights.fingerprint != content["fingerprint"]:
             raise file.damaged("its weights are not those that were saved")
+        known = content.get("losses")
+        if table is not None and known not in (None, _hash_of(table.losses)):
+            raise MismatchError(
+                f"{file.path} has weights of another loss table: give that of whose losses they "
+                "were made, or make them anew"
+            )
         return weights
+
+
+def _hash_of(losses: NDArray[Any]) -> str:
+    # As a table keeps them.
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(losses, dtype=np.float32).data)
+
+
+def _require_no_table(path: str | PathLike[str]) -> None:
+    is_table = False
+    # What cannot be read is none.
+    with contextlib.suppress(TableFileError), open_parquet(path, what=_WHAT, remedy="") as file:
+        is_table = TABLE_KEY in file.metadata
+    if is_table:
+        raise FileExistsError(
+            f"{without_secrets(str(path))} is a loss table, and weights would be written over it: "
+            "name another file"
+        )
 
 
 def _options(relative: Any) -> dict[str, Any]:

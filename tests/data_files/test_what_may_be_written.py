@@ -113,3 +113,18 @@ def test_a_key_that_no_column_or_two_columns_have_is_named():
             write("two.parquet", TABLE, "out.parquet", key="id")
     with pytest.raises(DataFileError, match=r"two.parquet has 2 columns 'id': rename them"):
         groups_of_files("two.parquet", TABLE, "id", unchecked=True)
+
+
+def test_what_is_no_name_no_path_and_no_weight_is_refused():
+    for options in ({"field": None}, {"field": 3}):
+        with pytest.raises(TypeError, match="the name of a field is a text, got"):
+            attach_file("data.jsonl", TABLE, "out.jsonl", key="id", **options)
+    with pytest.raises(TypeError, match="the name of a field is a text, got 3"):
+        export_file("data.jsonl", TABLE, "out.jsonl", key="id", draw_field=3)
+    for data in (5, b"data.jsonl"):
+        with pytest.raises(TypeError, match="the path of a data file is needed, or several, got"):
+            attach_file(data, TABLE, "out.jsonl", key="id")
+    for wrong in (np.nan, np.inf, -1.0):
+        numbers = np.append(np.ones(ROWS - 1), wrong)
+        with pytest.raises(flowdata.InvalidLossError, match="loss_weights that are NaN, infinite"):
+            export_file("data.jsonl", TABLE, "out.jsonl", key="id", loss_weights=numbers)

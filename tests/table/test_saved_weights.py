@@ -111,6 +111,7 @@ def test_what_is_no_file_of_weights_is_called_so(tmp_path):
         flowdata.load_weights(path)
     with pytest.raises(TableFileError, match="there is no file of weights at"):
         flowdata.load_weights(tmp_path / "nothing.parquet")
+    path = tmp_path / "weights.parquet"
     flowdata.save_weights(TABLE.weights(), path)
     rewritten(path, lambda _, content: content.update(version=9))
     with pytest.raises(TableFileError, match="has version 9, and this flowdata reads 1"):
@@ -126,3 +127,22 @@ def test_what_cannot_be_saved_exactly_is_not_saved(tmp_path):
     with pytest.raises(TableFileError, match="cannot write the weights"):
         flowdata.save_weights(TABLE.weights(), tmp_path / "nowhere" / "weights.parquet")
     assert not path.exists()
+    TABLE.save(path)
+    with pytest.raises(FileExistsError, match=r"is a loss table, and weights would be written ov"):
+        flowdata.save_weights(TABLE.weights(), path)
+    assert len(flowdata.LossTable.load(path)) == ROWS
+    flowdata.save_weights(TABLE.weights(), tmp_path / "others.parquet")
+    flowdata.save_weights(TABLE.weights(0.5), tmp_path / "others.parquet")
+    assert flowdata.load_weights(tmp_path / "others.parquet").temperature == 0.5
+
+
+def test_weights_of_another_table_are_refused(tmp_path):
+    path = tmp_path / "weights.parquet"
+    other = flowdata.LossTable.from_losses(LOSSES[::-1])
+    for weights in (TABLE.weights(function=lambda losses, tau: 1 / (1 + losses)), TABLE.weights()):
+        flowdata.save_weights(weights, path)
+        flowdata.load_weights(path, TABLE)
+        with pytest.raises(flowdata.MismatchError, match="has weights of another loss table"):
+            flowdata.load_weights(path, other)
+    flowdata.save_weights(flowdata.FlowWeights.from_weights(LOSSES), path)
+    flowdata.load_weights(path, other)

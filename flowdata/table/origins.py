@@ -24,7 +24,7 @@ TAKEN = "taken"
 SCORED_BY = ("model_hash", "adapters", "loss", "options", "dtype")
 """What must be the same for losses to be comparable."""
 # None of a part's own: what made the table, and parts of parts.
-_OF_TABLE = ("parts", "flowdata", "schema")
+_OF_TABLE = ("first_rows", "parts", "flowdata", "schema")
 
 
 def parts_of(provenance: Provenance) -> list[dict[str, Any]]:
@@ -98,7 +98,8 @@ def joined_provenance(tables: Sequence[Provenance], *, mixed: bool) -> Provenanc
 
 
 def _made_of(parts: list[dict[str, Any]], known: Provenance) -> Provenance:
-    made = replace(known, data_fingerprint=None, transform=None, flowdata=__version__, parts=None)
+    of_data = dict.fromkeys(("data_fingerprint", "transform", "first_rows", "parts"))
+    made = replace(known, **of_data, flowdata=__version__)
     own = asdict(made)
     differences = [
         {name: value for name, value in part.items() if name == "rows" or value != own.get(name)}

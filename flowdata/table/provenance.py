@@ -34,6 +34,7 @@ class Provenance:
         options: options of the loss, as JSON.
         truncated: samples that were cut to the longest length allowed.
         key: column of the data set that the keys of the rows are from.
+        first_rows: hashes of the first rows of a stream, by which it is known again.
         parts: of a table made of others, where its rows are from, as JSON: of some rows of one, or
             of several in a row.
         created: time of the scoring pass, UTC, ISO 8601.
@@ -52,6 +53,7 @@ class Provenance:
     options: str | None = None
     truncated: int | None = None
     key: str | None = None
+    first_rows: str | None = None
     parts: str | None = None
     created: str | None = None
     flowdata: str | None = None
@@ -97,7 +99,8 @@ class Provenance:
     def to_json(self) -> str:
         """All fields, as a file has them."""
         # Without fields that earlier versions did not have, where there is nothing to say.
-        left_out = [name for name in ("key", "parts") if getattr(self, name) is None]
+        newer = ("key", "first_rows", "parts")
+        left_out = [name for name in newer if getattr(self, name) is None]
         known = {name: value for name, value in asdict(self).items() if name not in left_out}
         return json.dumps(known)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -24,6 +24,7 @@ from flowdata.rows.sources import Source
 from flowdata.scoring.models.fitted_rows import warn_if_fitted_on
 from flowdata.scoring.models.inference import require_read
 from flowdata.scoring.parts.folder import ADVICE, Parts
+from flowdata.scoring.passes.first_rows import hashes_of, require_first_rows
 from flowdata.scoring.passes.ranks import Ranks
 from flowdata.scoring.passes.scoring_pass import ScoringPass, refuse_invalid, refuse_or_drop_invalid
 from flowdata.table.given_keys import as_keys
@@ -94,6 +95,14 @@ class StreamPass:
         return {name: known[name] for name in known if name not in _OF_ALL_ROWS}
 
 
+class _Scored(NamedTuple):
+    """All rows of one rank."""
+
+    scores: ScoredRows
+    keys: RowKeys
+    first_rows: str | None
+
+
 _OF_ALL_ROWS = ("rows", "data_fingerprint", "transform")
 
 
@@ -111,7 +120,9 @@ def score_stream(stream: Any, how: StreamPass, ranks: Ranks, parts: Parts | None
             if ranks.size == 1:
                 lock.enter_context(parts.removed_if_empty())
             if ranks.run_on_first(lambda: parts.is_finished):
-                return _finished(parts, how)
+                table = _finished(parts, how)
+                ranks.run_on_first(lambda: _require_stream(Source(stream), table, parts))
+                return table
             ranks.run_on_first(lambda: _require_own_parts(parts, ranks.size))
         own = _Share(how, ranks, parts)
         with tqdm(
@@ -142,16 +153,23 @@ def _finished(parts: Parts, how: StreamPass) -> LossTable:
     return table
 
 
-def _merged(of_ranks: list[tuple[ScoredRows, RowKeys]], how: StreamPass) -> LossTable:
-    before = np.cumsum([0, *(len(scores) for scores, _ in of_ranks)])
+def _require_stream(source: Source, table: LossTable, parts: Parts) -> None:
+    known = table.provenance
+    assert table.keys is not None
+    what = f"the table {parts.table}, which is finished,"
+    require_first_rows(source, str(known.key), table.keys, known.first_rows, what=what)
+
+
+def _merged(of_ranks: list[_Scored], how: StreamPass) -> LossTable:
+    before = np.cumsum([0, *(len(some.scores) for some in of_ranks)])
     scores = concatenate_parts(
         [
-            replace(some, rows=some.rows + first)
-            for (some, _), first in zip(of_ranks, before[:-1].tolist(), strict=True)
+            replace(some.scores, rows=some.scores.rows + first)
+            for some, first in zip(of_ranks, before[:-1].tolist(), strict=True)
         ]
     )
     try:
-        keys = joined_keys([keys for _, keys in of_ranks])
+        keys = joined_keys([some.keys for some in of_ranks])
     except MismatchError as error:
         if len(of_ranks) == 1:
             raise
@@ -160,7 +178,8 @@ def _merged(of_ranks: list[tuple[ScoredRows, RowKeys]], how: StreamPass) -> Loss
             "datasets.distributed.split_dataset_by_node(stream, rank, ranks)"
         ) from error
     truncated = None if scores.truncated is None else int(scores.truncated.sum())
-    provenance = replace(how.provenance, rows=len(scores)).with_truncated(truncated or 0)
+    known = replace(how.provenance, rows=len(scores), first_rows=of_ranks[0].first_rows)
+    provenance = known.with_truncated(truncated or 0)
     return LossTable(**vars(table_of_rows(scores, provenance, None, keys)))
 
 
@@ -171,21 +190,29 @@ class _Share:
         self._how, self._ranks, self._parts = how, ranks, parts
         self._scores: list[ScoredRows] = []
         self._keys: list[RowKeys] = []
+        self._first_rows: str | None = None
         self._state: Any = None
         self._rows = self._saved_rows = self._saved_parts = 0
         self._look = _FIRST_LOOK
 
-    def scored(self) -> tuple[ScoredRows, RowKeys] | None:
+    def scored(self) -> _Scored | None:
         """All of it, if there is anything."""
         if not self._scores:
             return None
-        return sort_by_row(concatenate_parts(self._scores)), joined_keys(self._keys)
+        scores = sort_by_row(concatenate_parts(self._scores))
+        return _Scored(scores, joined_keys(self._keys), self._first_rows)
 
     def score(self, stream: Any, bar: "tqdm[Any]") -> None:
         """Score what is left of the stream of this rank."""
         how, source = self._how, Source(stream)
         if self._parts is not None:
             self._load(self._parts, {**how.identity(), "epoch": source.epoch})
+            if self._rows:
+                self._keys = [joined_keys(self._keys)]
+                what = f"what is scored already, in {self._parts.folder},"
+                require_first_rows(
+                    *(source, how.key, self._keys[0], self._first_rows), what=what, most=self._rows
+                )
         size = how.scoring_pass.rows_per_read
         first = source.first(size) if self._rows else []
         bar.initial = bar.n = self._rows
@@ -205,6 +232,8 @@ class _Share:
         rows = source.rows(self._state, self._rows)
         while block := list(islice(rows, size)):
             keys = [_key_of(row, how.key, self._rows + place) for place, row in enumerate(block)]
+            if not self._rows:
+                self._first_rows = hashes_of(block)
             block = how.read_rows(block)
             how.begin(how.read_rows(first) or block)
             numbers = np.arange(self._rows, self._rows + len(block))
@@ -234,6 +263,7 @@ class _Share:
         self._keys = [joined_keys(self._keys)]
         said = {
             "identity": {**self._how.identity(), "epoch": source.epoch},
+            "first_rows": self._first_rows,
             "keys": self._keys[0][first:],
             "state": self._state,
         }
@@ -263,6 +293,8 @@ class _Share:
             refuse_invalid(part.scores, on_invalid=self._how.on_invalid)
             self._add(part.scores, RowKeys(as_keys(said["keys"])))
             self._state = said["state"]
+            # Earlier versions did not keep them.
+            self._first_rows = said.get("first_rows")
             self._saved_parts, self._saved_rows = self._saved_parts + 1, self._rows
 
     def _path(self, parts: Parts, number: int) -> Place:

@@ -162,3 +162,54 @@ def test_what_cannot_be_scored_is_named(tmp_path):
         scored(of_datasets().rename_column("id", "name"), key="name", output=tmp_path / "t")
     with pytest.raises(MismatchError, match="does not belong here"):
         scored(ROWS, output=tmp_path / "t")
+
+
+CHANGES = {
+    "other losses": lambda rows: [row | {"x": row["x"] + 1.0} for row in rows],
+    "one row": lambda rows: [rows[0], rows[1] | {"x": 77.0}, *rows[2:]],
+    "other keys": lambda rows: [row | {"id": f"new {row['id']}"} for row in rows],
+}
+
+
+@pytest.mark.parametrize("most", [3, 1000], ids=["begun", "finished"])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_table_of_other_rows_is_not_gone_on_with_nor_given_back(tmp_path, change, most):
+    output = tmp_path / "t"
+    if most < 40:
+        with pytest.raises(Stop):
+            scored(of_datasets(), most, output=output)
+    else:
+        scored(of_datasets(), output=output)
+    other = datasets.Dataset.from_list(change(ROWS)).to_iterable_dataset(num_shards=3)
+    with pytest.raises(MismatchError, match=r"does not belong to this stream: its row [01],"):
+        scored(other, output=output)
+    table = scored(of_datasets(), output=output)
+    assert losses_by_key(table) == LOSSES
+
+
+def test_rows_before_and_after_those_of_a_finished_table_are_found(tmp_path):
+    scored(of_datasets().skip(3).take(10), output=tmp_path / "t")
+    for other in (of_datasets(), of_datasets().skip(3)):
+        with pytest.raises(MismatchError, match="is none of the rows that were scored"):
+            scored(other, output=tmp_path / "t")
+
+
+def test_rows_of_a_finished_table_in_another_order_or_made_at_random_are_its_own(tmp_path):
+    random = np.random.default_rng(0)
+
+    def noisy():
+        return of_datasets().map(lambda row: row | {"noise": random.random()})
+
+    for number, make in enumerate((of_datasets, noisy)):
+        table = scored(make(), output=tmp_path / f"{number}")
+        shuffled = make().shuffle(seed=2, buffer_size=16)
+        again = scored(shuffled, 0, output=tmp_path / f"{number}")
+        assert again.keys.tolist() == table.keys.tolist()
+
+
+def test_parts_of_earlier_versions_without_hashes_are_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowdata.scoring.passes.streamed.hashes_of", lambda rows: None)
+    with pytest.raises(Stop):
+        scored(of_datasets(), 3, output=tmp_path / "t")
+    monkeypatch.undo()
+    assert losses_by_key(scored(of_datasets(), output=tmp_path / "t")) == LOSSES

@@ -98,7 +98,9 @@ def joined_provenance(tables: Sequence[Provenance], *, mixed: bool) -> Provenanc
 
 
 def _made_of(parts: list[dict[str, Any]], known: Provenance) -> Provenance:
-    of_data = dict.fromkeys(("data_fingerprint", "transform", "first_rows", "parts"))
+    of_data: dict[str, Any] = dict.fromkeys(
+        ("data_fingerprint", "transform", "first_rows", "parts")
+    )
     made = replace(known, **of_data, flowdata=__version__)
     own = asdict(made)
     differences = [

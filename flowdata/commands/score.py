@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from flowdata.scoring.layouts.columns import Columns
 
 _OF_CAUSAL_MODELS = ("prompt", "response", "messages", "text", "turns")
+_OF_PAIRS = ("source", "target")
+_OF_LANGUAGE = (*_OF_CAUSAL_MODELS, *_OF_PAIRS, "max_length", "max_tokens", "token_losses")
 
 
 def add_score(commands: Commands) -> None:
@@ -142,14 +144,19 @@ def _run_score(options: argparse.Namespace) -> None:
     data = _open_rows(options, as_tensors=named)
     count_rows(data)
     if named:
-        _refuse_options_of_language(options)
+        _refuse(
+            options,
+            _OF_LANGUAGE,
+            f"is for --loss causal_lm: with --loss {options.loss} rows have what the forward of "
+            "the model takes, and labels",
+        )
     elif options.loss != "causal_lm":
         _refuse(options, _OF_CAUSAL_MODELS)
         if options.loss != "seq2seq":
-            _refuse(options, ("source", "target"))
+            _refuse(options, _OF_PAIRS)
         PairColumns(options.source, options.target).check(data.column_names)
     else:
-        _refuse(options, ("source", "target"))
+        _refuse(options, _OF_PAIRS)
         columns.check(data.column_names)
         columns.check_choice(options.turns)
     if options.key is not None:
@@ -260,19 +267,7 @@ def _open_in_worker(model: str, dtype: str, device: str | None, as_saved: bool) 
     return open_model(model, dtype=dtype, device=device, local_rank=0, as_saved=as_saved)
 
 
-def _refuse(options: argparse.Namespace, names: tuple[str, ...]) -> None:
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], why: str | None = None) -> None:
     """Refuse options that the loss has no use for."""
-    if given := [f"--{name}" for name in names if getattr(options, name)]:
-        raise ValueError(f"{', '.join(given)} is not for --loss {options.loss}")
-
-
-def _refuse_options_of_language(options: argparse.Namespace) -> None:
-    names = (
-        *_OF_CAUSAL_MODELS, "source", "target", "max_length", "max_tokens", "token_losses",
-    )  # fmt: skip
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} is for --loss causal_lm: with --loss {options.loss} rows have "
-            "what the forward of the model takes, and labels"
-        )
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]:
+        raise ValueError(f"{', '.join(given)} {why or f'is not for --loss {options.loss}'}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowdata.scoring.language.head import TokenLosses, text_config
 from flowdata.scoring.language.model_inputs import (
+    ANY,
     ModelInputs,
     accepted_names,
     pad_tokens,
@@ -283,10 +284,11 @@ class LanguagePass:
     def _check_tokens(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
         if self._placeholders:
             self._require_media(rows, samples)
-        for values in ("ids", "labels"):
-            least = 0 if values == "ids" else np.iinfo(np.int64).min
-            some = [getattr(sample, values) for sample in samples]
-            require_known(rows, some, self._losses.vocabulary, least=least)
+        require_known(rows, [sample.ids for sample in samples], self._losses.vocabulary)
+        self._check_labels(rows, [sample.labels for sample in samples])
+
+    def _check_labels(self, rows: NDArray[np.int64], labels: Sequence[NDArray[np.int64]]) -> None:
+        require_known(rows, labels, self._losses.vocabulary, least=ANY)
 
     def _require_media(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
         """Refuse a token that stands for an image where the row has none."""

@@ -13,6 +13,9 @@ from flowdata.scoring.language.causality import NotCausalError
 from flowdata.scoring.layouts.token_rows import IGNORED, MEDIA, Tokens
 from flowdata.scoring.models.inference import out_of_memory
 
+ANY = np.iinfo(np.int64).min
+"""The least label, where all below 0 say that a token is not scored."""
+
 
 def accepted_names(model: Any) -> frozenset[str]:
     """Names of what a model can be given, also through the keyword arguments it passes on."""

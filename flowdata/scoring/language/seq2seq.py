@@ -142,13 +142,9 @@ class Seq2SeqPass(PaddedPass):
                     f"takes {limit:,}; pass max_{side}_length={limit} to cut longer ones"
                 )
 
-    def _check_tokens(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
-        if self._placeholders:
-            self._require_media(rows, samples)
-        require_known(rows, [sample.ids for sample in samples], self._losses.vocabulary)
-        labels = [sample.labels for sample in samples]
+    def _check_labels(self, rows: NDArray[np.int64], labels: Sequence[NDArray[np.int64]]) -> None:
         require_known(rows, labels, self._losses.classes, what="label", least=IGNORED)
-        begin = {int(sample.labels[0]) for sample in samples if sample.labels.size}
+        begin = {int(some[0]) for some in labels if some.size}
         if begin == {self._start} and not self._warned_of_start:
             self._warned_of_start = True
             warn(

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.language.head import LossesAtPositions
-from flowdata.scoring.language.model_inputs import pad_tokens, require_known
+from flowdata.scoring.language.model_inputs import ANY, pad_tokens, require_known
 from flowdata.scoring.language.padded_pass import PaddedPass, pad_of
 from flowdata.scoring.language.probe_rows import ProbeRows
 from flowdata.scoring.layouts.token_batches import require_budget
 from flowdata.scoring.layouts.token_rows import Tokens
 from flowdata.scoring.layouts.tokens import TokenReader, UnreadableRow
-
-_ANY = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,8 @@ class TokenLabelPass(PaddedPass):
         self._pad = pad_of(model)
         self._classes = _classes(model, self._losses.vocabulary)
 
-    def _check_tokens(self, rows: NDArray[np.int64], samples: Sequence[Tokens]) -> None:
-        if self._placeholders:
-            self._require_media(rows, samples)
-        require_known(rows, [sample.ids for sample in samples], self._losses.vocabulary)
-        labels = [sample.labels for sample in samples]
-        require_known(rows, labels, self._classes, what="label", least=_ANY)
+    def _check_labels(self, rows: NDArray[np.int64], labels: Sequence[NDArray[np.int64]]) -> None:
+        require_known(rows, labels, self._classes, what="label", least=ANY)
 
     def _losses_of(self, samples: Sequence[Tokens]) -> Tensor:
         ids, lengths, labels = self._batch(samples)

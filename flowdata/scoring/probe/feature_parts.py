@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class FeatureParts:
 
     def __init__(self, table: Place) -> None:
         self.folder: Place = table.with_name(f"{table.name}{FOLDER}")
+        # Of this call for sure; a file is never written again.
+        self._own: set[Place] = set()
 
     def rows_there(self, identity: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Which rows have features, shape (rows,).
@@ -83,13 +85,12 @@ class FeatureParts:
         try:
             if isinstance(self.folder, Path):
                 self.folder.mkdir(exist_ok=True)
-            with (
-                replacing(self.folder / f"{uuid.uuid4().hex}{_END}") as temporary,
-                temporary.open("wb") as file,
-            ):
+            path = self.folder / f"{uuid.uuid4().hex}{_END}"
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 said = np.frombuffer(json.dumps(identity).encode(), dtype=np.uint8)
                 columns: dict[str, Any] = {_IDENTITY: said, **vars(found)}
                 np.savez(file, **columns)
+            self._own.add(path)
         except OSError as error:
             raise TableFileError(
                 f"cannot write the features of {len(found):,} rows to {self.folder}: "
@@ -150,7 +151,8 @@ class FeatureParts:
 
     def remove(self, identity: Mapping[str, Any]) -> None:
         """Delete what is of this call, once the table is written."""
-        for path, _ in self._files(identity, [], others=False):
+        others = self._files(identity, [], others=False, but=frozenset(self._own))
+        for path in [*self._own, *(path for path, _ in others)]:
             with contextlib.suppress(OSError):
                 path.unlink()
         if isinstance(self.folder, Path):
@@ -161,7 +163,12 @@ class FeatureParts:
                 self.folder.rmdir()
 
     def _files(
-        self, identity: Mapping[str, Any], wanted: Iterable[str], *, others: bool = True
+        self,
+        identity: Mapping[str, Any],
+        wanted: Iterable[str],
+        *,
+        others: bool = True,
+        but: Collection[Place] = (),
     ) -> Iterator[tuple[Place, dict[str, NDArray[Any]]]]:
         """The files that can be read, each with what is wanted of it; damaged ones are set aside.
 
@@ -169,6 +176,7 @@ class FeatureParts:
             identity: of the call.
             wanted: names of columns.
             others: whether files of another call are an error; else they are left out.
+            but: files that are not read.
         """
         try:
             names = sorted(names_in(self.folder))
@@ -182,11 +190,14 @@ class FeatureParts:
             if name.startswith(".") or not name.endswith(_END):
                 continue
             path = self.folder / name
+            if path in but:
+                continue
             read = self._read(path, (_IDENTITY, *wanted))
             if read is None:
                 continue
             said = json.loads(bytes(read.pop(_IDENTITY)))
             if said == ours:
+                self._own.add(path)
                 yield path, read
             elif others:
                 what = f"the unfinished pass {self.folder}"

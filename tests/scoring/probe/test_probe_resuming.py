@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from flowdata import FlowDataWarning, MismatchError, TableFileError, score_probe
+from flowdata.objects import ObjectPath
 from flowdata.scoring.probe import feature_parts, head_fits
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -80,6 +82,26 @@ def test_it_goes_on_where_the_model_was_stopped(output, whole):
     assert Counting.rows == 36
     assert is_same(probed(output), whole)
     assert Counting.rows == 0
+
+
+def test_features_in_a_store_are_fetched_once_and_once_more_where_a_call_goes_on(
+    tmp_path, monkeypatch
+):
+    fetched, read = [], ObjectPath.read_bytes
+
+    def counting(path):
+        fetched.extend([path.name] if path.suffix == ".npz" else [])
+        return read(path)
+
+    monkeypatch.setattr(ObjectPath, "read_bytes", counting)
+    output = ObjectPath(f"memory://{tmp_path.name}/losses.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        probed(str(output), most=30)
+    assert fetched == []
+    probed(str(output))
+    # Of eight files three were there, which said which rows were left.
+    assert sorted(Counter(fetched).values()) == [1] * 5 + [2] * 3
+    assert output.with_name("losses.parquet.features").names() == []
 
 
 def test_it_goes_on_at_the_head_that_was_being_fitted(tmp_path, whole, monkeypatch):

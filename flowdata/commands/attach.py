@@ -7,6 +7,7 @@ from flowdata.commands.weight_options import (
     DATA_FILE,
     add_file_weight_options,
     groups_in,
+    print_groups,
     weights_of_options,
 )
 from flowdata.table.loss_table import LossTable
@@ -55,21 +56,23 @@ def _run_attach(options: argparse.Namespace) -> None:
     if not data:
         options.parser.error("data and table are needed")
     table = LossTable.load(place)
+    weights = weights_of_options(
+        table,
+        options,
+        groups_in(data, table, options),
+        on_invalid=options.on_invalid,
+        normalize=options.normalize,
+    )
     rows = attach_file(
         data,
         place,
         options.output,
         field=options.field,
         key=options.key,
-        weights=weights_of_options(
-            table,
-            options,
-            groups_in(data, table, options),
-            on_invalid=options.on_invalid,
-            normalize=options.normalize,
-        ),
+        weights=weights,
         overwrite=options.overwrite,
         unchecked=options.unchecked,
     )
     place = "has them" if options.output.is_dir() else "is written"
     print(f"{rows:,} rows have a field {options.field!r}; {options.output} {place}")
+    print_groups(weights)

@@ -10,6 +10,7 @@ from flowdata.commands.weight_options import (
     DATA_FILE,
     add_file_weight_options,
     groups_in,
+    print_groups,
     weights_of_options,
 )
 from flowdata.core.plan import EpochPlan, EpochSize
@@ -69,10 +70,14 @@ def _run_export(options: argparse.Namespace) -> None:
     from flowdata.data_files import export_file
 
     if options.verify is not None:
+        if options.output is not None:
+            options.parser.error("--verify compares a file, and writes none: leave -o out")
         _verify(options)
         return
     if len(options.files) < _DATA_AND_TABLE or options.output is None:
         options.parser.error("data, table and -o are needed, or --verify")
+    if options.plain and (options.epoch_field, options.draw_field) != ("epoch", "draw"):
+        options.parser.error("--plain leaves both fields out: leave --epoch-field and the like out")
     *data, place = options.files
     table = LossTable.load(place)
     groups = groups_in(data, table, options)
@@ -110,6 +115,7 @@ def _run_export(options: argparse.Namespace) -> None:
         f"{options.epochs:,} x {len(plan):,}; {options.output} is written: a trainer passes over "
         "it once, in its order"
     )
+    print_groups(weights)
     if options.alpha != 1.0 and not more:
         print(
             f"note: draws by weight^{options.alpha} leave the rest of the weight to the loss: "

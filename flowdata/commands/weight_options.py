@@ -99,6 +99,12 @@ def weights_of_options(
     return table.weights(options.temperature, **more)
 
 
+def print_groups(weights: FlowWeights) -> None:
+    """Say what each group gets, where there are some."""
+    if weights.has_groups:
+        print(weights.summary())
+
+
 def _weights_in(
     path: Path, table: LossTable, options: argparse.Namespace, normalize: Normalization
 ) -> FlowWeights:

@@ -225,3 +225,21 @@ def test_the_manifest_of_draws_is_no_state(capsys, table):
     step = ("--table", "table.parquet", "--step", "0", "--batch-size", "4", "--state")
     said = run(capsys, "replay", *step, "drawn.jsonl.manifest.json", status=1)
     assert "is the manifest of draws that flowdata export wrote: their file has the rows" in said
+
+
+def test_what_groups_get_is_printed(capsys, table, folder):
+    folder.joinpath("out").mkdir()
+    options = ("--groups", "source", "--shares", "a=1,b=3")
+    weights = table.weights(groups=[row["source"] for row in ROWS], shares={"a": 1, "b": 3})
+    for more in (("export", "-o", "x.jsonl"), ("attach", "-o", "out")):
+        out = run(capsys, more[0], *NAMES, "table.parquet", *more[1:], *options)
+        assert out.endswith(f"{weights.summary()}\n")
+        assert "75.0%" in out
+
+
+def test_options_that_have_no_part_are_wrong_usage(capsys):
+    said = usage(capsys, "export", "--verify", "x.jsonl", "-o", "y.jsonl")
+    assert said.endswith("--verify compares a file, and writes none: leave -o out")
+    export = ("export", *NAMES, "table.parquet", "-o", "x.jsonl", "--plain")
+    for option in ("--epoch-field", "--draw-field"):
+        assert "--plain leaves both fields out" in usage(capsys, *export, option, "z")

@@ -65,7 +65,7 @@ def data_paths(data: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
     known = set()
     first = format_of(found[0])
     for path in found:
-        file = path.stat().st_dev, path.stat().st_ino
+        file = _file_of(path)
         if file in known:
             raise DataFileError(f"{path} is given twice")
         known.add(file)
@@ -182,7 +182,12 @@ def output_paths(
             )
         known[source.name] = source
     # Names that data have may be kept, whatever they end in.
-    return [output_path(folder / name, kind, *sources, *inputs, any_name=True) for name in known]
+    places = [output_path(folder / name, kind, *inputs, any_name=True) for name in known]
+    files = {_file_of(source) for source in sources}
+    for place in places:
+        if place.exists() and _file_of(place) in files:
+            raise _written_over(place)
+    return places
 
 
 def require_other(place: Path, *inputs: Any) -> None:
@@ -197,11 +202,21 @@ def require_other(place: Path, *inputs: Any) -> None:
     for given in inputs:
         same = isinstance(given, str | PathLike) and os.path.exists(given)
         if same and place.samefile(given):
-            raise DataFileError(f"{place} would be written over what it is made of: name another")
+            raise _written_over(place)
     if _is_ours(place):
         raise DataFileError(
             f"{place} is a loss table, or has weights, and would be written over: name another"
         )
+
+
+def _written_over(place: Path) -> DataFileError:
+    return DataFileError(f"{place} would be written over what it is made of: name another")
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    """What is the same for all names of a file."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _is_ours(path: Path) -> bool:

@@ -102,7 +102,7 @@ def attach_file(
 
 
 def _of_batch(batch: Any, rows: TableRows, weights: FlowWeights) -> NDArray[np.float64]:
-    return _of_rows(weights, rows_of_batch(batch, rows), rows.key)
+    return _of_rows(weights, rows_of_batch(batch, rows))
 
 
 def weights_of(
@@ -122,9 +122,9 @@ def weights_of(
     return found
 
 
-def _of_rows(weights: FlowWeights, rows: NDArray[np.int64], key: str | None) -> NDArray[np.float64]:
+def _of_rows(weights: FlowWeights, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """The weights of some rows; of those of a large table that follow each other, no others."""
-    if key is None and rows.size:
+    if rows.size and (np.diff(rows) == 1).all():
         found: NDArray[np.float64] = weights.part(int(rows[0]), int(rows[-1]) + 1) * weights.max
     else:
         found = weights[rows]
@@ -174,7 +174,7 @@ def _weighted(
     overwrite: bool,
     name: Path,
 ) -> Iterator[bytes]:
-    found = _of_rows(weights, table_rows_of(some, rows, name), rows.key).tolist()
+    found = _of_rows(weights, table_rows_of(some, rows, name)).tolist()
     yield some.begins
     begin = member(field, b"")
     for blank, line, content, number, weight in zip(

@@ -143,3 +143,14 @@ def test_rows_that_have_got_further_fields_are_those_that_were_scored(kind):
         getattr(wrong, "to_json" if kind == "jsonl" else "to_parquet")(f"wrong.{kind}")
         with pytest.raises(MismatchError, match="rows 0 to 29 are not those that were scored"):
             attach_file(f"wrong.{kind}", table, f"other.{kind}")
+
+
+def test_of_a_table_that_stays_in_its_file_no_more_weights_are_held_than_are_written(monkeypatch):
+    monkeypatch.setattr("flowdata.table.stored_table.MOST_ROWS_HELD", 10)
+    names = [write(f"{n}.jsonl", part) for n, part in enumerate(PARTS)]
+    TABLE.save("table.parquet")
+    for key in (None, "id"):
+        weights = flowdata.LossTable.load("table.parquet").weights()
+        attach_file(names, "table.parquet", "out", key=key, weights=weights)
+        assert "relative" not in vars(weights)
+        assert [row["weight"] for name in names for row in read(f"out/{name}")] == WEIGHTS

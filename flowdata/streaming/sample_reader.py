@@ -15,10 +15,11 @@ from flowdata.errors import ShardError, warn
 from flowdata.streaming.order import Window
 from flowdata.streaming.pack_stage import PackStage
 from flowdata.streaming.stats import PassStats, SharedStats, StreamStats
-from flowdata.streaming.windows import Content, WindowReader
+from flowdata.streaming.windows import WindowReader
 from flowdata.streaming.worker_epoch import WorkerEpoch
 from flowdata.table.shard_index import ShardIndex
 from flowdata.tar.names import match_all
+from flowdata.tar.pieces import Content
 from flowdata.tar.samples import parse_sample
 from flowdata.transport.access import Access
 from flowdata.transport.remote import import_clients

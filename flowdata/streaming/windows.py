@@ -4,7 +4,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple, TypeAlias, cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,12 @@ from numpy.typing import NDArray
 from flowdata.errors import ShardError
 from flowdata.streaming.order import Window
 from flowdata.table.shard_index import ShardIndex, ShardSamples, plain_keys
-from flowdata.tar.pieces import Contents, Piece
+from flowdata.tar.pieces import Content, Contents, Piece
 from flowdata.tar.reader import ShardInfo, ShardReader
 from flowdata.transport.access import Access
 from flowdata.transport.counts import Counts
 from flowdata.transport.pool import ReadingPool
 from flowdata.transport.urls import is_remote
-
-Content: TypeAlias = memoryview | ShardError
 
 # Draws that are read first of a window that is gone on with: some batches.
 _FIRST_DRAWS = 128
@@ -50,6 +49,16 @@ class _Wanted(NamedTuple):
     piece: Piece | None
 
 
+class _Place(NamedTuple):
+    """Where the bytes of a sample are, or will be."""
+
+    shard: int
+    key: str
+    contents: Sequence[Content | None]
+    place: int
+    piece: Piece | None
+
+
 class _Part(NamedTuple):
     """A window, and which of its draws are read together, by their places in its order."""
 
@@ -69,9 +78,11 @@ class _Begun(NamedTuple):
         """Bytes that are read for it."""
         return sum(wanted.piece.size for wanted in self.wanted if wanted.piece is not None)
 
-    def is_there(self) -> bool:
-        """Whether a pool has read all."""
-        return all(wanted.piece is None or wanted.piece.is_there() for wanted in self.wanted)
+    def can_begin(self) -> bool:
+        """Whether a pool has read the first sample."""
+        row = int(self.drawn[0])
+        (_, _, inside), places, piece = self.with_row(row)
+        return piece is None or piece.has(int(np.searchsorted(places, row - inside.first)))
 
     def with_row(self, row: int) -> _Wanted:
         """What has the sample of a row."""
@@ -120,13 +131,13 @@ class WindowReader:
                 stack.callback(self._pool.close)
             while ahead or self._begin_more(ahead, todo):
                 self._begin_others(ahead, todo)
-                samples: dict[int, Drawn] = {}
+                places: dict[int, _Place] = {}
                 for row in ahead[0].drawn.tolist():
-                    if row not in samples:
-                        samples |= self._samples(ahead[0].with_row(row))
-                    yield samples[row]
+                    if row not in places:
+                        places |= self._places(ahead[0].with_row(row))
+                    yield self._drawn(row, places[row])
                 # Not with those of the next window.
-                samples.clear()
+                places.clear()
                 ahead.popleft()
 
     def _parts(self, windows: Iterable[tuple[Window, int]]) -> Iterator[_Part]:
@@ -164,21 +175,27 @@ class WindowReader:
             self._open.clear()
             self._group = window.group
         drawn = np.concatenate(window.rows)[window.order[start:stop]]
-        needed = np.unique(drawn)
+        needed, turns = np.unique(drawn, return_index=True)
         parts = []
         for number, rows, share in zip(window.shards, window.rows, window.shares, strict=True):
             first, last = np.searchsorted(needed, (rows[0], rows[-1] + 1))
             if first < last:
                 shard = self._shard(number, share)
-                parts.append((shard, needed[first:last] - shard.samples.first))
+                parts.append((shard, needed[first:last] - shard.samples.first, turns[first:last]))
         wanted = [
-            _Wanted(shard, places, self._submit(shard, places, len(parts)))
-            for shard, places in parts
+            _Wanted(shard, places, self._submit(shard, places, turns, len(parts)))
+            for shard, places, turns in parts
         ]
         self._windows += 1
         return _Begun(drawn, wanted)
 
-    def _submit(self, shard: _OpenShard, places: NDArray[np.int64], shards: int) -> Piece | None:
+    def _submit(
+        self,
+        shard: _OpenShard,
+        places: NDArray[np.int64],
+        turns: NDArray[np.int64],
+        shards: int,
+    ) -> Piece | None:
         samples = shard.samples
         offsets, sizes = samples.offsets[places], samples.sizes[places]
         self.reading.add(bytes_owed=int(sizes.sum()))
@@ -191,6 +208,7 @@ class WindowReader:
             sizes,
             # Behind the first window there is enough to do for all of them.
             connections=1 if self._windows else self._access.connections / shards,
+            turns=None if self._windows else turns,
         )
 
     def _begin_others(self, ahead: deque[_Begun], todo: Iterator[_Part]) -> None:
@@ -198,26 +216,41 @@ class WindowReader:
         if self._pool is not None:
             # One at least is read while that one is used, and each time one more than before.
             self._begin_more(ahead, todo)
-            while self._begin_more(ahead, todo) and not ahead[0].is_there():
+            while self._begin_more(ahead, todo) and not ahead[0].can_begin():
                 pass
 
-    def _samples(self, wanted: _Wanted) -> dict[int, Drawn]:
-        """The samples of one shard, by their rows, when they are there."""
-        started = time.monotonic()
+    def _places(self, wanted: _Wanted) -> dict[int, _Place]:
+        """Those of the samples of one shard, by their rows; what is on the disk is read."""
         (number, reader, inside), places, piece = wanted
+        contents: Sequence[Content | None]
         if piece is None:
+            started = time.monotonic()
             contents = _read(reader, inside, places)
+            self.reading.add(seconds_waited=time.monotonic() - started)
         else:
-            assert self._pool is not None
-            self._pool.wait(piece.is_there)
-            contents = cast(Contents, piece.contents)
-        self.reading.add(seconds_waited=time.monotonic() - started)
+            contents = piece.contents
         keys = plain_keys(inside.keys.take(places))
         rows = (places + inside.first).tolist()
         return {
-            row: Drawn(row, number, key, content)
-            for row, key, content in zip(rows, keys, contents, strict=True)
+            row: _Place(number, key, contents, place, piece)
+            for place, (row, key) in enumerate(zip(rows, keys, strict=True))
         }
+
+    def _drawn(self, row: int, lies: _Place) -> Drawn:
+        """A sample, when its bytes are there."""
+        shard, key, contents, place, piece = lies
+        if contents[place] is None:
+            assert self._pool is not None
+            assert piece is not None
+            started = time.monotonic()
+            if piece.turns is None:
+                self._pool.wait(piece.is_there)
+            else:
+                # The first batch waits for no more than it needs; to be woken each time costs.
+                piece.awaited = place
+                self._pool.wait(partial(piece.has, place))
+            self.reading.add(seconds_waited=time.monotonic() - started)
+        return Drawn(row, shard, key, cast(Content, contents[place]))
 
     def _shard(self, number: int, share: float) -> _OpenShard:
         if number not in self._open:

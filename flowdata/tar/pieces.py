@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -13,7 +13,8 @@ from flowdata.errors import ShardError
 from flowdata.transport.access import Buffer, Span
 from flowdata.transport.pool import Order
 
-Contents: TypeAlias = Sequence[memoryview | ShardError]
+Content: TypeAlias = memoryview | ShardError
+Contents: TypeAlias = Sequence[Content]
 """The bytes of each of some samples, or why they cannot be had."""
 
 
@@ -55,7 +56,9 @@ class Piece:
         order: when they are read.
         offsets, sizes: of the samples.
         connections: that they can have, about.
-        contents: of the samples; None until they are there.
+        turns: when each sample is needed, if that is known.
+        contents: of the samples; None for those that are not there yet.
+        awaited: the place of the sample that is waited for; -1 for none.
         size: bytes that are read for it, at most; of the requests when they are planned.
         in_sequence: read them from the start of the shard on, as its server knows no ranges.
     """
@@ -64,13 +67,31 @@ class Piece:
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     connections: float
-    contents: Contents | None = None
+    turns: NDArray[np.int64] | None = None
+    contents: list[Content | None] = field(init=False)
+    awaited: int = -1
     size: int = 0
     in_sequence: bool = False
+    _is_there: bool = False
+
+    def __post_init__(self) -> None:
+        self.contents = [None] * self.sizes.size
 
     def is_there(self) -> bool:
-        """Whether it has its contents."""
-        return self.contents is not None
+        """Whether it has all contents."""
+        return self._is_there
+
+    def has(self, place: int) -> bool:
+        """Whether it has that of one sample."""
+        return self.contents[place] is not None
+
+    def put(self, contents: Contents, first: int = 0) -> None:
+        """Take those of some samples."""
+        self.contents[first : first + len(contents)] = contents
+
+    def end(self) -> None:
+        """Nothing more will come."""
+        self._is_there = True
 
     def __lt__(self, other: "Piece") -> bool:
         return self.order < other.order
@@ -80,12 +101,13 @@ class Parts:
     """What comes in answer to the requests of a piece; any thread may bring it.
 
     Args:
+        piece: that is given what comes.
         spans: of the requests.
+        firsts: of each the first of its samples.
     """
 
-    def __init__(self, spans: Spans) -> None:
-        self._spans = spans
-        self._contents: list[Contents] = [[] for _ in spans.wanted]
+    def __init__(self, piece: Piece, spans: Spans, firsts: Sequence[int]) -> None:
+        self._piece, self._spans, self._firsts = piece, spans, firsts
         self._left = len(spans.wanted)
         self._is_over = False
         self._end_requests: list[Callable[[], None]] = []
@@ -99,23 +121,27 @@ class Parts:
                 return
         end()
 
-    def add(self, number: int, content: Buffer | ShardError) -> Contents | None:
-        """Take the bytes of a span, or why there are none: all samples, if it was the last one."""
+    def add(self, number: int, content: Buffer | ShardError) -> tuple[bool, bool]:
+        """Take the bytes of a span, or why there are none.
+
+        Returns:
+            Whether it has the sample that is waited for, and whether it was the last one.
+        """
         contents: Contents
         if isinstance(content, ShardError):
             contents = [content] * len(self._spans.samples[number])
         else:
             contents = self._spans.views(number, content)
+        first = self._firsts[number]
         with self._lock:
             if self._is_over:
-                return None
-            self._contents[number] = contents
+                return False, False
+            self._piece.put(contents, first)
             self._left -= 1
-            if self._left:
-                return None
-            self._is_over = True
-        self._end_requests.clear()
-        return [content for part in self._contents for content in part]
+            self._is_over = not self._left
+        if self._is_over:
+            self._end_requests.clear()
+        return 0 <= self._piece.awaited - first < len(contents), self._is_over
 
     def end(self) -> bool:
         """End the requests; False where they have ended already."""

@@ -24,7 +24,7 @@ from flowdata.transport.identity import Identity
 from flowdata.transport.local import LocalTransport
 from flowdata.transport.planner import LARGEST, ON_DISK, plan_requests
 from flowdata.transport.pool import Order, Outcome, ReadingPool
-from flowdata.transport.speeds import speeds_of
+from flowdata.transport.speeds import NEARBY, speeds_of
 from flowdata.transport.urls import redact
 
 
@@ -116,6 +116,7 @@ class ShardReader:
         sizes: NDArray[np.int64],
         *,
         connections: float,
+        turns: NDArray[np.int64] | None = None,
     ) -> Piece:
         """Have a pool read samples in ascending order; it tells when the piece has its contents.
 
@@ -126,8 +127,9 @@ class ShardReader:
             order: when.
             offsets, sizes: of the samples.
             connections: that this piece can have, about.
+            turns: when each sample is needed: where there are many requests, they are made so.
         """
-        piece = Piece(order, offsets, sizes, connections)
+        piece = Piece(order, offsets, sizes, connections, turns)
         most = sizes.sum() * self._access.most_overread
         piece.size = int(min(offsets[-1] + sizes[-1] - offsets[0], most))
         with self._lock:
@@ -213,12 +215,15 @@ class ShardReader:
         )
         spans = Spans.of_samples(offsets, sizes, firsts)
         piece.size = sum(size for _, size in spans.wanted)
-        parts = Parts(spans)
+        parts = Parts(piece, spans, firsts)
         window, _ = piece.order
+        # The longest first: a short one that has to wait for its turn is soon done.
+        turns = [max(LARGEST - size, 0) for _, size in spans.wanted]
+        if piece.turns is not None and speeds.speed.latency < NEARBY:
+            turns = np.minimum.reduceat(piece.turns, firsts).tolist()
         for number, (start, size) in enumerate(spans.wanted):
             end = pool.fetch(
-                # The longest first: a short one that has to wait for its turn is soon done.
-                (window, max(LARGEST - size, 0) + 1),
+                (window, turns[number] + 1),
                 partial(transport.fetch, start, size),
                 size,
                 speeds,
@@ -240,8 +245,11 @@ class ShardReader:
             outcome = self._as_shard_error(outcome)
         else:
             self._counts.add(requests=1, bytes_read=len(outcome))
-        if (contents := parts.add(number, outcome)) is not None:
-            self._end(pool, piece, contents)
+        is_awaited, is_last = parts.add(number, outcome)
+        if is_last:
+            self._end(pool, piece)
+        elif is_awaited:
+            pool.tell()
 
     def _as_shard_error(self, error: Exception) -> ShardError:
         """What an error is for the samples that were to be read."""
@@ -251,8 +259,9 @@ class ShardReader:
             return self._damaged(error)
         raise error
 
-    def _end(self, pool: ReadingPool, piece: Piece, contents: Contents) -> None:
-        piece.contents = contents
+    def _end(self, pool: ReadingPool, piece: Piece, contents: Contents = ()) -> None:
+        piece.put(contents)
+        piece.end()
         pool.tell()
         with self._lock:
             self._unfinished -= 1

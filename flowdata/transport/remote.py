@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from flowdata.errors import ShardError
 from flowdata.transport.access import Access
 from flowdata.transport.fetching import Transport
+from flowdata.transport.http import HttpTransport
 from flowdata.transport.identity import UNKNOWN, Identity
 from flowdata.transport.urls import redact
 
@@ -20,8 +21,6 @@ def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Trans
     """
     if url.startswith(_HTTP):
         from urllib3.util import parse_url
-
-        from flowdata.transport.http import HttpTransport
 
         try:
             if not parse_url(redact(url)).host:
@@ -41,7 +40,6 @@ def open_remote(url: str, access: Access, expected: Identity = UNKNOWN) -> Trans
 def import_clients(urls: Iterable[str]) -> None:
     """Import what reaches these, so that worker processes that are forked have it already."""
     if any(url.startswith(_HTTP) for url in urls):
-        importlib.import_module("flowdata.transport.http")
         # Python's own, at the first connection.
         for name in ("urllib3", "encodings.idna"):
             importlib.import_module(name)

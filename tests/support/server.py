@@ -144,9 +144,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         with contextlib.suppress(ConnectionError):
             for start in range(0, len(body), 1 << 16):
-                self.wfile.write(body[start : start + (1 << 16)])
+                part = body[start : start + (1 << 16)]
+                # Before whoever gets it may look.
                 with self.owner.lock:
-                    self.owner.bytes_sent += len(body[start : start + (1 << 16)])
+                    self.owner.bytes_sent += len(part)
+                self.wfile.write(part)
             self.wfile.flush()
 
     def _end(self, status):

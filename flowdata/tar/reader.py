@@ -221,7 +221,9 @@ class ShardReader:
         turns = [max(LARGEST - size, 0) for _, size in spans.wanted]
         if piece.turns is not None and speeds.speed.latency < NEARBY:
             turns = np.minimum.reduceat(piece.turns, firsts).tolist()
-        for number, (start, size) in enumerate(spans.wanted):
+        # A thread that has nothing to do takes the first that is there.
+        for number in sorted(range(len(turns)), key=turns.__getitem__):
+            start, size = spans.wanted[number]
             end = pool.fetch(
                 (window, turns[number] + 1),
                 partial(transport.fetch, start, size),

@@ -33,6 +33,8 @@ class Store:
         self.spans = []
         self.lock = threading.Lock()
         self.broken = set()
+        self.late = lambda offset: False
+        self.gate = threading.Event()
 
     def connect(self, url, access, expected, share, counts):
         return _Shard(self, url, access)
@@ -53,6 +55,8 @@ class _Shard:
         def attempt(fetch):
             fetch.begins()
             store = self.store
+            if store.late(offset):
+                store.gate.wait(5)
             if self.number in store.broken:
                 raise ShardError(f"shard {self.number} is broken")
             content = bytes_of(self.number, offset, size)
@@ -235,6 +239,19 @@ def test_a_large_window_is_gone_on_with_in_two_parts(store, index):
         owed = len({*rows[done : done + begun]}) + len({*rows[done + begun :]})
         assert reader.reading.bytes_owed == owed * SIZE
         assert [first.row, *(drawn.row for drawn in draws)] == rows[done:]
+
+
+def test_the_first_draw_waits_for_no_other_request(store, index):
+    window, _ = next(windows(shards_open=1, draws=SAMPLES))
+    rows = window.rows[0][window.order].tolist()
+    draws = reading(index, most_overread=1.0).draws([(window, 0)])
+    # The first bytes of a shard are asked for to learn how soon the server answers.
+    store.late = lambda offset: offset not in (0, rows[0] * SIZE)
+    assert rows[0] > 0
+    found = [next(draws).row]
+    assert store.held <= 2 * SIZE
+    store.gate.set()
+    assert [*found, *(drawn.row for drawn in draws)] == rows
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

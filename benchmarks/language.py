@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from assets import smollm2
@@ -32,7 +32,7 @@ from packed import (
 )
 from publishing import command_line
 from records import ENDING, Record, Records, append
-from starts import begin
+from starts import begin, check_settings
 
 CHOOSING_SEED = 1001
 TRAININGS_OF_A_JOB = 4
@@ -125,8 +125,11 @@ def main() -> None:
     preset, name = _asked(options), f"language-{options.preset}"
     records = Records(options.output / f"{name}{ENDING}", options.done)
     ends = time.time() + 60 * options.minutes
+    settings = _settings(preset)
+    check_settings(records, settings)
     if not options.page:
-        begin(records, "language", options.device, transformers=version("transformers"))
+        libraries = {"transformers": version("transformers")}
+        begin(records, "language", options.device, settings=settings, **libraries)
         place = Place(preset, options.model or str(smollm2()), options.device)
         work = Workers(place, records, ends, options.processes)
         work.do(rate_jobs(preset, records))
@@ -324,6 +327,13 @@ def _asked(options: argparse.Namespace) -> Preset:
         for task in tasks
     }
     return replace(preset, methods=methods, seeds=options.seeds or preset.seeds)
+
+
+def _settings(preset: Preset) -> dict[str, Any]:
+    """Of a preset, what results depend on; not which there are."""
+    by_task = {f"samples of {task}": count for task, count in preset.samples.items()}
+    others = ("samples", "methods", "seeds")
+    return by_task | {name: each for name, each in vars(preset).items() if name not in others}
 
 
 def parser() -> argparse.ArgumentParser:

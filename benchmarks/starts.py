@@ -1,5 +1,6 @@
 """Starts: on which machines, and with what code, the records of a benchmark were measured."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -22,6 +23,23 @@ def begin(records: Records, script: str, device: str, **more: Any) -> None:
         on["gpu"] = torch.cuda.get_device_name(device)
     start = {"kind": START, **vars(Machine.here()), **on, **more, "sources": sources_of(script)}
     records.append(start)
+
+
+def check_settings(records: Records, settings: Record) -> None:
+    """Refuse records of other settings; one that is not told there is from before it was kept.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    ours = json.loads(json.dumps(settings))
+    for start in records.of(START):
+        theirs = start.get("settings", ours)
+        other = sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
+        if other:
+            raise ValueError(
+                f"{records.file} has results of other settings ({', '.join(other)}), which shall "
+                "not mix with these: give another --output"
+            )
 
 
 def machine_of(records: Records) -> Machine:

@@ -9,14 +9,22 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture
-def records(monkeypatch):
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    """Modules of the folder, for the time of a test."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.delitem(sys.modules, "records", raising=False)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (BENCHMARKS / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+@pytest.fixture
+def records():
     import records
 
-    yield records
-    del sys.modules["records"]
+    return records
 
 
 def test_a_name_is_measured_once_also_after_a_line_that_was_cut(records, tmp_path):
@@ -38,3 +46,15 @@ def test_the_published_records_of_language_are_read_whole(records):
     assert len(lines) > 100
     assert list(records.Records(file)) == lines
     assert len(list(records.Records(file).of("run"))) > 100
+
+
+def test_records_of_other_settings_are_refused(records, tmp_path):
+    from starts import check_settings
+
+    known = records.Records(tmp_path / "some.records.jsonl")
+    check_settings(known, {"epochs": 2})
+    known.append({"kind": "machine"})
+    known.append({"kind": "machine", "settings": {"epochs": 2, "rates": [0.1]}})
+    check_settings(known, {"epochs": 2, "rates": (0.1,)})
+    with pytest.raises(ValueError, match=r"some.records.jsonl has .* other settings \(rates\)"):
+        check_settings(known, {"epochs": 2, "rates": (0.1, 0.2)})

@@ -71,11 +71,13 @@ class FsspecTransport:
         """Exactly these bytes, span by span."""
         starts = [offset for offset, _ in spans]
         ends = [offset + size for offset, size in spans]
+        # Those that ask side by side would do so for all at once, and servers refuse that many.
+        bounded = {"batch_size": self._access.connections} if self._files.async_impl else {}
 
         def fetch() -> list[Buffer]:
             # File systems that can, fetch these side by side.
             contents = self._files.cat_ranges(
-                [self._path] * len(spans), starts, ends, on_error="raise"
+                [self._path] * len(spans), starts, ends, on_error="raise", **bounded
             )
             return [
                 require_complete(content, size, offset, redact(self._url))

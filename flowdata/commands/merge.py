@@ -4,7 +4,7 @@ import argparse
 
 from flowdata.commands.options import Commands, require_place, table_of
 from flowdata.commands.speech import print_summary
-from flowdata.core.states import require_same
+from flowdata.table.checks import require_same_pass
 from flowdata.table.loss_table import LossTable
 
 
@@ -35,7 +35,7 @@ def _run_merge(options: argparse.Namespace) -> None:
     require_place(output)
     table = LossTable.merge(options.parts)
     if output.is_file():
-        require_same(
+        require_same_pass(
             table.provenance.identity(),
             LossTable.load(output).provenance.identity(),
             what=f"the table {output}",

@@ -95,7 +95,11 @@ def count_lengths(
     parts = None if output is None else Parts(output)
     with Ranks(rank_timeout) as ranks:
         provenance = Provenance.now(
-            count_rows(dataset), dataset=dataset, loss=LENGTHS, options=_identity(options)
+            count_rows(dataset),
+            dataset=dataset,
+            loss=LENGTHS,
+            options=_identity(options),
+            once=ranks.run_on_first,
         )
         if parts is not None and parts.is_finished and LossTable.load(parts.table).has_losses:
             raise MismatchError(

@@ -183,6 +183,7 @@ def score(
             options=options,
             dtype=dtype_of(model),
             key=key,
+            once=ranks.run_on_first,
         )
         if streamed:
             # Built-in losses give the model each column that is no label.

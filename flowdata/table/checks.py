@@ -1,14 +1,17 @@
-"""Whether a table belongs to a data set, and to a model."""
+"""Whether a table belongs to a data set, to a model, and to a pass."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, warn
+from flowdata.table.content import are_comparable, other_content
 from flowdata.table.data_columns import run_of
 from flowdata.table.fingerprint import dataset_fingerprint, model_fingerprint
 from flowdata.table.origins import TAKEN, parts_of, size_of
-from flowdata.table.provenance import Provenance
+from flowdata.table.provenance import CONTENT, Provenance
 
 
 def check_dataset(provenance: Provenance, dataset: Any) -> None:
@@ -22,17 +25,16 @@ def check_dataset(provenance: Provenance, dataset: Any) -> None:
     if provenance.parts is not None:
         _check_parts(parts_of(provenance), dataset)
     elif provenance.data_fingerprint is not None:
-        found = dataset_fingerprint(dataset)
+        expected, found = _compare(dataset, provenance.data_fingerprint, provenance.content)
         if found is None:
             warn(
                 "only the length of the data set was checked against the loss table: its samples "
                 "differ from read to read (random augmentation?) or cannot be hashed"
             )
-        elif found != provenance.data_fingerprint:
+        elif found != expected:
             raise MismatchError(
-                "the table was made for a data set with fingerprint "
-                f"{provenance.data_fingerprint}, this one of the same length has {found}: rows "
-                "were changed or reordered. Score this data set"
+                f"the table was made for a data set with fingerprint {expected}, this one of the "
+                f"same length has {found}: rows were changed or reordered. Score this data set"
             )
 
 
@@ -41,8 +43,10 @@ def _check_parts(parts: list[dict[str, Any]], dataset: Any) -> None:
     unknown, start = 0, 0
     for number, part in enumerate(parts):
         stop, expected = start + size_of(part), part.get("data_fingerprint")
-        known = TAKEN not in part and expected is not None
-        found = dataset_fingerprint(run_of(dataset, start, stop)) if known else None
+        found = None
+        if TAKEN not in part and expected is not None:
+            rows = run_of(dataset, start, stop)
+            expected, found = _compare(rows, expected, part.get(CONTENT))
         if found is None:
             unknown += stop - start
         elif found != expected:
@@ -57,6 +61,34 @@ def _check_parts(parts: list[dict[str, Any]], dataset: Any) -> None:
         warn(
             f"{unknown:,} of {start:,} rows were not checked against the data set, but by their "
             "number: they are a selection of a table's rows, or of data that cannot be recognised"
+        )
+
+
+def _compare(dataset: Any, some: str, content: str | None) -> tuple[str | None, str | None]:
+    """What was a data set recognised by, and what is it now: by some rows; if need be, by all."""
+    found = dataset_fingerprint(dataset)
+    if found == some and (other := other_content(content, dataset)) is not None:
+        return content, other
+    return some, found
+
+
+def require_same_pass(
+    identity: Mapping[str, Any], found: Mapping[str, Any], *, what: str, advice: str
+) -> None:
+    """Make sure that what was found is of the pass that is needed, see `Provenance.identity`.
+
+    The hashes of all rows are compared where both have one, of the same kind.
+
+    Raises:
+        MismatchError: with every difference.
+    """
+    here, there = ({n: v for n, v in some.items() if n != CONTENT} for some in (identity, found))
+    require_same(here, there, what=what, advice=advice)
+    own, other = identity.get(CONTENT), found.get(CONTENT)
+    if are_comparable(own, other) and own != other:
+        raise MismatchError(
+            f"{what} does not belong here: its rows are not those that were scored, some were "
+            f"changed or reordered (it has {CONTENT}={other!r}, here it is {own!r}). {advice}"
         )
 
 

@@ -74,6 +74,23 @@ class RowsOf(Sequence[Any]):
         """The format of a ``datasets.Dataset``, None of any other."""
         return getattr(self._dataset, "format", None)
 
+    @property
+    def whole(self) -> Any:
+        """The data set that they are rows of."""
+        return self._dataset
+
+    @property
+    def are_all_there(self) -> bool:
+        """Whether none of them has the number -1, of a row that is gone."""
+        return isinstance(self._rows, range) or bool((self._rows >= 0).all())
+
+    def alone(self) -> Any:
+        """These rows of a ``datasets.Dataset`` or a list as one of their own."""
+        if callable(select := getattr(self._dataset, "select", None)):
+            # datasets 5.2: numbers that are no run would go to a file in its cache.
+            return select(self._rows, keep_in_memory=True)
+        return [self._dataset[row] for row in self._rows]
+
 
 def _value(sample: Any, name: str, row: int) -> Any:
     if not isinstance(sample, Mapping) or name not in sample:

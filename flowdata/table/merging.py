@@ -17,10 +17,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
 from flowdata.files import Place, names_in, place_of
 from flowdata.objects import without_secrets
+from flowdata.table.checks import require_same_pass
 from flowdata.table.parquet import DamagedFileError, unreadable
 from flowdata.table.part_file import Part, read_part
 from flowdata.table.provenance import Provenance
@@ -209,10 +209,10 @@ def _require_one_pass(parts: Sequence[Part]) -> None:
         of_part = {**(part.identity or {}), "keys_and_places": part.about.get(_ROWS)}
         # Most are alike, and comparing them is fast.
         if of_part not in known:
-            known.append(of_part)
-        if len(known) > 1:
             what = f"beside the part {parts[0].path}, the part {part.path}"
-            require_same(known[0], of_part, what=what, advice=_ADVICE)
+            for other in known:
+                require_same_pass(other, of_part, what=what, advice=_ADVICE)
+            known.append(of_part)
 
 
 def _provenance(parts: Sequence[Part]) -> Provenance:

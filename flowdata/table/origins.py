@@ -99,7 +99,7 @@ def joined_provenance(tables: Sequence[Provenance], *, mixed: bool) -> Provenanc
 
 def _made_of(parts: list[dict[str, Any]], known: Provenance) -> Provenance:
     of_data: dict[str, Any] = dict.fromkeys(
-        ("data_fingerprint", "transform", "first_rows", "parts")
+        ("data_fingerprint", "transform", "first_rows", "content", "parts")
     )
     made = replace(known, **of_data, flowdata=__version__)
     own = asdict(made)
@@ -122,6 +122,10 @@ def are_parts(text: str, rows: int) -> bool:
     return (
         all(type(number) is int and number >= 0 for number in numbers)
         and all("rows" in part for part in parts)
-        and all(type(part.get("data_fingerprint")) in (str, type(None)) for part in parts)
+        and all(
+            type(part.get(name)) in (str, type(None))
+            for part in parts
+            for name in ("data_fingerprint", "content")
+        )
         and sum(map(size_of, parts)) == rows
     )

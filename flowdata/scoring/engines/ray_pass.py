@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -22,6 +23,7 @@ from flowdata.scoring.passes.ranks import Ranks
 from flowdata.scoring.passes.scoring_pass import run_pass
 from flowdata.scoring.passes.streamed import is_stream
 from flowdata.scoring.scorer import keys_of_rows
+from flowdata.table.content import content_hash
 from flowdata.table.loss_table import LossTable
 
 
@@ -96,6 +98,9 @@ def score_on_ray(
         pool = RayWorkers(ray, min(workers, rows), reserved, [options, dataset])
         try:
             provenance, sizes = pool.begin()
+            # Once, and not by each worker.
+            if provenance.data_fingerprint is not None:
+                provenance = replace(provenance, content=content_hash(data))
             found = None if known is None else known_rows(known, data, provenance, keys)
             unknown = find_unscored_rows(rows, (), None if found is None else found.scores.rows)
             identity = provenance.identity()

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import require_same
 from flowdata.errors import FlowDataError, warn
 from flowdata.scoring.engines.worker import EngineWorker
 from flowdata.scoring.parts.row_blocks import Block, Worker, blocks_of_worker
 from flowdata.scoring.passes.scoring_pass import BatchingPass
+from flowdata.table.checks import require_same_pass
 from flowdata.table.provenance import Provenance
 from flowdata.table.scored_rows import ScoredRows
 
@@ -52,7 +52,7 @@ class _RayWorker:
             options, dataset = ray.get(given)
             data = open_dataset(dataset)
             worker = EngineWorker(options, data)
-            self._opened = data, worker, worker.provenance(len(data), data)
+            self._opened = data, worker, worker.provenance(len(data), data, once=lambda _: None)
         return self._opened
 
     def begin(self, given: list[Any]) -> tuple[Provenance, Sizes]:
@@ -69,7 +69,7 @@ class _RayWorker:
             MismatchError: where model or data are not those of the pass.
         """
         data, worker, provenance = self._open(given)
-        require_same(
+        require_same_pass(
             identity,
             provenance.identity(),
             what=f"what a worker on {platform.node()} has opened",

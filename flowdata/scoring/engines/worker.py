@@ -89,8 +89,8 @@ class EngineWorker:
                 *(options.batch_size, options.collate_fn, options.ignore_index, options.key),
             )
 
-    def provenance(self, rows: int, dataset: Any = None) -> Provenance:
-        """That of losses which are made here."""
+    def provenance(self, rows: int, dataset: Any = None, **how: Any) -> Provenance:
+        """That of losses which are made here, see `Provenance.now`."""
         options = self._options
         name, described = options.describe_loss()
         return Provenance.now(
@@ -103,6 +103,7 @@ class EngineWorker:
             options=described,
             dtype=dtype_of(self._model),
             key=options.key,
+            **how,
         )
 
     def score(self, rows: list[Any]) -> ScoredRows:

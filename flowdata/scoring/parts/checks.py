@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError
+from flowdata.table.checks import require_same_pass
 from flowdata.table.part_file import Part
 
 
@@ -15,7 +15,7 @@ def why_foreign(part: Part, identity: Mapping[str, Any], adopted: Sequence[Any])
     what = f"the part {part.path}"
     if part.identity is not None:
         try:
-            require_same(identity, part.identity, what=what, advice="It is left out")
+            require_same_pass(identity, part.identity, what=what, advice="It is left out")
         except MismatchError as error:
             return str(error)
     elif part.path.name not in adopted:

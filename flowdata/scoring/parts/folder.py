@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import require_same
 from flowdata.errors import TableFileError, warn
 from flowdata.files import (
     Place,
@@ -38,6 +37,7 @@ from flowdata.files import (
 from flowdata.scoring.parts.checks import require_agreement, why_foreign
 from flowdata.scoring.parts.lock import LOCK_NAME, lock_folder
 from flowdata.scoring.parts.row_blocks import Worker
+from flowdata.table.checks import require_same_pass
 from flowdata.table.loss_table import LossTable
 from flowdata.table.merging import (
     PART,
@@ -134,10 +134,11 @@ class Parts:
         if paths:
             found = begun or self._identity_of(paths)
             what = f"the unfinished pass {self.folder}"
-            require_same(identity, found, what=what, advice=ADVICE)
+            require_same_pass(identity, found, what=what, advice=ADVICE)
         if not paths or self._read_json(_WITHOUT_IDENTITY, list) is None:
             self._write_json(_WITHOUT_IDENTITY, self._without_identity(paths) if begun else [])
-        if not paths or not begun:
+        # One that was begun by an earlier version is known by all its rows from now on.
+        if not paths or not begun or not begun.keys() >= identity.keys():
             self._write_json(_IDENTITY, identity)
 
     def keep_rows(

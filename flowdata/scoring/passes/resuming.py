@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.files import Place
 from flowdata.scoring.parts.folder import ADVICE, Parts, find_unscored_rows
 from flowdata.scoring.parts.row_blocks import Worker
 from flowdata.scoring.passes.ranks import Ranks
+from flowdata.table.checks import require_same_pass
 from flowdata.table.fingerprint import RANDOM
 from flowdata.table.loss_table import LossTable
 from flowdata.table.merging import notes
@@ -144,7 +144,8 @@ def _require_same_table(
 ) -> None:
     """Refuse the finished table of another pass, or one of losses that are not acceptable now."""
     table, what = LossTable.load(path), f"the table {path}"
-    require_same(provenance.identity(), table.provenance.identity(), what=what, advice=ADVICE)
+    found = table.provenance.identity()
+    require_same_pass(provenance.identity(), found, what=what, advice=ADVICE)
     _warn_if_unrecognised(provenance, what)
     refuse_invalid(ScoredRows(np.arange(len(table)), table.losses, table.n_tokens))
 

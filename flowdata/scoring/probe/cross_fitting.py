@@ -144,16 +144,17 @@ def score_probe(
     if not 2 <= folds <= rows:
         raise ValueError(f"folds must be from 2 to the number of rows, {rows:,}, got {folds}")
     how = HeadFit(layer, loss, fit, weight_decay, max_iter, seed)
-    provenance = Provenance.now(
-        rows,
-        dataset=dataset,
-        model_name=model_name or type(model).__name__,
-        loss=describe_loss(loss)[0],
-        options=_options(head, model, how, folds),
-        dtype=_dtype_of(layer),
-    )
-    kept = None if output is None else ProbeOutput(output, provenance, collate_fn)
     with Ranks(rank_timeout) as ranks, ExitStack() as stack:
+        provenance = Provenance.now(
+            rows,
+            dataset=dataset,
+            model_name=model_name or type(model).__name__,
+            loss=describe_loss(loss)[0],
+            options=_options(head, model, how, folds),
+            dtype=_dtype_of(layer),
+            once=ranks.run_on_first,
+        )
+        kept = None if output is None else ProbeOutput(output, provenance, collate_fn)
         done = None if kept is None else ranks.run_on_first(kept.finished)
         if done is not None and (table := _as_before(model, layer, *done)) is not None:
             return table

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowdata.core.states import require_same
-from flowdata.errors import TableFileError, warn
+from flowdata.errors import MismatchError, TableFileError, warn
 from flowdata.files import Place, names_in, reason_of, replacing, set_aside
 from flowdata.scoring.parts.folder import ADVICE
 from flowdata.scoring.probe.features import Features, concatenate_features
+from flowdata.table.checks import require_same_pass
 from flowdata.table.parquet import unreadable
 
 FOLDER = ".features"
@@ -196,12 +196,15 @@ class FeatureParts:
             if read is None:
                 continue
             said = json.loads(bytes(read.pop(_IDENTITY)))
-            if said == ours:
-                self._own.add(path)
-                yield path, read
-            elif others:
+            try:
                 what = f"the unfinished pass {self.folder}"
-                require_same(ours, said, what=what, advice=ADVICE)
+                require_same_pass(ours, said, what=what, advice=ADVICE)
+            except MismatchError:
+                if others:
+                    raise
+                continue
+            self._own.add(path)
+            yield path, read
 
     def _read(self, path: Place, wanted: Iterable[str]) -> dict[str, NDArray[Any]] | None:
         try:

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flowdata.core.states import require_same
 from flowdata.errors import TableFileError
 from flowdata.files import Place, reason_of, replacing
 from flowdata.scoring.parts.folder import Parts
 from flowdata.scoring.parts.row_blocks import Worker
 from flowdata.scoring.probe.feature_parts import FeatureParts
 from flowdata.scoring.probe.features import Features
+from flowdata.table.checks import require_same_pass
 from flowdata.table.fingerprint import code_fingerprint
 from flowdata.table.loss_table import LossTable
 from flowdata.table.provenance import Provenance
@@ -96,7 +96,7 @@ class ProbeOutput:
             {**known.identity(), "model_hash": None, "adapters": None}
             for known in (self._provenance, table.provenance)
         )
-        require_same(
+        require_same_pass(
             ours,
             found,
             what=f"the table {self._parts.table}",

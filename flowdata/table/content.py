@@ -1,0 +1,109 @@
+"""A hash of all rows of a data set, where that is cheap beside scoring them.
+
+It says of what it is a hash, and is compared with one of the same kind alone: the rows of a
+``datasets.Dataset``, column by column as Arrow holds them, or those of a list, one after another.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+
+from flowdata.table.arrow_content import hash_of_columns
+from flowdata.table.data_columns import RowsOf
+from flowdata.table.digest import Digest
+
+MOST_BYTES = 1 << 34
+"""Of larger data no hash is made: what lies on a disk would be read for minutes."""
+_OF_COLUMNS = "columns"
+_OF_ROWS = "rows"
+
+_as_json = json.JSONEncoder(sort_keys=True).encode
+
+
+def content_hash(dataset: Any) -> str | None:
+    """A hash of all rows of a ``datasets.Dataset``, a list or a tuple; None for anything else.
+
+    None too for more than `MOST_BYTES`, and for rows of a list that have more in them than
+    numbers, texts, arrays, tensors and the like. Of a ``datasets.Dataset`` its format, transform
+    and columns of files (images, sound, ...) make no difference, nor how it is stored.
+    """
+    if (kind := _kind_of(dataset)) is None:
+        return None
+    dataset = dataset.alone() if isinstance(dataset, RowsOf) else dataset
+    found = hash_of_columns(dataset, MOST_BYTES) if kind == _OF_COLUMNS else _hash_of_rows(dataset)
+    return None if found is None else f"{kind}-{found}"
+
+
+def other_content(known: str | None, dataset: Any) -> str | None:
+    """The hash of the rows of a data set, where it is known to be another one."""
+    if known is None or _kind_of(dataset) != known.split("-")[0]:
+        return None
+    found = content_hash(dataset)
+    return None if found == known else found
+
+
+def are_comparable(one: Any, other: Any) -> bool:
+    """Whether two hashes are of the same kind; one that is not known is of none."""
+    texts = isinstance(one, str) and isinstance(other, str)
+    return texts and one.split("-")[0] == other.split("-")[0]
+
+
+def _kind_of(dataset: Any) -> str | None:
+    if isinstance(dataset, RowsOf):
+        return _kind_of(dataset.whole) if dataset.are_all_there else None
+    # Lists of another class may make their rows when they are read.
+    if type(dataset) in (list, tuple):
+        return _OF_ROWS
+    import datasets
+
+    return _OF_COLUMNS if isinstance(dataset, datasets.Dataset) else None
+
+
+class _NoContentError(Exception):
+    pass
+
+
+class _RowsDigest(Digest):
+    """A hash of rows, of which each value has content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def _feed_content(self, value: Any) -> bool:
+        # Several times as fast as one value after another.
+        if isinstance(value, dict | list | tuple) and (text := _text_of(value)) is not None:
+            self.mark(f"json {len(text)} {text}")
+            self.size += len(text)
+            return True
+        self.size += getattr(value, "nbytes", 0)
+        return super()._feed_content(value)
+
+    def _feed_parts(self, value: Any) -> None:
+        known = isinstance(value, Mapping | Sequence | AbstractSet | np.ndarray | np.generic)
+        if not known and (isinstance(value, type) or not is_dataclass(value)):
+            raise _NoContentError
+        super()._feed_parts(value)
+
+
+def _text_of(value: Any) -> str | None:
+    try:
+        return _as_json(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _hash_of_rows(rows: Sequence[Any]) -> str | None:
+    digest = _RowsDigest()
+    try:
+        for row in rows:
+            digest.feed(row)
+            if digest.size > MOST_BYTES:
+                return None
+    except (_NoContentError, RecursionError):
+        return None
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ import numpy as np
 
 from flowdata.table.arrow_content import hash_of_columns
 from flowdata.table.data_columns import RowsOf
-from flowdata.table.digest import Digest
+from flowdata.table.digest import Digest, is_image
 
 MOST_BYTES = 1 << 34
 """Of larger data no hash is made: what lies on a disk would be read for minutes."""
@@ -80,7 +80,10 @@ class _RowsDigest(Digest):
             self.mark(f"json {len(text)} {text}")
             self.size += len(text)
             return True
-        self.size += getattr(value, "nbytes", 0)
+        # One may be a file still, and stays in memory once it was read.
+        if is_image(value):
+            raise _NoContentError
+        self.size += len(value) if isinstance(value, str | bytes) else getattr(value, "nbytes", 0)
         return super()._feed_content(value)
 
     def _feed_parts(self, value: Any) -> None:

@@ -87,7 +87,7 @@ class Digest:
             self._hash.update(content)
         elif isinstance(value, _HASHED_BY_REPR):
             self.mark(f"{type(value).__name__} {value!r} ")
-        elif _is_image(value):
+        elif is_image(value):
             self.mark(f"image {getattr(value, 'mode', '')} {value.size}")
             self._hash.update(value.tobytes())
         else:
@@ -122,7 +122,8 @@ class Digest:
             self.mark(f"kind {getattr(value, '__qualname__', type(value).__qualname__)} ")
 
 
-def _is_image(value: Any) -> bool:
+def is_image(value: Any) -> bool:
+    """Whether a value has bytes and a size, as images of PIL do, and is no array."""
     array = isinstance(value, np.ndarray | np.generic)
     return hasattr(value, "tobytes") and hasattr(value, "size") and not array
 

@@ -1,7 +1,7 @@
 """Fitting a head to features: a linear one by L-BFGS, any other by a function."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from flowdata.errors import InvalidLossError
 from flowdata.scoring.models.classification import LossFunction
 from flowdata.scoring.models.loss_formulas import Formula, UnscorableSample, of_flags, of_values
 from flowdata.scoring.probe.features import CLASSES, Features, named
+from flowdata.table.digest import Digest
 
 FitFunction: TypeAlias = Callable[[Tensor, Tensor], nn.Module]
 """(features of shape (m, d), targets of shape (m, ...)) -> a module that was fitted to them."""
@@ -46,6 +47,8 @@ class HeadFit:
     weight_decay: float = 1e-4
     max_iter: int = 200
     seed: int = 0
+    _last: list[nn.Module] = field(default_factory=list, repr=False, compare=False)
+    """What ``fit`` returned last."""
 
     def fitted(
         self, found: Features, rows: NDArray[np.int64], *, from_zero: bool = False, number: int = 0
@@ -67,11 +70,17 @@ class HeadFit:
         features = torch.from_numpy(found.features[rows]).to(device)
         targets = torch.from_numpy(found.targets[rows]).to(device)
         devices = [device] if device.type == "cuda" else []
+        before = _content(self.head)
         # The same numbers each time, whatever was drawn before; the caller's stay untouched.
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             torch.manual_seed((self.seed << 16) + number & ((1 << 63) - 1))
             fitted = self.fit(features, targets)
         self._require_like_head(fitted)
+        if _content(self.head) != before or _share(fitted, self.head):
+            raise ValueError(_not_new("it trains or returns the head of the model"))
+        if any(_share(fitted, last) for last in self._last):
+            raise ValueError(_not_new("it returned the module of the fold before once more"))
+        self._last[:] = [fitted]
         return fitted.eval().to(device, torch.float32)
 
     def losses(
@@ -184,6 +193,24 @@ class HeadFit:
                 f"{type(self.head).__name__} of {ours}: put a head of the same layers into the "
                 "model first, its parameters are replaced"
             )
+
+
+def _not_new(what: str) -> str:
+    return (
+        f"fit must make a new head each time, and {what}: what goes on from the fit of another "
+        "fold has seen the rows that are held out. Make it inside of fit, as by nn.Linear(...)"
+    )
+
+
+def _content(head: nn.Module) -> str:
+    digest = Digest()
+    digest.feed(state_of(head))
+    return digest.hexdigest()
+
+
+def _share(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have a parameter in common."""
+    return not {*map(id, one.parameters())}.isdisjoint(map(id, other.parameters()))
 
 
 def write_head(head: nn.Module, state: dict[str, Tensor]) -> None:

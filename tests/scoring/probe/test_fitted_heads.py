@@ -1,5 +1,7 @@
 """score_probe with heads of several layers, and with other losses than cross-entropy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,29 @@ def test_a_function_that_makes_no_such_head_is_told_what_to_do(function, error, 
     with pytest.raises(error, match=said):
         probed(model, fit=function)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def shared(_, head=mlp()):  # noqa: B008
+    return head
+
+
+def in_place(model):
+    head = model[1]
+    head[3].bias.data += 1
+    return head
+
+
+def copied_in_place(model):
+    return copy.deepcopy(in_place(model))
+
+
+@pytest.mark.parametrize("made", [lambda model: model[1], in_place, copied_in_place, shared])
+def test_a_head_that_another_fold_has_trained_is_refused(made):
+    model = network()
+    with pytest.raises(ValueError, match="fit must make a new head each time, and it "):
+        probed(model, fit=lambda features, targets: made(model))
+    # A copy of the model's head begins as that does.
+    probed(model, fit=lambda features, targets: copy.deepcopy(model[1]))
 
 
 class Tied(nn.Module):

@@ -1,4 +1,4 @@
-"""Whether rows of a file are those that a loss table was scored over, as some of them tell."""
+"""Whether rows of a file are those that a loss table was scored over: some of them, or all."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowdata.errors import MismatchError
+from flowdata.table.content import MOST_BYTES, RowsHash, is_of_list, other_content
 from flowdata.table.data_columns import run_of
 from flowdata.table.fingerprint import dataset_fingerprint
 from flowdata.table.origins import TAKEN, parts_of, size_of
-from flowdata.table.provenance import Provenance
+from flowdata.table.provenance import CONTENT, Provenance
 
 _SEEN = 16
 """Rows that the fingerprint of a data set is made of."""
@@ -29,11 +30,12 @@ class SameRows:
         self._wanted: set[int] = set()
         self._rows: dict[int, dict[str, Any]] = {}
         self._columns: dict[str, None] = {}
-        start = 0
+        self._position = start = 0
         for part in parts_of(provenance):
             stop = start + size_of(part)
             if TAKEN not in part and part["data_fingerprint"] is not None:
-                self._parts.append(_Part(start, stop, part["data_fingerprint"]))
+                known = part["data_fingerprint"], part.get(CONTENT)
+                self._parts.append(_Part(start, stop, *known, RowsHash()))
                 places = np.linspace(start, stop - 1, min(stop - start, _SEEN)).astype(int)
                 self._wanted.update(places.tolist())
             start = stop
@@ -47,10 +49,16 @@ class SameRows:
         self._rows[row] = content
 
     def see_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the names of all columns: a row of JSONL need not have each."""
+        """Keep the names of all columns, as a row of JSONL need not have each, and hash rows."""
         for content in rows if self._wanted else ():
             if content.keys() != self._columns.keys():
                 self._columns.update(dict.fromkeys(content))
+        for part in self._parts:
+            if is_of_list(part.content):
+                first, last = part.start - self._position, part.stop - self._position
+                for content in rows[max(first, 0) : max(last, 0)]:
+                    part.seen.add(content)
+        self._position += len(rows)
 
     def require(self, paths: Sequence[Path], name: str) -> None:
         """Make sure that the rows of files, which were seen, are those that were scored.
@@ -69,20 +77,34 @@ class SameRows:
                 for rows in self._without(fields)
             )
         ]
+        of_columns = [part.content and not is_of_list(part.content) for part in self._parts]
+        all_of_them = any(of_columns) and sum(path.stat().st_size for path in paths) <= MOST_BYTES
         # As flowdata score reads a file: there, values get the types of their columns.
-        opened = _opened(paths) if left else None
-        for part in left:
-            if opened is None or not any(
-                part.fingerprint
-                == dataset_fingerprint(run_of(_left(opened, fields), part.start, part.stop))
-                for fields in self._further_fields()
-            ):
+        opened = _opened(paths) if left or all_of_them else None
+        for part in self._parts:
+            found = None if opened is None else self._find_run(opened, part)
+            if (part in left and found is None) or self._is_edited(part, found):
                 raise MismatchError(
                     f"{name} has as many rows as the loss table, but rows {part.start:,} to "
                     f"{part.stop - 1:,} are not those that were scored, or in another order: give "
                     "the file that was scored, or key=, the column of its keys; if they are the "
                     "same in another form, scored as tokens, say so by unchecked=True"
                 )
+
+    def _find_run(self, opened: Any, part: "_Part") -> Any:
+        """The rows of a part as `datasets` reads them, if these are what some of them tell."""
+        for fields in self._further_fields() if part.stop <= len(opened) else ():
+            run = run_of(_left(opened, fields), part.start, part.stop)
+            if dataset_fingerprint(run) == part.fingerprint:
+                return run
+        return None
+
+    def _is_edited(self, part: "_Part", run: Any) -> bool:
+        """Whether rows are others that were not looked at, as far as a hash of all tells."""
+        if is_of_list(part.content):
+            same = dataset_fingerprint(_RowsOfPart(part, self._rows)) == part.fingerprint
+            return same and self._position > 0 and part.seen.text() not in (None, part.content)
+        return run is not None and other_content(part.content, run) is not None
 
     def _further_fields(self) -> Iterator[set[str]]:
         """Fields that may have been added: none, the last, the last two, ..."""
@@ -106,11 +128,13 @@ def _left(opened: Any, fields: set[str]) -> Any:
 
 
 class _Part(NamedTuple):
-    """Rows [start, stop) of a table, and the fingerprint of their data."""
+    """Rows [start, stop) of a table, the hashes of their data, and of what is seen of a file."""
 
     start: int
     stop: int
     fingerprint: str
+    content: str | None
+    seen: RowsHash
 
 
 class _RowsOfPart:
@@ -132,7 +156,12 @@ def _opened(paths: Sequence[Path]) -> Any:
 
     with paths[0].open("rb") as file:
         kind = "parquet" if file.read(4) == b"PAR1" else "json"
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(kind, data_files=[*map(str, paths)], split="train")
     except Exception:  # Each reader raises its own: the file was not scored so.
         return None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

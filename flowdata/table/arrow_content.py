@@ -17,6 +17,8 @@ def hash_of_columns(dataset: Any, most_bytes: int) -> str | None:
     None where there is no such column, for more bytes than that, and for types of Arrow that
     ``datasets`` makes nothing of.
     """
+    import pyarrow as pa
+
     names = sorted(n for n, feature in dataset.features.items() if not _is_of_files(feature))
     rows = len(dataset)
     if not names or not rows:
@@ -35,7 +37,7 @@ def hash_of_columns(dataset: Any, most_bytes: int) -> str | None:
             for name, values in columns.items():
                 for chunk in piece.column(name).chunks:
                     values.add(chunk)
-    except _UnknownTypeError:
+    except (_UnknownTypeError, pa.ArrowNotImplementedError):
         return None
     return _hash_of(columns)
 

@@ -34,7 +34,10 @@ def content_hash(dataset: Any) -> str | None:
     if (kind := _kind_of(dataset)) is None:
         return None
     dataset = dataset.alone() if isinstance(dataset, RowsOf) else dataset
-    found = hash_of_columns(dataset, MOST_BYTES) if kind == _OF_COLUMNS else _hash_of_rows(dataset)
+    if kind == _OF_ROWS:
+        rows = RowsHash()
+        return rows.text() if all(map(rows.add, dataset)) else None
+    found = hash_of_columns(dataset, MOST_BYTES)
     return None if found is None else f"{kind}-{found}"
 
 
@@ -50,6 +53,11 @@ def are_comparable(one: Any, other: Any) -> bool:
     """Whether two hashes are of the same kind; one that is not known is of none."""
     texts = isinstance(one, str) and isinstance(other, str)
     return texts and one.split("-")[0] == other.split("-")[0]
+
+
+def is_of_list(known: str | None) -> bool:
+    """Whether a hash is of the rows of a list, and not of columns."""
+    return known is not None and known.startswith(_OF_ROWS)
 
 
 def _kind_of(dataset: Any) -> str | None:
@@ -100,13 +108,24 @@ def _text_of(value: Any) -> str | None:
         return None
 
 
-def _hash_of_rows(rows: Sequence[Any]) -> str | None:
-    digest = _RowsDigest()
-    try:
-        for row in rows:
-            digest.feed(row)
-            if digest.size > MOST_BYTES:
-                return None
-    except (_NoContentError, RecursionError):
-        return None
-    return digest.hexdigest()
+class RowsHash:
+    """The `content_hash` of a list of rows that come one after another."""
+
+    def __init__(self) -> None:
+        self._digest: _RowsDigest | None = _RowsDigest()
+
+    def add(self, row: Any) -> bool:
+        """Add the next row; whether there still is a hash."""
+        if self._digest is not None:
+            try:
+                self._digest.feed(row)
+            except (_NoContentError, RecursionError):
+                self._digest = None
+            else:
+                if self._digest.size > MOST_BYTES:
+                    self._digest = None
+        return self._digest is not None
+
+    def text(self) -> str | None:
+        """The hash of all that were added, None where there is none."""
+        return None if self._digest is None else f"{_OF_ROWS}-{self._digest.hexdigest()}"

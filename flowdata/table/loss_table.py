@@ -366,10 +366,11 @@ class LossTable(HeldColumns):
     def check(self, *, dataset: Any = None, model: nn.Module | None = None) -> None:
         """Make sure that the table belongs to this data set and this model.
 
-        The data set is recognised by its length and the content of 16 rows spread over it, the
-        model by the hash of its parameters. What the provenance does not hold is not checked; a
-        data set that cannot be recognised because its samples differ from read to read is named
-        in a warning.
+        The data set is recognised by its length and the content of 16 rows spread over it; a
+        ``datasets.Dataset`` or a list of up to 16 GiB by all rows, but for columns of files, where
+        the table was made for one of its kind. The model is by the hash of its parameters. What
+        the provenance does not hold is not checked; a data set that cannot be recognised because
+        its samples differ from read to read is named in a warning.
 
         Raises:
             MismatchError: saying which of the two differs.

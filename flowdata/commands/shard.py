@@ -37,17 +37,17 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
 
 
 def _require_same_array(output: Place, count: int, said: str) -> None:
-    """Refuse a count that a scheduler tells where jobs of an array of another size have scored.
+    """Refuse a count that a scheduler tells where jobs of a larger array have scored.
 
     Some jobs that are run again are an array of their own, which may begin with the same number.
     """
     from flowdata.scoring.parts.folder import Parts
 
     folder = Parts(output).folder
-    if others := array_sizes(folder) - {count}:
+    if others := [size for size in sorted(array_sizes(folder)) if size > count]:
         raise ValueError(
             f"the scheduler tells of {count} jobs ({said}), and {folder} has parts of arrays of "
-            f"{sorted(others)} jobs. To run some of those again give --shard i/n, or auto/n, with "
+            f"{others} jobs. To run some of those again give --shard i/n, or auto/n, with "
             "the count of all jobs"
         )
 

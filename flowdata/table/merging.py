@@ -36,7 +36,7 @@ PART = ".parquet"
 _ROWS = "rows"
 _ROWS_FILE = ".table"
 _DONE = "done-"
-_OF_JOB = re.compile(r"(?:job|done)-\d+-of-(\d+)\b")
+_OF_JOB = re.compile(r"(?:job|done)-(\d+)-of-(\d+)\b")
 _PIECE = 1 << 16
 _SHOWN = 5
 _ADVICE = "Merge the parts of one pass, by the same model, data and options"
@@ -69,7 +69,7 @@ def array_sizes(folder: Place) -> set[int]:
     """
     try:
         found = map(_OF_JOB.match, names_in(folder))
-        return {int(name[1]) for name in found if name}
+        return {int(name[2]) for name in found if name}
     except FileNotFoundError:
         return set()
     except OSError as error:
@@ -143,7 +143,12 @@ def merge_parts(places: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
     if not paths:
         named = ", ".join(without_secrets(str(place)) for place in given[:_SHOWN])
         raise TableFileError(f"there are no parts in {named}")
-    parts = [part for path in paths if (part := _read(path)) is not None]
+    parts, damaged = [], []
+    for path in paths:
+        if (part := _read(path)) is None:
+            damaged.append(path)
+        else:
+            parts.append(part)
     if not parts:
         raise TableFileError(f"of {len(paths):,} parts none can be read: score their rows again")
     _require_one_pass(parts)
@@ -154,7 +159,7 @@ def merge_parts(places: str | PathLike[str] | Iterable[str | PathLike[str]]) -> 
             f"the parts have row {scores.rows[-1]:,}, and their pass {provenance.rows:,} rows"
         )
     if scores.rows.size < provenance.rows:
-        raise TableFileError(_what_is_missing(provenance.rows, scores.rows, parts))
+        raise TableFileError(_what_is_missing(provenance.rows, scores.rows, parts, damaged))
     cut = 0 if scores.truncated is None else int(scores.truncated.sum())
     index, keys = _known_of_rows(parts)
     return table_of_rows(scores, provenance.with_truncated(cut), index, keys)
@@ -248,7 +253,9 @@ def _known_of_rows(parts: Sequence[Part]) -> tuple[ShardIndex | None, RowKeys | 
     )
 
 
-def _what_is_missing(rows: int, there: NDArray[np.int64], parts: Sequence[Part]) -> str:
+def _what_is_missing(
+    rows: int, there: NDArray[np.int64], parts: Sequence[Part], damaged: Sequence[Place]
+) -> str:
     left = np.ones(rows, dtype=np.bool_)
     left[there] = False
     missing = np.flatnonzero(left)
@@ -261,13 +268,17 @@ def _what_is_missing(rows: int, there: NDArray[np.int64], parts: Sequence[Part])
     more = f" and {starts.size - _SHOWN:,} more runs" if starts.size > _SHOWN else ""
     return (
         f"{missing.size:,} of {rows:,} rows are missing: {', '.join(runs)}{more}. "
-        f"{_jobs_missing(parts)}, then merge again"
+        f"{_jobs_missing(parts, damaged)}, then merge again"
     )
 
 
-def _jobs_missing(parts: Sequence[Part]) -> str:
+def _jobs_missing(parts: Sequence[Part], damaged: Sequence[Place]) -> str:
     """Which jobs of an array have not done what is theirs."""
     begun = {part.job for part in parts if part.job is not None}
+    unread = {
+        (int(name[1]), int(name[2])) for path in damaged if (name := _OF_JOB.match(path.name))
+    }
+    begun |= unread
     if not begun:
         return "Run what wrote these parts again, which goes on"
     if len(counts := {count for _, count in begun}) != 1:
@@ -275,11 +286,15 @@ def _jobs_missing(parts: Sequence[Part]) -> str:
         return f"Run all jobs of one array, which go on: these are of arrays of {several} jobs"
     (count,) = counts
     beside = {name for folder in {part.path.parent for part in parts} for name in names_in(folder)}
-    named = [
-        f"{number}/{count} ({'not finished' if (number, count) in begun else 'nothing of it'})"
-        for number in range(count)
-        if name_of_done((number, count)) not in beside
-    ]
+    named = []
+    for number in range(count):
+        job = (number, count)
+        if job in unread:
+            named.append(f"{number}/{count} (a part of it cannot be read)")
+        elif name_of_done(job) not in beside:
+            named.append(
+                f"{number}/{count} ({'not finished' if job in begun else 'nothing of it'})"
+            )
     if not named:
         return (
             f"All {count} jobs are done, and made other batches: with another max_tokens or "

@@ -173,6 +173,10 @@ def test_a_scheduler_is_asked_only_where_a_user_says_so(place, monkeypatch, caps
     assert main(command(output, "--shard", "auto")) == 1
     assert "has parts of arrays of [3] jobs" in capsys.readouterr().err
     assert sorted(Parts(output).folder.iterdir()) == before
+    # More jobs than there were are no part of those, as after a trial with a few.
+    for name, value in {"MAX": 5, "COUNT": 5}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    assert main(command(output, "--shard", "auto")) == 0
 
 
 def test_merge_writes_over_no_table_of_another_pass(tmp_path, capsys):

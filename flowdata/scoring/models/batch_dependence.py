@@ -1,11 +1,101 @@
 """What a model makes of a sample by what else it is given, or was given before."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+
+from flowdata.scoring.models.forward import OWN_FUNCTION
+from flowdata.scoring.models.own_loss import SAMPLES_TRIED, UNLIKE, is_precise, some_samples
+
+# Some kernels of a GPU add up in an order that changes, and low precision shows it.
+_UNLIKE_IN_LOW_PRECISION = 0.3
+
+
+def require_losses_of_samples(
+    losses_of: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    rows: NDArray[np.int64],
+    batch: Any,
+    losses: Tensor,
+) -> None:
+    """Refuse losses that are others when they are computed again, or when a sample is alone.
+
+    The second is not tried in low precision, which moves the losses of a batch against those of a
+    sample alone, nor of a batch that has anything but tensors of one value a sample.
+
+    Args:
+        losses_of: (model, batch) -> losses of shape (m,).
+        model: in evaluation mode.
+        rows: numbers of the samples, of shape (m,).
+        batch: of these samples.
+        losses: what ``losses_of`` gave for it.
+
+    Raises:
+        ValueError: naming a row whose loss is another.
+    """
+    name, size = type(model).__name__, rows.size
+    precise = is_precise(model, losses.device)
+    share = UNLIKE if precise else _UNLIKE_IN_LOW_PRECISION
+    again = losses_of(model, batch)
+    unlike = _unlike(again, losses, share).nonzero()
+    if len(unlike):
+        place = int(unlike[0])
+        raise ValueError(
+            f"the loss of row {rows[place]} is random: {losses[place].item():.6g}, and "
+            f"{again[place].item():.6g} the second time. {name} draws random numbers in evaluation "
+            "mode, as F.dropout without training=self.training does, or keeps something from one "
+            f"batch to the next; else pass {OWN_FUNCTION} that averages over many draws"
+        )
+    if size == 1 or not (precise and _is_stacked(batch, size)):
+        return
+    # torch 2.13: a compiled model would be compiled once more for one sample.
+    eager = getattr(model, "_orig_mod", model)
+    for place in range(min(SAMPLES_TRIED, size)):
+        fewer = _losses_of_fewer(losses_of, eager, batch, place, size)
+        if fewer is None or not _unlike(fewer, losses[place : place + len(fewer)], share).any():
+            continue
+        is_alone = len(fewer) == 1
+        raise ValueError(
+            f"the loss of row {rows[place]} depends on the other rows of its batch: "
+            f"{losses[place].item():.6g} among {size}, {fewer[0].item():.6g} "
+            f"{'alone' if is_alone else 'beside one other'}. {name} compares rows, or normalizes "
+            "over a batch, as BatchNorm without running statistics does; pass "
+            f"{'batch_size=1 for the loss of each row alone, or ' * is_alone}{OWN_FUNCTION}"
+        )
+
+
+def _losses_of_fewer(
+    losses_of: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    batch: Any,
+    place: int,
+    size: int,
+) -> Tensor | None:
+    """Of the sample in one place alone, or of it and the next; None where there is neither."""
+    for count in range(1, min(3, size - place + 1, size)):
+        try:
+            return losses_of(model, some_samples(batch, place, size, count))
+        # Whatever is raised by a model that takes no batch of one.
+        except Exception:
+            continue
+    return None
+
+
+def _unlike(found: Tensor, wanted: Tensor, share: float) -> Tensor:
+    allowed = share * (wanted.abs() + 0.1)
+    return found.isfinite() & wanted.isfinite() & ((found - wanted).abs() > allowed)
+
+
+def _is_stacked(value: Any, size: int) -> bool:
+    """Whether all that is in a batch is tensors of one value a sample."""
+    if isinstance(value, Mapping):
+        return all(_is_stacked(part, size) for part in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_stacked(part, size) for part in value)
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
 
 def require_lasting_attention(model: nn.Module) -> None:

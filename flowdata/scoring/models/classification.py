@@ -1,7 +1,7 @@
 """Per-sample losses of models that map an input to logits or values."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowdata.scoring.models import loss_formulas as formulas
+from flowdata.scoring.models.batch_dependence import require_losses_of_samples
 from flowdata.scoring.models.forward import ONE_BY_ONE, OWN_FUNCTION, predict
 from flowdata.scoring.models.inference import to_device
 from flowdata.scoring.models.loss_formulas import IGNORED, Formula, UnscorableSample
@@ -96,7 +97,7 @@ class Classification:
         if self._formula is None:
             self.choose(model, [batch])
             assert self._formula is not None
-        losses = self._formula(*predict(model, batch))
+        losses = self.unchecked(model, batch)
         self._batches += 1
         if self._is_own and self._batches.bit_count() == 1:
             unlike = differs_from_own(model, batch, self._ignored, losses)
@@ -107,6 +108,11 @@ class Classification:
                     f"{ONE_BY_ONE}",
                 )
         return losses
+
+    def unchecked(self, model: nn.Module, batch: Any) -> Tensor:
+        """The same, once it is decided which loss it is, without a look at the model's own."""
+        assert self._formula is not None
+        return self._formula(*predict(model, batch))
 
 
 def classification(model: nn.Module, batch: Any) -> Tensor:
@@ -276,6 +282,8 @@ class FunctionPass:
     collate: Callable[[list[Any]], Any] | None = None
     read_first: Callable[[int], Any] | None = None
     """Reads a batch of so many rows from the beginning of the data set."""
+    compared: list[int] = field(default_factory=list, kw_only=True)
+    """Rows of the batches of which losses were computed once more, in one batch and alone."""
 
     def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
         """Losses of one batch.
@@ -305,8 +313,21 @@ class FunctionPass:
                 f'{rows.size} samples, ({rows.size},) is needed: use reduction="none" and '
                 "average per sample"
             )
+        self._compare(rows, batch, losses)
         # A copy: a loss function may give its own buffer, to be filled anew by the next batch.
         return ScoredRows(rows, losses.float().cpu().numpy().copy())
+
+    def _compare(self, rows: NDArray[np.int64], batch: Any, losses: Tensor) -> None:
+        """Make sure of the first batch, or of the first of several rows, of a named loss."""
+        function = self.function
+        if isinstance(function, Classification):
+            function = function.unchecked
+        elif not isinstance(function, CrossEntropy) and function not in (bce, mse):
+            # What a function of the user's own computes is up to that user.
+            return
+        if not self.compared or max(self.compared) == 1 < rows.size:
+            require_losses_of_samples(function, self.model, rows, batch, losses)
+            self.compared.append(rows.size)
 
     def _choose(self, rows: NDArray[np.int64], batch: Any) -> None:
         """Choose the loss by the first rows of the data set, whichever are scored here.

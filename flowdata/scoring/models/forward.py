@@ -26,8 +26,7 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         case _:
             raise TypeError(
                 f"a batch must be (input, target) or a dict with 'labels', got {type(batch)}"
-                f"{f' with {[*map(str, batch)]}' if isinstance(batch, Mapping) else ''}; "
-                f"pass {ONE_BY_ONE}, or {OWN_FUNCTION} for any other kind"
+                f"{_parts_of(batch)}; pass {ONE_BY_ONE}, or {OWN_FUNCTION} for any other kind"
             )
     logits = _logits_in(output)
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor):
@@ -41,6 +40,12 @@ def predict(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
             f"{tuple(target.shape)}: both need the samples of the batch as their first axis"
         )
     return logits.float(), target.to(logits.device)
+
+
+def _parts_of(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f" with {[*map(str, batch)]}"
+    return f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
 
 
 def _logits_in(output: Any) -> Any:
@@ -59,7 +64,7 @@ def _logits_in(output: Any) -> Any:
     return logits
 
 
-class _BatchError(ValueError, RuntimeError):
+class ModelInputError(ValueError, RuntimeError):
     """A batch that a model does not take. What torch raises of it is a RuntimeError."""
 
 
@@ -76,12 +81,22 @@ def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     # Whatever the code of a model raises for a batch that it does not take.
     except Exception as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
-        # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
-        lists = any(map(_are_tensors_in_lists, (*inputs, *named.values())))
-        advice = '; give tensors instead of lists, as with_format("torch") does' if lists else ""
-        raise _BatchError(
-            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}{advice}"
+        raise ModelInputError(
+            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}"
+            f"{_advice(model, [*inputs, *named.values()], str(error))}"
         ) from error
+
+
+def _advice(model: Any, values: list[Any], said: str) -> str:
+    # torch 2.13, default_collate: a list of numbers becomes a list of tensors, one a place.
+    if any(map(_are_tensors_in_lists, values)):
+        return '; give tensors instead of lists, as with_format("torch") does'
+    # transformers 5.23, GenericForSequenceClassification.forward, and the like.
+    if "no padding token" in said:
+        return "; set model.config.pad_token_id = tokenizer.pad_token_id, or pass batch_size=1"
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
+        return '; an encoder-decoder that makes text is scored by loss="seq2seq", see Seq2Seq'
+    return ""
 
 
 def _are_tensors_in_lists(value: Any) -> bool:

@@ -151,6 +151,11 @@ def unwrap_model(model: nn.Module) -> nn.Module:
             "the parameters are sharded over ranks (FSDP, tensor parallel), so that ranks could "
             "not score at their own pace: score before the model is sharded, one model a rank"
         )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise TypeError(
+            "parameters of the model are on the meta device, which has no values: load it with "
+            "from_pretrained, and without offloading to CPU or disk, onto devices that hold it"
+        )
     return model
 
 

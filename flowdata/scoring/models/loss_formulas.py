@@ -34,10 +34,10 @@ def of_classes(output: Tensor, target: Tensor, ignored: int = IGNORED) -> Tensor
     """
     if target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(f"class indices must be integers, got {target.dtype}")
-    if target.shape != output.shape[:1] + output.shape[2:]:
+    if output.ndim < 2 or target.shape != output.shape[:1] + output.shape[2:]:
         raise ValueError(
             f"cross-entropy needs logits (batch, classes, ...) and class indices (batch, ...), "
-            f"got {tuple(output.shape)} and {tuple(target.shape)}"
+            f"got {tuple(output.shape)} and {tuple(target.shape)}{_reshaped(output, target)}"
         )
     # F.cross_entropy (torch 2.13) takes int64 and uint8 only, and data sets have any integers.
     target, classes = target.long(), output.shape[1]
@@ -181,6 +181,10 @@ def are_flags(target: Tensor) -> bool:
     return bool(values.numel() and ((values == 0) | (values == 1)).all())
 
 
+def _are_whole_floats(target: Tensor) -> bool:
+    return target.is_floating_point() and bool((target == target.round()).all())
+
+
 def _are_probabilities(target: Tensor) -> Tensor:
     whole = target.double()
     return (whole >= 0).all(dim=1) & ((whole.sum(dim=1) - 1).abs() < _ROUNDED)
@@ -198,8 +202,25 @@ def _require_one_shape(what: str, output: Tensor, target: Tensor) -> None:
     if output.shape != target.shape:
         raise ValueError(
             f"{what} needs outputs and targets of one shape, got {tuple(output.shape)} and "
-            f"{tuple(target.shape)}"
+            f"{tuple(target.shape)}{_reshaped(output, target)}"
         )
+
+
+def _reshaped(output: Tensor, target: Tensor) -> str:
+    """What to do with targets whose shape is a usual mistake."""
+    classes = output.shape[:1] + output.shape[2:]
+    advice = ""
+    if output.shape == (*target.shape, 1):
+        advice = "give targets[:, None], or outputs.squeeze(-1)"
+    elif target.shape == (*output.shape, 1):
+        advice = "give targets.squeeze(-1)"
+    elif output.ndim > 1 and target.ndim == output.ndim and target.shape[1] == 1:
+        advice = "give targets.squeeze(1)" if target.squeeze(1).shape == classes else ""
+    elif target.shape == classes and _are_whole_floats(target):
+        advice = "give class indices as integers, targets.long()"
+    elif target.shape == output.shape and are_one_hot(target):
+        advice = "give class indices, targets.argmax(dim=1)"
+    return f": {advice}" if advice else ""
 
 
 def _per_sample(losses: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ _FLAGS = "multi_label_classification"
 _AXES_OF_PIXELS = 3
 _ROUNDING = 1e-5
 # Another loss, not another order of sums: TF32 moves losses by some tenths of a percent.
-_UNLIKE = 0.05
+UNLIKE = 0.05
 
 
 def losses_side_by_side(
@@ -40,7 +40,7 @@ def losses_side_by_side(
     size = samples_of(batch)
     tried = 0
     for place in range(size):
-        alone = _sample(batch, place, size)
+        alone = some_samples(batch, place, size)
         try:
             own = _own_loss(model, alone, ignored)
         # Whatever a model raises for labels that it does not take.
@@ -72,25 +72,29 @@ def differs_from_own(model: nn.Module, batch: Any, ignored: int, losses: Tensor)
     Nothing where that is a matter of rounding: in low precision, which moves the losses of a batch
     against those of a sample alone.
     """
-    precise = all(
-        parameter.dtype.itemsize >= 4
-        for parameter in model.parameters()
-        if parameter.is_floating_point()
-    )
     place = samples_of(batch) - 1
-    if place < 0 or not precise or torch.is_autocast_enabled(losses.device.type):
+    if place < 0 or not is_precise(model, losses.device):
         return ""
     found, name = losses[place], type(model).__name__
     try:
-        own = _own_loss(model, _sample(batch, place, place + 1), ignored)
+        own = _own_loss(model, some_samples(batch, place, place + 1), ignored)
     # Whatever a model raises for labels that it does not take.
     except Exception as error:
         return f"{name} computes no loss of it: {error}"
     if own is None or not (own.isfinite() and found.isfinite()):
         return ""
-    if abs(own.item() - found.item()) <= _UNLIKE * (abs(own.item()) + 0.1):
+    if abs(own.item() - found.item()) <= UNLIKE * (abs(own.item()) + 0.1):
         return ""
     return f"{name} computes the loss {own.item():.6g} of it, not {found.item():.6g}"
+
+
+def is_precise(model: nn.Module, device: torch.device) -> bool:
+    """Whether a model computes in single precision at least, as far as one can see."""
+    return not torch.is_autocast_enabled(device.type) and all(
+        parameter.dtype.itemsize >= 4
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+    )
 
 
 def ignored_by(model: Any, target: Any) -> int:
@@ -197,14 +201,14 @@ def samples_of(batch: Any) -> int:
     return len(target) if isinstance(target, Tensor) and target.ndim else 0
 
 
-def _sample(value: Any, place: int, size: int) -> Any:
-    """One sample of a batch, as a batch of one."""
+def some_samples(value: Any, place: int, size: int, count: int = 1) -> Any:
+    """One sample of a batch of this size, or ``count`` of them, as a batch."""
     if isinstance(value, Tensor):
-        return value[place : place + 1] if value.ndim and len(value) == size else value
+        return value[place : place + count] if value.ndim and len(value) == size else value
     if isinstance(value, Mapping):
-        return {name: _sample(part, place, size) for name, part in value.items()}
+        return {name: some_samples(part, place, size, count) for name, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_sample(part, place, size) for part in value))
+        return type(value)(*(some_samples(part, place, size, count) for part in value))
     if isinstance(value, list | tuple):
-        return type(value)(_sample(part, place, size) for part in value)
+        return type(value)(some_samples(part, place, size, count) for part in value)
     return value

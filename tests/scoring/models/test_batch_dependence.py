@@ -5,6 +5,8 @@ import pytest
 import text_models as text
 import torch
 from datasets import Dataset
+from torch import nn
+from torch.nn import functional as F
 from transformers import (
     BigBirdConfig,
     BigBirdForMaskedLM,
@@ -92,6 +94,19 @@ def test_a_model_whose_attention_changes_for_good_is_refused():
         np.testing.assert_allclose(losses, text.own_losses(model, rows), rtol=1e-5)
 
 
+def test_a_model_without_a_token_of_padding_is_told_of_it():
+    config = Phi3Config(
+        vocab_size=96, intermediate_size=16, num_labels=3, pad_token_id=None, **SIZES
+    )
+    model = random_model(Phi3ForSequenceClassification, config)
+    rows = [row | {"labels": 1} for row in rows_of_tokens(6)]
+    with pytest.raises(
+        ValueError, match=r"set model\.config\.pad_token_id = tokenizer.pad_token_id"
+    ):
+        score(model, rows, progress=False)
+    assert len(score(model, rows, batch_size=1, progress=False).losses) == 6
+
+
 def test_a_model_of_characters_has_no_table_of_tokens():
     config = CanineConfig(intermediate_size=16, num_labels=3, max_position_embeddings=64, **SIZES)
     model = random_model(CanineForTokenClassification, config)
@@ -106,3 +121,101 @@ def test_tables_in_place_of_rows_and_a_name_in_place_of_a_model_are_named():
         score(model, Dataset.from_list(rows).with_format("arrow"), "causal_lm", progress=False)
     with pytest.raises(TypeError, match="the model is a str"):
         score("gpt2", rows, "causal_lm", progress=False)
+
+
+class Through(nn.Module):
+    """A linear layer of what a function makes of the inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.layer = function, nn.Linear(8, 5)
+
+    def forward(self, inputs):
+        return self.layer(self.function(inputs))
+
+
+NUMBERS = torch.Generator().manual_seed(1)
+VECTORS = torch.randn(40, 8, generator=NUMBERS)
+PAIRS = [(vector, number % 5) for number, vector in enumerate(VECTORS)]
+
+
+class Stateful(Through):
+    def __init__(self):
+        super().__init__(self.and_last)
+        self.last = torch.zeros(8)
+
+    def and_last(self, inputs):
+        self.last = inputs[-1] + self.last
+        return inputs + self.last
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Through(F.dropout), r"the loss of row \d+ is random: .* the second time"),
+        (Stateful(), "keeps something from one batch to the next"),
+        (Through(lambda x: x - x.mean(0)), "depends on the other rows .* alone.* batch_size=1"),
+        (Through(nn.BatchNorm1d(8, track_running_stats=False)), "beside one other.* pass loss="),
+    ],
+    ids=["dropout", "state", "mean", "norm"],
+)
+@pytest.mark.parametrize("loss", ["classification", "cross_entropy"])
+def test_losses_that_are_random_or_depend_on_other_rows_are_refused(model, said, loss):
+    with pytest.raises(ValueError, match=said):
+        score(model, PAIRS, loss, progress=False)
+
+
+def one_at_a_time(inputs):
+    assert len(inputs) == 1
+    return inputs
+
+
+def batches_alone(inputs):
+    assert len(inputs) > 2
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (nn.Sequential(nn.Dropout(), nn.BatchNorm1d(8)), {}),
+        (batches_alone, {}),
+        (lambda x: x.bfloat16().float(), {}),
+        (one_at_a_time, {"batch_size": 1}),
+        (lambda x: x - x.mean(0), {"batch_size": 1}),
+        (lambda x: x - x.mean(0), {"loss": lambda model, batch: model(batch[0])[:, 0] ** 2}),
+    ],
+)
+def test_losses_of_samples_are_those_of_the_first_time(function, options):
+    score(Through(function), PAIRS, progress=False, **options)
+
+
+def test_bags_of_tokens_that_are_one_row_of_tensors_are_scored():
+    """Their tokens are no values of samples: no sample can be taken alone."""
+
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.bag = nn.EmbeddingBag(90, 5)
+
+        def forward(self, tokens, offsets):
+            return self.bag(tokens, offsets)
+
+    def collate(rows):
+        sizes = [0, *(len(row["input_ids"]) for row in rows[:-1])]
+        tokens = torch.tensor([token for row in rows for token in row["input_ids"]])
+        labels = torch.arange(len(rows)) % 5
+        return {"tokens": tokens, "offsets": torch.tensor(sizes).cumsum(0), "labels": labels}
+
+    model, rows = Bags(), rows_of_tokens(20)
+    losses = score(model, rows, collate_fn=collate, progress=False).losses
+    logits = torch.stack([model.bag.weight[row["input_ids"]].mean(0) for row in rows])
+    wanted = F.cross_entropy(logits, torch.arange(20) % 5, reduction="none")
+    np.testing.assert_allclose(losses, wanted.detach(), rtol=1e-5)
+
+
+def test_a_model_on_the_meta_device_is_refused():
+    with pytest.raises(TypeError, match="on the meta device, which has no values"):
+        score(nn.Linear(8, 5).to("meta"), PAIRS, progress=False)

@@ -186,6 +186,12 @@ class ObjectPath(os.PathLike[str]):
         # Each library has errors of its own.
         except Exception as error:
             text = f"{type(error).__name__}: {_said(error)}"
+            if "Protocol not known" in text:
+                # fsspec 2026.9, get_filesystem_class.
+                text = (
+                    f"fsspec opens no {self._url.partition('://')[0]}://, but s3://, gs://, az://, "
+                    "memory:// and what fsspec.available_protocols() names"
+                )
             raise StoreError(errno.EIO, text) from None
 
 

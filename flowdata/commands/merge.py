@@ -2,7 +2,7 @@
 
 import argparse
 
-from flowdata.commands.options import Commands, require_place, table_of
+from flowdata.commands.options import Commands, new_table_of, require_place, table_of
 from flowdata.commands.speech import print_summary
 from flowdata.table.checks import require_same_pass
 from flowdata.table.loss_table import LossTable
@@ -25,7 +25,10 @@ def add_merge(commands: Commands) -> None:
         help="folders TABLE.parts, or folders that have some; paths or URLs",
     )
     merge.add_argument(
-        "-o", "--output", type=table_of, required=True, help="the table, a .parquet file or a URL"
+        *("-o", "--output"),
+        type=new_table_of,
+        required=True,
+        help="the table, a .parquet file or a URL",
     )
     merge.set_defaults(run=_run_merge, parser=merge)
 

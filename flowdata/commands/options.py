@@ -59,6 +59,13 @@ def table_of(text: str) -> Place:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def new_table_of(text: str) -> Place:
+    """A path or URL to write a loss table to: Parquet, under no name of another format."""
+    if Path(text).suffix.lower() in (".csv", ".tsv", ".json", ".jsonl"):
+        raise argparse.ArgumentTypeError(f"a loss table is Parquet: give {Path(text).stem}.parquet")
+    return table_of(text)
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     return _at_least(1, text)

@@ -8,6 +8,8 @@ from typing import Any
 from flowdata.commands.options import name_of, positive
 from flowdata.commands.speech import print_summary
 
+SAMPLE = 512
+
 
 def add_proxy(command: argparse.ArgumentParser) -> None:
     """The options of a small model."""
@@ -17,9 +19,7 @@ def add_proxy(command: argparse.ArgumentParser) -> None:
     proxy.add_argument(
         "--proxy", type=name_of, metavar="SMALL", help="folder, GGUF file, or name, as of --model"
     )
-    proxy.add_argument(
-        "--sample", type=positive, default=512, help="rows that both score (default 512)"
-    )
+    proxy.add_argument("--sample", type=positive, help=f"rows that both score (default {SAMPLE})")
 
 
 def score_by_proxy(
@@ -47,7 +47,7 @@ def score_by_proxy(
             loss_of(options),
             proxy=lambda: load(options.proxy),
             proxy_loss=loss_of(small),
-            sample=options.sample,
+            sample=SAMPLE if options.sample is None else options.sample,
             output=options.output,
             model_name=str(options.model),
             proxy_name=str(options.proxy),

@@ -11,13 +11,13 @@ from flowdata.commands.options import (
     add_columns,
     add_data,
     name_of,
+    new_table_of,
     non_negative,
     open_data,
     path_of,
     positive,
     require_place,
     seconds,
-    table_of,
 )
 from flowdata.commands.proxy import add_proxy, score_by_proxy
 from flowdata.commands.shard import add_shard, print_share, shard_of
@@ -60,7 +60,7 @@ def add_score(commands: Commands) -> None:
     )
     score.add_argument(
         "--output",
-        type=table_of,
+        type=new_table_of,
         required=True,
         help="the table, a .parquet file, or a URL such as s3://bucket/losses.parquet",
     )
@@ -161,6 +161,8 @@ def _run_score(options: argparse.Namespace) -> None:
         columns.check_choice(options.turns)
     if options.key is not None:
         keys_of(data, options.key)
+    if options.sample is not None and options.proxy is None:
+        raise ValueError("--sample is of rows that a small model scores too: name it by --proxy")
     if options.proxy is not None:
         score_by_proxy(
             options,

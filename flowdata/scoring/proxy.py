@@ -84,6 +84,9 @@ def score_proxy(
             model does not have.
     """
     other_tokens = _have_other_tokens(loss, proxy_loss)
+    # Not after the small model has scored all rows.
+    if sample < 2:
+        raise ValueError(f"a sample has at least 2 rows, got sample={sample}")
     if options.get("shard") is not None:
         raise ValueError(
             "a sample is drawn from all rows, of which shard= scores some: score with the small "

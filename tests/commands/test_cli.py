@@ -38,6 +38,8 @@ SCORE = ["score", "--model", "m", "--data", "d.jsonl", "--output", "o.parquet"]
         ["demo", "--seeds", "x"],
         [*SCORE, "--dtype", "float4"],
         [*SCORE, "--max-length", "0"],
+        [*SCORE, "--output", "losses.csv"],
+        ["merge", "o.parquet.parts", "--output", "s3://bucket/losses.JSONL"],
         [*SCORE, "--num-workers", "-1"],
         ["inspect", "t.parquet", "--temperature", "-1"],
         ["inspect", "t.parquet", "--temperature", "quantile:2"],

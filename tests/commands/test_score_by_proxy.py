@@ -61,6 +61,16 @@ def test_a_small_model_scores_all_rows_and_the_large_one_a_sample(models, tmp_pa
     assert np.array_equal(flowdata.LossTable.load(output).losses, table.losses)
 
 
+def test_a_sample_is_for_a_proxy(models, tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps(ROWS[0]) + "\n")
+    command = ["score", "--model", models[0], "--data", data, "--prompt", "q", "--response", "a"]
+    command += ["--output", tmp_path / "t.parquet", "--sample", "9"]
+    assert main([*map(str, command)]) == 1
+    assert "--sample is of rows that a small model scores too" in capsys.readouterr().err
+    assert not (tmp_path / "t.parquet").exists()
+
+
 def test_jobs_of_an_array_have_no_proxy(models, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps(ROWS[0]) + "\n")

@@ -116,8 +116,8 @@ def test_models_of_images_and_what_cannot_be_sampled():
     assert found.sample.losses == pytest.approx(
         score(large, data, progress=False).losses[found.rows], rel=1e-5
     )
-    with pytest.raises(ValueError, match="at least 2 rows"):
-        score_proxy(large, data, proxy=small, sample=1, progress=False)
+    with pytest.raises(ValueError, match="at least 2 rows, got sample=1"):
+        score_proxy(large, data, proxy=lambda: pytest.fail("a model was loaded"), sample=1)
     with pytest.raises(ValueError, match="this is a stream"):
         score_proxy(large, iter(data), proxy=small)
     with pytest.raises(ValueError, match="merge, and give the table here as known="):

@@ -280,6 +280,11 @@ def test_a_url_that_is_no_place_for_a_table_is_refused_before_scoring(url):
     assert absolute.rows == 0
 
 
+def test_a_url_of_a_kind_that_there_is_not_says_what_there_is():
+    with pytest.raises(TableFileError, match="fsspec opens no ss3://, but s3://"):
+        scored("ss3://bucket/losses.parquet")
+
+
 def test_a_table_that_is_in_no_store_says_so_without_the_secrets_of_its_url(monkeypatch):
     with pytest.raises(TableFileError, match=r"there is no loss table at memory://x/none$"):
         LossTable.load("memory://x/none")

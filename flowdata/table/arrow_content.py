@@ -37,7 +37,7 @@ def hash_of_columns(dataset: Any, most_bytes: int) -> str | None:
             for name, values in columns.items():
                 for chunk in piece.column(name).chunks:
                     values.add(chunk)
-    except (_UnknownTypeError, pa.ArrowNotImplementedError):
+    except (_UnknownTypeError, pa.ArrowException):
         return None
     return _hash_of(columns)
 
@@ -102,6 +102,9 @@ class _Values:
         from pyarrow import types
 
         kind = array.type
+        if types.is_timestamp(kind) and kind.unit in ("s", "ms"):
+            # Parquet has no seconds.
+            array = array.cast(kind := pa.timestamp("us", kind.tz))
         if types.is_boolean(kind):
             self._add_numbers("bool", array.cast(pa.uint8()), np.uint8)
         elif types.is_unsigned_integer(kind) and kind.bit_width == 64:

@@ -103,6 +103,9 @@ def test_types_that_arrow_has_several_of_and_nulls_with_something_behind_them_ma
     assert len(hashes) == 1
     numbers = [pa.array([1, 2, 300], kind) for kind in (pa.int16(), pa.int64(), pa.uint64())]
     assert len({content_hash(datasets.Dataset(pa.table({"x": some}))) for some in numbers}) == 1
+    seconds = pa.array([1, 2]).cast(pa.timestamp("s"))
+    days = [seconds.cast(pa.timestamp(unit)) for unit in ("s", "ms", "us")]
+    assert len({content_hash(datasets.Dataset(pa.table({"x": some}))) for some in days}) == 1
     lists = [
         pa.array([[1, 2], [3, 4]], kind)
         for kind in (pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2))

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flowdata.errors import warn
-from flowdata.scoring.models.row_batches import collate_rows
 from flowdata.table.digest import Digest
 
 _ROWS_READ = 16
@@ -27,11 +26,11 @@ _FITTED: OrderedDict[str, tuple[tuple[int, ...], NDArray[np.uint64]]] = OrderedD
 class HashingCollate:
     """Rows, hashed in a loader worker if there are any: (hashes, what the collate_fn made)."""
 
-    collate_fn: Callable[[list[Any]], Any] | None
+    collate_fn: Callable[[list[Any]], Any]
 
     def __call__(self, rows: list[Any]) -> tuple[NDArray[np.uint64], Any]:
         """Hash rows, and make a batch of them."""
-        return hashes_of(rows), (self.collate_fn or collate_rows)(rows)
+        return hashes_of(rows), self.collate_fn(rows)
 
 
 def hashes_of(rows: list[Any]) -> NDArray[np.uint64]:

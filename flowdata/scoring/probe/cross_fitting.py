@@ -33,6 +33,8 @@ from flowdata.scoring.probe.features import (
     Features,
     concatenate_features,
     features_of_batches,
+    hashing_collate,
+    read_first_rows,
     sort_features,
 )
 from flowdata.scoring.probe.folds import folds_of
@@ -163,7 +165,7 @@ def score_probe(
             alone = ranks.size == 1 and job is None
             there = ranks.run_on_first(lambda: kept.begin(stack, job, alone=alone))
         share = _Share(
-            *(dataset, batch_size, HashingCollate(collate_fn), num_workers),
+            *(dataset, batch_size, hashing_collate(model, collate_fn), num_workers),
             *(job or Worker(0, 1), ranks, progress),
         )
         with evaluating(model):
@@ -214,7 +216,8 @@ class _Share:
             self.dataset, batches, collate_fn=self.collate, num_workers=self.num_workers
         )
         found = features_of_batches(
-            model, how.head, zip(batches, read, strict=True), device, how.loss
+            *(model, how.head, zip(batches, read, strict=True), device, how.loss),
+            partial(read_first_rows, self.dataset, self.batch_size, self.collate),
         )
         size = sum(batch.size for batch in batches)
         with probing_bar(size, self.progress and self.ranks.rank == 0) as bar:

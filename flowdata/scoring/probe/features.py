@@ -1,22 +1,47 @@
 """What a head sees of each row: the model runs once, whatever is fitted to that then."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flowdata.scoring.language.head import vocabulary_of
+from flowdata.scoring.language.model_inputs import accepted_names
+from flowdata.scoring.language.padded_pass import pad_of, padded_places
+from flowdata.scoring.language.text_rows import CollateText, TextBatch
+from flowdata.scoring.models.batch_dependence import require_lasting_attention, rotary_limit
 from flowdata.scoring.models.classification import LossFunction
+from flowdata.scoring.models.fitted_rows import HashingCollate
 from flowdata.scoring.models.forward import predict
-from flowdata.scoring.models.inference import to_device
+from flowdata.scoring.models.inference import read_these, require_read, to_device
+from flowdata.scoring.models.loss_formulas import IGNORED
+from flowdata.scoring.models.row_batches import split_batch
 
 CLASSES = "cross_entropy"
 """The loss of which targets are class indices."""
 
 _NAMED = 5
+# Features of padded rows differ from those of rows alone by rounding.
+_SHARE = 1e-4
+
+
+def hashing_collate(
+    model: nn.Module, collate_fn: Callable[[list[Any]], Any] | None
+) -> HashingCollate:
+    """What makes batches of rows as `score` does, by default: of tokens, padded ones."""
+    known = (accepted_names(model), pad_of(model), IGNORED, vocabulary_of(model))
+    return HashingCollate(collate_fn or CollateText(*known))
+
+
+def read_first_rows(dataset: Any, size: int, collate: HashingCollate) -> Any:
+    """Hashes and a batch of the first rows."""
+    first = np.arange(min(size, len(dataset)))
+    return next(read_these(dataset, [first], collate_fn=collate, num_workers=0))
 
 
 @dataclass(frozen=True)
@@ -66,34 +91,146 @@ def features_of_batches(
     batches: Iterable[tuple[NDArray[np.int64], Any]],
     device: torch.device,
     loss: str | LossFunction,
+    read_first: Callable[[], Any],
 ) -> Iterator[Features]:
     """Run a model in evaluation mode over rows that `HashingCollate` made batches of.
+
+    Args:
+        model: backbone and head.
+        head: the part of it that is fitted.
+        batches: numbers of rows, rising, with hashes and a batch of these.
+        device: where batches go.
+        loss: that the head is fitted to.
+        read_first: gives the same for the first rows of the data set, by which all who share
+            these rows decide alike.
 
     Raises:
         TypeError, ValueError: for a model or a batch to which no head can be fitted; rows are
             named.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-    # What goes into the head is the backbone's output, wherever in the model the head is.
-    hook = head.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
-    is_first = True
-    try:
+    require_lasting_attention(model)
+    with _Backbone(model, head, device, read_first) as backbone:
+        is_first = True
         for rows, (hashes, batch) in batches:
-            logits, target = predict(model, to_device(batch, device))
-            _require_one_vector_each(seen, rows.size, getattr(head, "in_features", None))
-            ((inputs, output),) = seen
-            if is_first:
-                _require_head_last(output, logits, loss)
-            # Fitting needs the precision, whatever the model computes in.
-            features = np.array(inputs.float().cpu().numpy())
-            targets = _as_array(target)
-            _require_targets(targets, rows, output.shape[-1], loss)
-            _require_finite(features, rows)
-            yield Features(rows, features, targets, hashes)
-            is_first = False
-            seen.clear()
-    finally:
-        hook.remove()
+            require_read(batch, rows)
+            parts: list[Features] = []
+            for places, part in split_batch(rows.size, batch):
+                for some, found in backbone.run(rows[places], part):
+                    if is_first:
+                        _require_head_last(found.output, found.logits, loss)
+                    is_first = False
+                    # Fitting needs the precision, whatever the model computes in.
+                    features = np.array(found.features.float().cpu().numpy())
+                    targets = _as_array(found.target)
+                    _require_targets(targets, some, found.output.shape[-1], loss)
+                    _require_finite(features, some)
+                    parts.append(Features(some, features, targets, hashes[: 0 if parts else None]))
+            yield sort_features(concatenate_features(parts))
+
+
+class _Found(NamedTuple):
+    """What a head sees and gives, and the model gives, for some rows."""
+
+    features: Tensor
+    output: Tensor
+    logits: Tensor
+    target: Tensor
+
+
+class _Backbone:
+    """Runs a model, and takes what goes into its head, wherever in the model the head is.
+
+    Rows of tokens are padded where that does not move features of the first rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Module,
+        device: torch.device,
+        read_first: Callable[[], Any],
+    ) -> None:
+        self._model, self._head, self._device = model, head, device
+        self._read_first = read_first
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._has_decided = False
+        self._pads: bool | None = None
+
+    def __enter__(self) -> "_Backbone":
+        self._hook = self._head.register_forward_hook(
+            lambda _, inputs, output: self._seen.append((inputs[0], output))
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def run(
+        self, rows: NDArray[np.int64], batch: Any
+    ) -> Iterator[tuple[NDArray[np.int64], _Found]]:
+        """What is found of these rows, or of those of each length in turn."""
+        if not isinstance(batch, TextBatch) or not batch.of_tokens:
+            yield rows, self._of(batch, rows.size)
+            return
+        if not self._has_decided:
+            is_first = np.array_equal(rows, np.arange(rows.size))
+            # What is wrong with the first rows is said by who has them.
+            with contextlib.suppress(TypeError, ValueError):
+                self._pads = self._is_unseen(batch if is_first else self._read_first()[1])
+            self._has_decided = True
+        # First rows of one length decide nothing.
+        if self._is_unseen(batch) if self._pads is None else self._pads:
+            yield rows, self._of(batch, rows.size)
+            return
+        for places, part in batch.alike():
+            yield rows[places], self._of(part, len(places))
+
+    def _of(self, batch: Any, rows: int) -> _Found:
+        self._seen.clear()
+        logits, target = predict(self._model, to_device(batch, self._device))
+        if len(self._seen) == 1:
+            self._seen[:] = [_of_sequences(*self._seen[0], logits)]
+        _require_one_vector_each(self._seen, rows, getattr(self._head, "in_features", None))
+        ((inputs, output),) = self._seen
+        self._seen.clear()
+        return _Found(inputs, output, logits, target)
+
+    def _is_unseen(self, batch: Any) -> bool | None:
+        """Whether padding moves no features of a batch; None where there is none."""
+        if not isinstance(batch, TextBatch) or not batch.of_tokens:
+            return None
+        if rotary_limit(self._model) is not None:
+            return False
+        padded = self._of(batch, batch.sizes.size).features
+        return all(
+            _are_alike(padded[place], self._of(batch.cut([place]), 1).features[0])
+            for place in padded_places(batch.sizes.max() - batch.sizes)
+        )
+
+
+def _of_sequences(inputs: Any, output: Any, logits: Tensor) -> tuple[Any, Any]:
+    """Of sequences that a head sees, the vectors whose outputs are the logits of the rows.
+
+    transformers 5.23, GenericForSequenceClassification.forward: a head of all tokens, of which that
+    of the last one is taken. All as it is, where it is not known which was.
+    """
+    if getattr(inputs, "ndim", 0) != 3 or output.ndim != 3 or logits.ndim != 2:
+        return inputs, output
+    if output.shape[::2] != logits.shape:
+        return inputs, output
+    is_taken = (output.float() == logits[:, None]).all(dim=-1)
+    one_each = torch.arange(len(inputs), device=inputs.device), is_taken.int().argmax(dim=1)
+    # Of a head that is zero, all outputs are alike.
+    others = is_taken & (inputs != inputs[one_each][:, None]).any(dim=-1)
+    if not is_taken.any(dim=1).all() or others.any():
+        return inputs, output
+    return inputs[one_each], output[one_each]
+
+
+def _are_alike(padded: Tensor, alone: Tensor) -> bool:
+    share = max(4 * torch.finfo(alone.dtype).eps, _SHARE)
+    # What is not finite is said where it is met.
+    return not bool((padded - alone).float().norm() > share * alone.float().norm())
 
 
 def _as_array(target: Tensor) -> NDArray[Any]:

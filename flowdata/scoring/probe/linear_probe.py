@@ -1,6 +1,7 @@
 """linear_probe: fit a new head on the frozen backbone before it is scored."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from flowdata.scoring.models.classification import LossFunction
-from flowdata.scoring.models.fitted_rows import HashingCollate, remember
+from flowdata.scoring.models.fitted_rows import remember
 from flowdata.scoring.models.inference import count_rows, device_of, evaluating, read_batches
-from flowdata.scoring.probe.features import CLASSES, concatenate_features, features_of_batches
+from flowdata.scoring.probe.features import (
+    CLASSES,
+    concatenate_features,
+    features_of_batches,
+    hashing_collate,
+    read_first_rows,
+)
 from flowdata.scoring.probe.head_fits import LOSSES, HeadFit, state_of, write_head
 
 _NAMED = 5
@@ -60,17 +67,15 @@ def linear_probe(
     layer = find_head(model, head)
     require_linear(layer, head)
     rows = np.arange(count_rows(dataset))
+    collate = hashing_collate(model, collate_fn)
     batches = read_batches(
-        dataset,
-        rows,
-        size=batch_size,
-        collate_fn=HashingCollate(collate_fn),
-        num_workers=num_workers,
+        dataset, rows, size=batch_size, collate_fn=collate, num_workers=num_workers
     )
+    read_first = partial(read_first_rows, dataset, batch_size, collate)
     parts = []
     with probing_bar(rows.size, progress) as bar, evaluating(model):
         place = device_of(model, device)
-        for part in features_of_batches(model, layer, batches, place, loss):
+        for part in features_of_batches(model, layer, batches, place, loss, read_first):
             parts.append(part)
             bar.update(len(part))
     found = concatenate_features(parts)

@@ -5,6 +5,7 @@ It says of what it is a hash, and is compared with one of the same kind alone: t
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import is_dataclass
@@ -66,9 +67,9 @@ def _kind_of(dataset: Any) -> str | None:
     # Lists of another class may make their rows when they are read.
     if type(dataset) in (list, tuple):
         return _OF_ROWS
-    import datasets
-
-    return _OF_COLUMNS if isinstance(dataset, datasets.Dataset) else None
+    # Not imported, which takes a second: where there is a Dataset, it is there.
+    datasets = sys.modules.get("datasets")
+    return _OF_COLUMNS if datasets and isinstance(dataset, datasets.Dataset) else None
 
 
 class _NoContentError(Exception):

@@ -171,6 +171,24 @@ def loss_function(name: str, ignored: int = IGNORED) -> LossFunction:
     return CrossEntropy(ignored) if name == "cross_entropy" else LOSS_FUNCTIONS[name]
 
 
+def require_loss_of_batches(function: Any) -> None:
+    """Refuse a loss of torch, which takes outputs and targets, in place of a function of a batch.
+
+    Raises:
+        TypeError: for such a loss.
+    """
+    while isinstance(function, partial):
+        function = function.func
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    if getattr(kind, "__module__", "") not in ("torch.nn.functional", "torch.nn.modules.loss"):
+        return
+    raise TypeError(
+        f"{kind.__qualname__} takes outputs and targets: pass the name of a loss, "
+        '"cross_entropy", "bce" or "mse", or a function that takes a model and a batch, '
+        f"{OWN_FUNCTION} of shape (batch size,)"
+    )
+
+
 def _own_formula(model: nn.Module, batches: Sequence[Any], ignored: int) -> Formula | None:
     """The formula of the loss that the model computes itself; None where it computes none."""
     agreeing: dict[str, Formula] | None = None
@@ -206,9 +224,13 @@ def _no_formula(model: nn.Module, own: float, ours: Mapping[str, float]) -> str:
         for name, loss in ours.items()
         if name in _NAMES
     )
+    # transformers 5.23, EmbeddingAccessMixin: models of language have such a head.
+    find = getattr(model, "get_output_embeddings", None)
+    of_language = callable(find) and find() is not None
+    language = 'loss="causal_lm" or another one of language, ' if of_language else ""
     return (
         f"{type(model).__name__} computes a loss of its own that is none of those known here: "
-        f"{own:.6g} for a sample of the first batch{near and ', where '}{near}; pass "
+        f"{own:.6g} for a sample of the first batch{near and ', where '}{near}; pass {language}"
         f"{ONE_BY_ONE}{near and ', name one of these'}, or pass {OWN_FUNCTION}"
     )
 
@@ -284,6 +306,9 @@ class FunctionPass:
     """Reads a batch of so many rows from the beginning of the data set."""
     compared: list[int] = field(default_factory=list, kw_only=True)
     """Rows of the batches of which losses were computed once more, in one batch and alone."""
+
+    def __post_init__(self) -> None:
+        require_loss_of_batches(self.function)
 
     def score_rows(self, rows: NDArray[np.int64], batch: Any) -> Iterator[ScoredRows]:
         """Losses of one batch.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from flowdata.scoring.models.classification import LossFunction
+from flowdata.scoring.models.classification import LossFunction, require_loss_of_batches
 from flowdata.scoring.models.fitted_rows import remember
 from flowdata.scoring.models.inference import count_rows, device_of, evaluating, read_batches
 from flowdata.scoring.probe.features import (
@@ -98,6 +98,7 @@ def require_options(batch_size: int, weight_decay: float, loss: str | LossFuncti
             f"loss must be one of {LOSSES}, or a function (head, (features, targets)) -> losses, "
             f"got {loss!r}"
         )
+    require_loss_of_batches(loss)
 
 
 def probing_bar(rows: int, progress: bool) -> "tqdm[Any]":

@@ -1,12 +1,15 @@
 """Losses of models that map an input to logits or values, against their formulas."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from flowdata import score, score_probe
 from flowdata.scoring.models.classification import (
     LOSS_FUNCTIONS,
     FunctionPass,
@@ -198,3 +201,15 @@ def test_a_number_or_array_that_is_not_one_loss_a_row_is_refused(result):
     work = FunctionPass(lambda *_: result, MODEL, torch.device("cpu"), 6)
     with pytest.raises(ValueError, match="loss function returned shape"):
         next(work.score_rows(np.arange(2), None))
+
+
+NONE = partial(F.cross_entropy, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss, F.cross_entropy, NONE])
+def test_a_loss_of_torch_is_told_what_to_pass_instead(loss):
+    rows = [(row, 1) for row in LOGITS]
+    with pytest.raises(TypeError, match="takes outputs and targets: pass the name of a loss"):
+        score(MODEL, rows, loss, progress=False)
+    with pytest.raises(TypeError, match="takes outputs and targets: pass the name of a loss"):
+        score_probe(MODEL, rows, head="0", loss=loss, progress=False)

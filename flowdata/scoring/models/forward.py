@@ -81,9 +81,10 @@ def run_forward(model: nn.Module, *inputs: Any, **named: Any) -> Any:
     # Whatever the code of a model raises for a batch that it does not take.
     except Exception as error:
         given = [*map(_described, inputs), *(f"{key}={_described(named[key])}" for key in named)]
+        advice = _advice(model, [*inputs, *named.values()], str(error))
         raise ModelInputError(
-            f"{type(model).__name__} does not take the batch ({', '.join(given)}): {error}"
-            f"{_advice(model, [*inputs, *named.values()], str(error))}"
+            f"{type(model).__name__} does not take the batch ({', '.join(given)}): "
+            f"{str(error).rstrip('.') if advice else error}{advice}"
         ) from error
 
 

@@ -248,7 +248,7 @@ def _describe_invalid(scores: ScoredRows, invalid: NDArray[np.bool_]) -> str:
         cut = 0 if scores.truncated is None else int(scores.truncated[invalid].sum())
         why = f" ({cut:,} of them were cut by max_length: it may be too short)" if cut else ""
         return f"no response token to score in rows {rows[:5].tolist()}{more}{why}; {advice}"
-    ignored = " (cross-entropy is NaN where all labels of a row are ignored)"
+    ignored = " (NaN where a target is NaN, or all labels of a row are ignored)"
     return (
         f"NaN, infinite or negative losses {losses[:5].tolist()} at rows {rows[:5].tolist()}"
         f"{more}{ignored if np.isnan(losses).all() else ''}; {advice}"

@@ -36,6 +36,13 @@ def open_batch(batch: Any) -> EngineBatch:
         TypeError: for what is none.
     """
     if isinstance(batch, Mapping):
+        # datasets 5.2, LazyRow: what map passes without batched=True.
+        values = () if type(batch).__name__ == "LazyRow" else batch.values()
+        if len(values) < len(batch) or any(isinstance(some, str | int | float) for some in values):
+            raise TypeError(
+                "this is one row, and a BatchScorer takes many at once: map(batched=True) of "
+                "datasets gives it these, and map_batches of Ray Data"
+            )
         return _Columns(batch)
     # By name: neither pandas nor pyarrow is imported where no batch is of it.
     if hasattr(batch, "iloc") and hasattr(batch, "columns"):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flowdata.core.states import require_same
 from flowdata.errors import MismatchError, TableFileError
 from flowdata.scoring.engines.batch_scorer import SCORED_BY
+from flowdata.scoring.engines.row_order import require_order_of
 from flowdata.table.checks import check_length
 from flowdata.table.data_columns import keys_of
 from flowdata.table.loss_table import LossTable
@@ -35,16 +36,17 @@ def read_scored(
             fsspec reads), or what it gave back: a pandas frame, an Arrow table, a
             ``datasets.Dataset``, a dict of columns.
         key: column that identifies a row: engines keep no order. Without it rows are taken as
-            they come.
+            they come; with ``dataset`` the columns that both have are compared.
         dataset: map-style data set of these rows; with ``key`` it has that column too.
         tokens: read token losses, where there are any.
 
     Raises:
         MismatchError: where rows are of several models or losses, or of a key there are none, or
-            several; naming them.
+            several, or they are in another order than the data set; naming them.
         TableFileError: for files that cannot be read.
         ValueError: for columns that are not there.
     """
+    scored = _open_files(scored) if _are_files(scored) else scored
     table = _as_arrow(scored, key, tokens=tokens)
     if not table.num_rows:
         raise ValueError("there are no rows: nothing was scored")
@@ -55,6 +57,8 @@ def read_scored(
         pass
     elif keys is None:
         check_length(dataset, table.num_rows)
+        own = (LOSS, N_TOKENS, LENGTH, TOKEN_LOSSES, SCORED_BY)
+        require_order_of(dataset, scored, table.num_rows, own)
     else:
         wanted = keys_of(dataset, str(key))
         scores = _in_order_of(wanted, keys, scores, str(key))
@@ -66,12 +70,11 @@ def read_scored(
 def _as_arrow(scored: Any, key: str | None, *, tokens: bool) -> Any:
     """The columns that matter, as an Arrow table."""
     import pyarrow as pa
+    import pyarrow.dataset as pads
 
     wanted = [LOSS, SCORED_BY, *([] if key is None else [key])]
     optional = [N_TOKENS, LENGTH, *([TOKEN_LOSSES] if tokens else [])]
-    if isinstance(scored, str | PathLike) or (
-        isinstance(scored, list | tuple) and scored and isinstance(scored[0], str | PathLike)
-    ):
+    if isinstance(scored, pads.Dataset):
         return _read_files(scored, wanted, optional)
     columns = isinstance(scored, Mapping) or hasattr(scored, "iloc")
     if not columns and not hasattr(scored, "column_names"):
@@ -90,7 +93,17 @@ def _as_arrow(scored: Any, key: str | None, *, tokens: bool) -> Any:
     return pa.table({name: scored[name] for name in some})
 
 
-def _read_files(scored: Any, wanted: Sequence[str], optional: Sequence[str]) -> Any:
+def _are_files(scored: Any) -> bool:
+    first = scored[0] if isinstance(scored, list | tuple) and scored else scored
+    return isinstance(first, str | PathLike)
+
+
+def _open_files(scored: Any) -> Any:
+    """Parquet files as one data set of Arrow.
+
+    Raises:
+        TableFileError: where there are none, or they cannot be read.
+    """
     import fsspec
     import pyarrow as pa
     import pyarrow.dataset as pads
@@ -105,9 +118,19 @@ def _read_files(scored: Any, wanted: Sequence[str], optional: Sequence[str]) -> 
         found = pads.dataset(source, filesystem=files, format="parquet")
         if not found.files:
             raise FileNotFoundError("there are no Parquet files in it")
-        return found.to_table(columns=_present(found.schema.names, wanted, optional))
     except (OSError, pa.ArrowException) as error:
         raise TableFileError(f"what was scored cannot be read, {places[:3]}: {error}") from error
+    return found
+
+
+def _read_files(files: Any, wanted: Sequence[str], optional: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return files.to_table(columns=_present(files.schema.names, wanted, optional))
+    except (OSError, pa.ArrowException) as error:
+        named = list(files.files)[:3]
+        raise TableFileError(f"what was scored cannot be read, {named}: {error}") from error
 
 
 def _present(names: Sequence[str], wanted: Sequence[str], optional: Sequence[str]) -> list[str]:

@@ -153,6 +153,12 @@ def test_datasets_map_adds_the_losses_in_two_processes(data, expected):
         data.add_column("length", [1] * 40).map(scorer, batched=True)
 
 
+def test_a_map_over_single_rows_says_what_is_missing(data, scorer):
+    for way in (data.map, lambda function: function(data[0])):
+        with pytest.raises(TypeError, match=r"takes many at once: map\(batched=True\) of datasets"):
+            way(scorer)
+
+
 CHAT = [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": "jumps."}]
 
 

@@ -87,10 +87,14 @@ class Attempts:
     def _give_up(self, error: Exception, how: str) -> NoReturn:
         # The name of a class says what a library means by a short text.
         kind = "" if isinstance(error, RefusedError) else f"{type(error).__name__}: "
-        text = _SECRETS.sub("...", str(error))
-        # A traceback shows the text of what an error comes from.
-        cause = error if text == str(error) else None
+        text, cause = without_secrets(error)
         raise ShardError(f"{redact(self._url)} could not be read {how} {kind}{text}") from cause
+
+
+def without_secrets(error: Exception) -> tuple[str, Exception | None]:
+    """The text of a library's error, and what to raise it from: a traceback shows its text too."""
+    text = _SECRETS.sub("...", str(error))
+    return text, error if text == str(error) else None
 
 
 def retry(

@@ -34,6 +34,7 @@ _SECRETS_OF_COMMANDS = (
     (re.compile(rf"(?i)(\w*(?:key|token|secret|password|passwd)\w*[ =]){_WORD}"), r"\1..."),
 )
 
+_CONTAINER = re.compile(r"(abfss?|az)://[^/@:]+@[^/@]+/")
 _NUMBERS = re.compile(r"\{\d+\.\.\d+\}")
 
 
@@ -100,7 +101,8 @@ def redact(url: str) -> str:
     if not _SCHEME.match(url):
         return url
     bare = url.split("?", 1)[0].split("#", 1)[0]
-    return re.sub(r"://[^/]*@", "://", bare)
+    # abfs://container@account is no user's.
+    return bare if _CONTAINER.match(bare) else re.sub(r"://[^/]*@", "://", bare)
 
 
 def is_remote(url: str) -> bool:

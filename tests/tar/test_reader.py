@@ -201,6 +201,8 @@ def test_what_is_local_and_what_is_shown():
     with pytest.raises(ShardError, match="three slashes"):
         local_path("file://d/a.tar")
     assert redact("https://user:password@h/a.tar?signature=1") == "https://h/a.tar"
+    assert redact("abfs://container@account/a.tar?sig=1") == "abfs://container@account/a.tar"
+    assert redact("abfs://user:password@account/a.tar") == "abfs://account/a.tar"
 
 
 @pytest.mark.parametrize(

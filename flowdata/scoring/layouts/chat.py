@@ -16,6 +16,7 @@ import numpy as np
 
 from flowdata.errors import warn
 from flowdata.scoring.layouts.generation_tags import has_tags, tagged_spans
+from flowdata.scoring.layouts.renderings import NamedRenderer, Renderings, name_of
 from flowdata.scoring.layouts.spans import MarkedText, common_length
 from flowdata.scoring.layouts.turn_marks import TurnFinder
 from flowdata.scoring.layouts.turns import (
@@ -38,12 +39,15 @@ class ChatTemplate:
     Args:
         tokenizer: has ``apply_chat_template``.
         row: its columns ``tools`` (schemas, or JSON) and ``chat_template_kwargs`` are honoured.
+        remembered: what was rendered for other rows.
 
     Raises:
         TypeError, ValueError: for a tokenizer without a template, or options that are none.
     """
 
-    def __init__(self, tokenizer: Any, row: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: Any, row: Mapping[str, Any], remembered: Renderings | None = None
+    ) -> None:
         if not tokenizer.chat_template:
             raise ValueError(
                 "the tokenizer has no chat template to render turns with: use that of a chat "
@@ -55,6 +59,8 @@ class ChatTemplate:
         self._template: str = tokenizer.get_chat_template(
             self._options.pop("chat_template", None), self._options.get("tools")
         )
+        key = (self._template, repr(self._options))
+        self._by_name = NamedRenderer(self.render, remembered or Renderings(), key)
 
     def mark_chat(self, turns: Turns, which: Which = "assistant") -> MarkedText:
         """The conversation, and where in it the assistant speaks.
@@ -150,15 +156,17 @@ class ChatTemplate:
                 "the chat begins with the assistant: put what it answers before it, or the weight "
                 "0 into this turn"
             )
+        by_name = self._by_name.renders(self._template, turns, whole)
+        render = self._by_name.render if by_name else self.render
         finder = None
         spans = []
         for number in np.flatnonzero(scored).tolist():
-            before = self.render(turns[:number], prompt=True)
-            after = self.render(turns[: number + 1])
+            before = render(turns[:number], prompt=True)
+            after = render(turns[: number + 1])
             if whole.startswith(after) and after.startswith(before):
                 spans.append((len(before), len(after)))
                 continue
-            finder = finder or TurnFinder(self.render, self._tokenizer, turns, whole)
+            finder = finder or TurnFinder(render, self._tokenizer, turns, whole)
             spans.append(finder.find(number))
         return spans
 
@@ -193,7 +201,7 @@ class ChatTemplate:
         marks: dict[str, int] = {}
 
         def mark(number: int) -> str:
-            name = f"turn{number}part{len(marks)}of"
+            name = name_of(len(marks))
             marks[name] = number
             return name
 
@@ -205,12 +213,12 @@ class ChatTemplate:
             elif content:
                 content = mark(number)
             marked.append(turn | {"content": content})
-        try:
-            # A template may change the case of what is said.
-            shown = self.render(marked).lower()
-        except ValueError:
+        pieces = self._by_name.named(marked)
+        if pieces is None:
             # What is said may have to be of a form, as JSON is.
             return
+        # A template may change the case of what is said.
+        shown = "".join(pieces).lower()
         for name, number in marks.items():
             in_parts = isinstance(turns[number]["content"], list)
             if in_parts and re.search(rf"""text['"]\s*:\s*['"]{name}""", shown):

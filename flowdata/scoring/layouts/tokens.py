@@ -16,6 +16,7 @@ from flowdata.scoring.layouts.columns import (
     is_turns,
     require_unicode,
 )
+from flowdata.scoring.layouts.renderings import Renderings
 from flowdata.scoring.layouts.spans import MarkedText, common_length, mark_tokens
 from flowdata.scoring.layouts.token_rows import (
     IGNORED,
@@ -129,6 +130,10 @@ class TokenReader:
         """The columns that are read."""
         return Columns(self.prompt, self.response, self.messages, self.text)
 
+    @cached_property
+    def _renderings(self) -> Renderings:
+        return Renderings()
+
     def __call__(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokens of each row.
 
@@ -232,11 +237,12 @@ class TokenReader:
         return self._mark_completion(turns[:begin], turns[begin:], row)
 
     def _mark_chat(self, turns: Turns, row: Mapping[str, Any]) -> MarkedText | None:
-        template = ChatTemplate(self.tokenizer, row)
+        template = ChatTemplate(self.tokenizer, row, self._renderings)
         return template.mark_chat(turns, self.turns or "assistant") if turns else None
 
     def _mark_completion(self, prompt: Turns, turns: Turns, row: Mapping[str, Any]) -> MarkedText:
-        return ChatTemplate(self.tokenizer, row).mark_completion(prompt, turns, self.turns)
+        template = ChatTemplate(self.tokenizer, row, self._renderings)
+        return template.mark_completion(prompt, turns, self.turns)
 
     def _refuse_choice_of_turns(self, column: str) -> None:
         if self.turns:

@@ -22,6 +22,7 @@ from flowdata.commands.options import (
 from flowdata.commands.proxy import add_proxy, score_by_proxy
 from flowdata.commands.shard import add_shard, print_share, shard_of
 from flowdata.commands.speech import print_summary
+from flowdata.errors import warn
 from flowdata.table.loss_table import LossTable
 
 if TYPE_CHECKING:
@@ -185,6 +186,11 @@ def _run_score(options: argparse.Namespace) -> None:
             local_rank=process.local_rank,
             as_saved=options.loss != "causal_lm",
         )
+        if options.adapters and not hasattr(model, "peft_config"):
+            warn(
+                f"{options.model} has no adapters: leave --adapters out, with which this is "
+                "another pass than without it"
+            )
         losses = score(
             model,
             data,

@@ -327,7 +327,8 @@ def test_adapters_workers_and_patience_reach_the_scoring_pass(tiny, tmp_path, mo
     assert main(command(tiny, data, output, *TEXT, *options)) == 0
     assert (seen["adapters"], seen["num_workers"], seen["rank_timeout"]) == (True, 2, 90.0)
     # A median of 0 gives no weights, but the table is there.
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "has no adapters: leave --adapters out" in said
     assert shown.index(f"{output} is written") < shown.index("note: --temperature median is 0")
     assert "--temperature" in shown
 

@@ -314,6 +314,7 @@ def interrupted_after_one(language_pass, rows, read, choose):
     raise KeyboardInterrupt
 
 
+@pytest.mark.filterwarnings("default::flowdata.FlowDataWarning")
 def test_adapters_workers_and_patience_reach_the_scoring_pass(tiny, tmp_path, monkeypatch, capsys):
     seen = {}
 

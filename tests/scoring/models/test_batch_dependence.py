@@ -191,6 +191,15 @@ def test_losses_of_samples_are_those_of_the_first_time(function, options):
     score(Through(function), PAIRS, progress=False, **options)
 
 
+def test_rounding_of_a_nearly_exact_regression_is_no_dependence():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 1, bias=False))
+    model[2].weight.data *= 1e6
+    with torch.no_grad():
+        targets = model(VECTORS) + torch.randn(40, 1, generator=NUMBERS) / 10
+    score(model, [*zip(VECTORS, targets, strict=True)], "mse", progress=False)
+
+
 def test_bags_of_tokens_that_are_one_row_of_tensors_are_scored():
     """Their tokens are no values of samples: no sample can be taken alone."""
 

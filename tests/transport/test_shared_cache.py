@@ -6,14 +6,13 @@ import fcntl
 import io
 import os
 import tarfile
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hostile import HostileServer, Request, in_chunks
+from hostile import HostileServer, in_chunks
 from server import ShardServer
 from shard_files import make_table, planned, write_shards
 from shard_streams import loader_over, make, one_pass
@@ -24,7 +23,6 @@ from flowdata.transport.cache import open_cached
 from flowdata.transport.connect import connect
 from flowdata.transport.identity import Identity
 from flowdata.transport.local import LocalTransport
-from flowdata.transport.retrying import wait_until
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 LENGTH = Identity(len(CONTENT))
@@ -248,109 +246,7 @@ def test_what_a_killed_process_left_is_removed_in_time(server, tmp_path, monkeyp
     assert kept == {"just now", "by one that lives"} | (set() if locks else {"minutes ago"})
 
 
-# Fetched whole, by several connections
-
-
-LARGE = np.random.default_rng(1).bytes(20_000_000)
-
-
-@contextlib.contextmanager
-def counting(content, manner=Request.ranged):
-    """A server, and how many requests it has side by side at most."""
-    lock, now, most = threading.Lock(), [0], [0]
-
-    def serve(request):
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        try:
-            request.wait(0.05)
-            manner(request)
-        finally:
-            with lock:
-                now[0] -= 1
-
-    with HostileServer(content, serve) as server:
-        yield server, most
-
-
-def test_a_large_shard_is_fetched_by_as_many_connections_as_are_allowed(tmp_path):
-    with counting(LARGE) as (server, most):
-        access = Access(cache_dir=tmp_path / "cache", connections=3)
-        assert content_of(open_cached(server.url(), access, Identity(len(LARGE)))) == LARGE
-        assert most == [3]
-        asked = [request[2].get("range") for request in server.requests]
-        assert len(set(asked)) == len(asked) == 5
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".shard"]
-
-
-def test_a_large_shard_of_a_server_without_ranges_is_asked_for_once(tmp_path):
-    with counting(LARGE, Request.whole) as (server, _):
-        access = Access(cache_dir=tmp_path / "cache")
-        assert content_of(open_cached(server.url(), access, Identity(len(LARGE)))) == LARGE
-        assert len(server.requests) == 1
-
-
-def test_a_large_shard_that_changes_on_the_way_leaves_nothing(tmp_path):
-    def changing(request):
-        request.ranged({"ETag": f'"{min(request.number, 2)}"'})
-
-    with counting(LARGE, changing) as (server, _):
-        access = Access(cache_dir=tmp_path / "cache", connections=2)
-        with pytest.raises(ShardError, match=r"a\.tar was changed"):
-            open_cached(server.url(), access, Identity(len(LARGE)))
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_who_wants_a_shard_that_another_is_fetching_waits_for_it(tmp_path):
-    access = Access(cache_dir=tmp_path / "cache")
-    with counting(LARGE) as (server, _), ThreadPoolExecutor(4) as pool:
-        found = pool.map(
-            lambda _: content_of(open_cached(server.url(), access, Identity(len(LARGE)))), range(4)
-        )
-        assert all(content == LARGE for content in found)
-        assert len(server.requests) == 5
-
-
-def test_a_copy_that_a_killed_process_began_is_begun_anew(tmp_path):
-    access = Access(cache_dir=tmp_path / "cache")
-    with counting(LARGE) as (server, _):
-        path = open_cached(server.url(), access, Identity(len(LARGE))).path
-        path.rename(path.with_name(f".{path.stem}.shard.tmp"))
-        assert content_of(open_cached(server.url(), access, Identity(len(LARGE)))) == LARGE
-    assert list((tmp_path / "cache").iterdir()) == [path]
-
-
-@pytest.mark.parametrize("begins_at", [0, 1])
-def test_nobody_fetches_what_is_wanted_no_more(tmp_path, begins_at):
-    access, asked, stopped = Access(cache_dir=tmp_path / "cache"), threading.Event(), []
-
-    def stalling(request):
-        if request.spans[0][0] >= begins_at:
-            asked.set()
-            request.wait(60)
-        request.ranged()
-
-    def fetch():
-        wait_until(no_more)
-        try:
-            open_cached(server.url(), access, Identity(len(LARGE)))
-        except ShardError as error:
-            stopped.append(str(error))
-
-    no_more = threading.Event()
-    with HostileServer(LARGE, stalling) as server:
-        thread = threading.Thread(target=fetch, daemon=True)
-        thread.start()
-        assert asked.wait(30)
-        # Python waits at its end for threads that are none, and for those of executors.
-        fetching = [other for other in threading.enumerate() if other.name.startswith("flowdata-")]
-        assert fetching
-        assert all(other.daemon for other in fetching)
-        no_more.set()
-        thread.join(30)
-    assert stopped == [f"{server.url()} is wanted no more"]
-    assert list((tmp_path / "cache").iterdir()) == []
+# What is kept
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.2, False), (0.7, True)])

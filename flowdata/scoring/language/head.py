@@ -231,8 +231,13 @@ class TokenLosses(LossesAtPositions):
         return all(torch.equal(one[:size], other[:size]) for one, other, size in pairs)
 
     def _compare_with_own(self, ids: Tensor, labels: Tensor, chosen: tuple[Tensor, ...]) -> None:
-        """Compare a few tokens with the loss that the model computes itself."""
-        row, place = (int(places[0]) for places in chosen)
+        """Compare a few tokens here and there with the loss that the model computes itself."""
+        last = len(chosen[0]) - 1
+        for number in sorted({0, last // 2, last}):
+            row, place = (int(places[number]) for places in chosen)
+            self._compare_around(ids, labels, row, place)
+
+    def _compare_around(self, ids: Tensor, labels: Tensor, row: int, place: int) -> None:
         few = slice(max(place - _OWN_TOKENS, 0), place + 2 + _OWN_TOKENS)
         ids, labels = ids[row : row + 1, few], labels[row : row + 1, few].to(ids.device)
         keywords = self.keywords(ids, torch.full((1,), ids.shape[1], device=ids.device))
@@ -312,7 +317,8 @@ def _one_for_each(values: Tensor, ids: Tensor) -> Tensor:
         raise TypeError(
             f"the model makes {tuple(values.shape[:2])} of input_ids of shape {tuple(ids.shape)}, "
             "so it is not known which token a logit is of: give rows in which each token of an "
-            "image has its place in input_ids"
+            "image has its place in input_ids; where an adapter puts tokens of its own before "
+            'them, as prompt tuning does, pass loss="model"'
         )
     return values
 

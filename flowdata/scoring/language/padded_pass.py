@@ -22,7 +22,7 @@ _TRIED = 6
 class PaddedPass(LanguagePass):
     """Scores labels where they are, in batches that the model is told the padding of.
 
-    The first sample is compared with the loss that the model computes itself, and some of all
+    A few samples are compared with the loss that the model computes itself, and some of all
     lengths of the data set, padded to the longest, with what they are alone.
     Where padding moves a loss, as in models that read blocks of tokens or take the last one,
     batches are made of samples of the same lengths. Rows of one length decide nothing: then each
@@ -132,10 +132,12 @@ class PaddedPass(LanguagePass):
 
         alone = {place: self._losses_of([samples[place]]) for place in padded}
         if not self._compared:
-            place = padded[0] if padded else int(padding.argmax())
-            if keywords := self._own_inputs(samples[place]):
-                found = alone[place] if padded else of_batch(place)
-                require_own_loss(self._model, keywords, found, advice=self.advice)
+            scored = np.flatnonzero(counts)
+            for place in padded or sorted({*scored[[0, scored.size // 2, -1]].tolist()}):
+                if keywords := self._own_inputs(samples[place]):
+                    # In low precision a loss is another in a batch.
+                    found = alone[place] if padded else self._losses_of([samples[place]])
+                    require_own_loss(self._model, keywords, found, advice=self.advice)
             self._compared = True
         if padded:
             self._pads = all(

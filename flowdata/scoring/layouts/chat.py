@@ -24,6 +24,7 @@ from flowdata.scoring.layouts.turns import (
     Which,
     answers,
     plain_value,
+    require_assistant,
     scored_turns,
     wants_training,
 )
@@ -151,6 +152,7 @@ class ChatTemplate:
         self, turns: Turns, whole: str, scored: list[bool]
     ) -> list[tuple[int, int]]:
         """What follows the prompt of each answer."""
+        require_assistant(turns)
         if scored[0]:
             raise ValueError(
                 "the chat begins with the assistant: put what it answers before it, or the weight "

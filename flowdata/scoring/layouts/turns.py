@@ -17,6 +17,8 @@ _FINER_FLAGS = (
     "train_detail", "train_offset", "training_detail", "loss_scale", "loss_weight", "loss_mask",
     "mask", "train_on", "ignore_loss",
 )  # fmt: skip
+# As ShareGPT, Gemini and others name the assistant.
+_OTHER_NAMES = ("gpt", "chatgpt", "model", "bot", "chatbot", "ai", "assistant")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -47,7 +49,13 @@ def _read_turn(number: int, turn: Any, column: str) -> dict[str, Any]:
     if read.get("from") in _ROLES and "value" in read:
         read = {"role": read.pop("from"), "content": read.pop("value")} | read
     needed = ("role",) if read.get("tool_calls") else ("role", "content")
-    if missing := [key for key in needed if key not in read]:
+    missing = [key for key in needed if key not in read]
+    if missing == ["content"] and "content" in turn:
+        raise ValueError(
+            f"the content of {where} is None, and it calls no tool: give it text, which may be "
+            "empty, or take the turn out"
+        )
+    if missing:
         raise ValueError(
             f"a turn of a chat has no {missing}, it has {sorted(map(str, read))}: {where}; rename "
             "its keys to role and content, and the roles to user and assistant"
@@ -110,6 +118,21 @@ def scored_turns(turns: Turns, which: Which = "assistant") -> list[bool]:
 def answers(turn: Mapping[str, Any]) -> bool:
     """Whether a turn is the assistant's."""
     return bool(turn["role"] == "assistant")
+
+
+def require_assistant(turns: Turns) -> None:
+    """Make sure that the assistant of a chat has not another name.
+
+    Raises:
+        ValueError: for turns of none, where somebody speaks who is called as assistants are.
+    """
+    roles = [turn["role"] for turn in turns]
+    others = [role for role in roles if role.lower() in _OTHER_NAMES]
+    if others and "assistant" not in roles:
+        raise ValueError(
+            f"the chat has no turn of role 'assistant', its roles are {sorted({*roles})}: rename "
+            f"{others[0]!r} to 'assistant'"
+        )
 
 
 def wants_training(turns: Turns) -> bool:

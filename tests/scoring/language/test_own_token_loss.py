@@ -94,6 +94,22 @@ def test_smoothed_labels_are_refused_and_a_random_loss_says_nothing():
     np.testing.assert_allclose(scored(Smoothed(noise=1.0), rows, "causal_lm"), expected, rtol=1e-6)
 
 
+class SmoothedElsewhere(Smoothed):
+    """Computes another loss of all but one sample, as smoothed labels are by chance."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        self.smoothing = 0.1 * float(input_ids[0, 0] != 6)
+        return super().forward(input_ids, attention_mask, labels)
+
+
+@pytest.mark.parametrize("plain", range(6))
+def test_a_loss_that_is_alike_for_one_sample_by_chance_is_refused(plain):
+    rows = [{"input_ids": [7 + n, 8, 9, 10], "labels": [-100, 8, 9, 10]} for n in range(6)]
+    rows[plain]["input_ids"][0] = 6
+    with pytest.raises(TypeError, match="computes a loss of its own"):
+        scored(SmoothedElsewhere(), rows, "causal_lm")
+
+
 class LastToken(nn.Module):
     """Labels tokens by the last one too, whether it is padding or not."""
 

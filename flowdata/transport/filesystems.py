@@ -14,7 +14,7 @@ from flowdata.transport.signed import SignedRanges
 from flowdata.transport.urls import redact
 
 # What file systems call that which changes with the content, and the time of its last change.
-_VERSIONS = ("generation", "ETag", "etag", "e_tag", "content_hash", "xet_hash", "blob_id")
+_VERSIONS = ("generation", "ETag", "etag", "e_tag", "content_hash", "blob_id", "xet_hash")
 _TIMES = ("LastModified", "last_modified", "updated", "modificationTime", "mtime")
 
 T = TypeVar("T")

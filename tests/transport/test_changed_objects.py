@@ -335,6 +335,8 @@ def test_a_shard_that_was_scored_from_a_server_is_read_from_a_disk(tmp_path):
         {"ETag": '"{}"'},
         {"etag": "{}"},
         {"generation": "{}", "etag": "same"},
+        {"blob_id": "{}", "xet_hash": "same"},
+        {"xet_hash": "{}", "mtime": "same"},
         {"LastModified": "2026-01-0{}"},
         {"updated": "2026-01-0{}"},
         {"mtime": "{}"},

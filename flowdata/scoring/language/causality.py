@@ -1,15 +1,20 @@
-"""Whether a model predicts a token from those before it alone."""
+"""Whether a model predicts a token from those before it alone, and always alike."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowdata.scoring.models.own_loss import UNLIKE, is_precise
 
 _MOST_TOKENS = 32
 _TRIALS = 3
 # A model that reads both ways is moved about as much by the next token as by the last one, one
 # that is causal not at all: measured on 20 families of transformers, 0.5 to 2 times against 0.
 _LEAST_SHARE = 0.2
+# TF32 moves logits by less.
+_ROUNDING = 2e-3
 
 
 class NotCausalError(TypeError):
@@ -79,6 +84,59 @@ def require_causal(
         "with that token, which it reads. Score with a causal one, or, if it predicts masked "
         "tokens, with flowdata.TokenLabels: rows with masked input_ids and their labels"
     )
+
+
+def require_same_predictions(
+    model: nn.Module, logits_of: Callable[[Tensor, Tensor], Tensor], ids: Tensor
+) -> None:
+    """Make sure that logits of a text are the same again, and beside another, longer one.
+
+    Nothing is said of low precision and of quantised activations, which move with the batch.
+
+    Args:
+        model: a causal model.
+        logits_of: (ids of shape (B, T), padded on the right, lengths) -> logits (B, T, V).
+        ids: some tokens, of shape (T,).
+
+    Raises:
+        TypeError: for a model that draws random numbers, or that sees the rest of a batch.
+    """
+    if ids.numel() < 2 or is_quantized(model) or not is_precise(model, ids.device):
+        return
+    size = max(ids.numel() // 2, 2)
+    text = ids[:size]
+    batch = torch.stack([ids.flip(0), F.pad(text, (0, ids.numel() - size))])
+    lengths = torch.tensor([ids.numel(), size], device=ids.device)
+    try:
+        among, again = (logits_of(batch, lengths)[1, :size].float() for _ in range(2))
+        alone = logits_of(text[None], lengths[1:])[0].float()
+    # Whatever a model raises that takes no such texts; where it lacks memory, the rows show it.
+    except Exception:
+        return
+    if _share_moved(again, among) > _ROUNDING:
+        raise TypeError(
+            f"the losses of {type(model).__name__} are random: it draws random numbers in "
+            "evaluation mode, as a hook that adds noise to embeddings does, or dropout without "
+            "training=self.training; else pass loss=function(model, batch) -> losses"
+        )
+    if _share_moved(alone, among) > UNLIKE:
+        raise TypeError(
+            f"what {type(model).__name__} predicts of a text depends on the other texts of its "
+            "batch, or on the padding after it: pass loss=function(model, batch) -> losses, and "
+            "batch_size=1"
+        )
+
+
+def _share_moved(found: Tensor, wanted: Tensor) -> float:
+    """How far logits are from others, as a share of these: the median of all tokens.
+
+    Two experts may be as likely for a token, and rounding decide.
+    """
+    moved, size = (
+        (logits - logits.mean(dim=-1, keepdim=True)).square().mean(dim=-1).sqrt()
+        for logits in (found - wanted, wanted)
+    )
+    return float((moved / size).median())
 
 
 def require_decoder_only(model: nn.Module) -> None:

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowdata.scoring.language.causality import require_causal, require_decoder_only
+from flowdata.scoring.language.causality import (
+    require_causal,
+    require_decoder_only,
+    require_same_predictions,
+)
 from flowdata.scoring.language.model_inputs import accepted_names
 from flowdata.scoring.language.own_token_loss import has_own_loss, require_own_loss
 from flowdata.scoring.layouts.token_rows import IGNORED
+from flowdata.scoring.models.batch_dependence import rotary_limit
 from flowdata.scoring.models.inference import move
 
 LOGITS_BYTES = 1 << 27
@@ -21,6 +26,7 @@ _CACHED_BYTES = 1 << 22
 _PROBE_TOKENS = 8
 _MASK_TOKENS = 24
 _OWN_TOKENS = 16
+_SAME_TOKENS = 24
 
 
 class LossesAtPositions:
@@ -197,6 +203,8 @@ class TokenLosses(LossesAtPositions):
         chosen = (targets >= 0).nonzero(as_tuple=True)
         if not self._probed:
             require_causal(self._model, self._logits_of_text, ids, labels, text_alone=not inputs)
+            if not inputs and rotary_limit(self._model) is None:
+                require_same_predictions(self._model, self._logits_of_batch, ids[0, :_SAME_TOKENS])
             if not inputs and len(chosen[0]) and has_own_loss(self._model):
                 self._compare_with_own(ids, labels, chosen)
         if not inputs and "attention_mask" in keywords:
@@ -251,6 +259,9 @@ class TokenLosses(LossesAtPositions):
             losses,
             advice=". If it wants each label at the token before, score with flowdata.TokenLabels",
         )
+
+    def _logits_of_batch(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        return _one_for_each(self._forward(ids, self.keywords(ids, lengths)), ids)
 
     def _logits_of_text(self, ids: Tensor) -> Tensor:
         """All logits of text that is not padded, and has nothing else with it."""

@@ -173,14 +173,15 @@ def test_weights_of_8_bits_raise_no_false_alarm():
 
 
 @pytest.mark.parametrize("size", [0.1, 10.0])
-def test_a_model_that_draws_random_numbers_raises_no_false_alarm(size):
+def test_a_model_that_draws_random_numbers_is_refused_as_random(size):
     class Random(Plain):
         def forward(self, ids):
             logits = super().forward(ids)
             return logits + size * torch.randn(logits.shape)
 
     torch.manual_seed(0)
-    assert (score(Random(), ROWS, "causal_lm", progress=False).losses > 0).all()
+    with pytest.raises(TypeError, match="losses of Random are random"):
+        score(Random(), ROWS, "causal_lm", progress=False)
 
 
 def test_the_loss_of_a_masked_model_is_its_own_by_default():
@@ -201,3 +202,33 @@ def test_a_model_that_gives_nan_is_told_so():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(InvalidLossError, match="NaN"):
         score(model, ROWS, "causal_lm", progress=False)
+
+
+class Contaminated(nn.Module):
+    """A causal model of embeddings, to which something is added."""
+
+    def __init__(self, add):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.out, self.add = nn.Embedding(60, 16), nn.Linear(16, 60), add
+
+    def forward(self, input_ids):
+        hidden = self.embed(input_ids)
+        return self.out(hidden + self.add(hidden))
+
+
+@pytest.mark.parametrize(
+    ("add", "message"),
+    [
+        (lambda hidden: 0.05 * torch.randn_like(hidden), "losses of Contaminated are random"),
+        (lambda hidden: -hidden.mean(0, keepdim=True), "depends on the other texts of its batch"),
+        (lambda hidden: 0.1 * hidden.shape[1], "depends on .* or on the padding after it"),
+    ],
+)
+@pytest.mark.parametrize("length", [3, 30])
+def test_predictions_that_are_random_or_see_the_batch_are_refused(add, message, length):
+    ids = [[(7 * n + 3 * row) % 60 for n in range(length + row)] for row in range(4)]
+    rows = [{"input_ids": some, "labels": some} for some in ids]
+    with pytest.raises(TypeError, match=message):
+        score(Contaminated(add), rows, "causal_lm", progress=False)
+    score(Contaminated(lambda hidden: 0.1), rows, "causal_lm", progress=False)

@@ -69,7 +69,7 @@ def test_a_real_model_gives_real_samples_the_losses_of_transformers(smollm2):
     assert longest > 300
     # Logits of response tokens only, of one a row that stands in for the forward pass, and of the
     # few by which it is found out what the model does.
-    assert sum(made) < table.n_tokens.sum() + len(rows) + 250
+    assert sum(made) < table.n_tokens.sum() + len(rows) + 500
     assert table.weights().temperature == pytest.approx(np.median(expected), rel=1e-4)
     assert isinstance(table.token_weights(), FlowWeights)
 

@@ -58,8 +58,9 @@ def test_other_options_of_a_language_model_are_refused(tmp_path, finished):
         loss = CausalLM(**{"token_losses": True, "max_tokens": 9} | options)
         return score(model, rows, loss, output=output, save_every=0.0, progress=False)
 
-    # Two batches find out whether the model is causal.
-    model.most = None if finished else 2 + 4
+    # Batches by which it is found out whether the model is causal, and always alike.
+    first = 2 + 3
+    model.most = None if finished else first + 4
     if finished:
         run()
     else:
@@ -74,7 +75,7 @@ def test_other_options_of_a_language_model_are_refused(tmp_path, finished):
     # The budget of tokens changes no loss.
     model.batches = 0
     table = run(max_tokens=3)
-    assert model.batches == (0 if finished else 2 + 8)
+    assert model.batches == (0 if finished else first + 8)
     assert table.n_tokens.tolist() == [2] * 20
     assert table.token_losses.size == 40
     expected = score(model, rows, "causal_lm", progress=False).losses

@@ -84,10 +84,10 @@ def publish(
 
 
 def measuring(arguments: Iterable[str]) -> Iterator[str]:
-    """Options without those that write the page again, or say where results are kept till then."""
+    """Options without those that write the page again, or say where anything is kept."""
     left = iter(arguments)
     for argument in left:
-        if argument == "--ledger":
+        if argument in ("--ledger", "--output"):
             next(left, None)
         elif argument != "--page":
             yield argument

@@ -4,17 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from flowdata.errors import MismatchError
 from flowdata.table.content import MOST_BYTES, RowsHash, is_of_list, other_content
 from flowdata.table.data_columns import run_of
-from flowdata.table.fingerprint import dataset_fingerprint
+from flowdata.table.fingerprint import dataset_fingerprint, rows_read
 from flowdata.table.origins import TAKEN, parts_of, size_of
 from flowdata.table.provenance import CONTENT, Provenance
 
-_SEEN = 16
-"""Rows that the fingerprint of a data set is made of."""
 _MOST_ADDED = 4
 
 
@@ -36,8 +32,7 @@ class SameRows:
             if TAKEN not in part and part["data_fingerprint"] is not None:
                 known = part["data_fingerprint"], part.get(CONTENT)
                 self._parts.append(_Part(start, stop, *known, RowsHash()))
-                places = np.linspace(start, stop - 1, min(stop - start, _SEEN)).astype(int)
-                self._wanted.update(places.tolist())
+                self._wanted.update(start + row for row in rows_read(stop - start))
             start = stop
 
     def wanted(self, rows: range) -> list[int]:

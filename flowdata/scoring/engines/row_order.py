@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.errors import MismatchError, warn
+from flowdata.table.fingerprint import rows_read
 
 # Of a shuffle, a sort or swapped blocks these show enough, whatever all rows are in size.
 _MOST_ROWS = 1_000
@@ -39,7 +40,7 @@ def require_order_of(dataset: Any, scored: Any, rows: int, own: Sequence[str]) -
             "by which that of the data set could be told: give key=, a column that identifies a row"
         )
         return
-    places = np.unique(np.linspace(0, rows - 1, min(rows, _MOST_ROWS)).astype(np.int64))
+    places = np.array(rows_read(rows, _MOST_ROWS), dtype=np.int64)
     found, expected = (_some(columns, both, places) for columns in (scored, dataset))
     for name in both:
         place = _first_other(found[name], expected[name])

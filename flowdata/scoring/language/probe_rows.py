@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowdata.scoring.models.inference import read_these
+from flowdata.table.fingerprint import rows_read
 from flowdata.tar.rows import ShardRows
 
 
@@ -36,10 +37,10 @@ class ProbeRows:
             read: what `collate` made of these.
             collate: makes a list of as many values as rows.
         """
-        last = len(self.dataset) - 1
+        size = len(self.dataset)
         # Those of tar shards that are far apart take a request each.
-        end = min(last, number - 1) if isinstance(self.dataset, ShardRows) else last
-        chosen = np.unique(np.linspace(0, end, min(number, last + 1)).astype(np.int64))
+        size = min(size, number) if isinstance(self.dataset, ShardRows) else size
+        chosen = np.array(rows_read(size, number), dtype=np.int64)
         if np.isin(chosen, rows).all():
             return chosen, [read[place] for place in np.searchsorted(rows, chosen).tolist()]
         (found,) = read_these(self.dataset, [chosen], collate_fn=collate, num_workers=0)

@@ -11,6 +11,7 @@ from torch import nn
 
 from flowdata.errors import warn
 from flowdata.table.digest import Digest
+from flowdata.table.fingerprint import rows_read
 
 _ROWS_READ = 16
 _LEAST_SHARE = 0.25
@@ -78,8 +79,7 @@ def warn_if_fitted_on(model: nn.Module, dataset: Any) -> None:
     fitted = next((_FITTED[content][1] for content in contents if content in _FITTED), None)
     if fitted is None:
         return
-    read = np.unique(np.linspace(0, len(dataset) - 1, _ROWS_READ).astype(int)).tolist()
-    hashes = hashes_of([dataset[row] for row in read])
+    hashes = hashes_of([dataset[row] for row in rows_read(len(dataset), _ROWS_READ)])
     share = np.isin(hashes, fitted).mean() if hashes.size else 0.0
     if share >= _LEAST_SHARE:
         warn(

@@ -1,6 +1,6 @@
 """The first rows of a stream: by them it is known again, as rows by number are by some of all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flowdata.errors import MismatchError
@@ -47,7 +47,8 @@ def require_first_rows(
     known = (hashes or "").split(",")
     if not first:
         return
-    rows = keys.find([row[key] for row in first])
+    own = [key_of(row, key, number) for number, row in enumerate(first)]
+    rows = keys.find(own).tolist()
     for number, (place, row, same) in enumerate(zip(rows, first, again, strict=False)):
         if place < 0:
             found = "is none of the rows that were scored"
@@ -61,8 +62,23 @@ def require_first_rows(
             continue
         raise MismatchError(
             f"{what} does not belong to this stream: its row {number:,}, with the key "
-            f"{row[key]!r:.80}, {found}; {ADVICE}"
+            f"{own[number]!r:.80}, {found}; {ADVICE}"
         )
+
+
+def key_of(row: Any, key: str, number: int) -> Any:
+    """The key in a row of a stream.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    if not isinstance(row, Mapping) or key not in row:
+        has = list(row) if isinstance(row, Mapping) else f"a {type(row).__name__}"
+        raise ValueError(
+            f"row {number:,} of the stream has no column {key!r}, there is {has!s:.300}"
+        )
+    value = row[key]
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def _hash(row: Any) -> str:

@@ -24,7 +24,7 @@ from flowdata.rows.sources import Source
 from flowdata.scoring.models.fitted_rows import warn_if_fitted_on
 from flowdata.scoring.models.inference import require_read
 from flowdata.scoring.parts.folder import ADVICE, Parts
-from flowdata.scoring.passes.first_rows import hashes_of, require_first_rows
+from flowdata.scoring.passes.first_rows import hashes_of, key_of, require_first_rows
 from flowdata.scoring.passes.ranks import Ranks
 from flowdata.scoring.passes.scoring_pass import ScoringPass, refuse_invalid, refuse_or_drop_invalid
 from flowdata.table.given_keys import as_keys
@@ -231,7 +231,7 @@ class _Share:
         how = self._how
         rows = source.rows(self._state, self._rows)
         while block := list(islice(rows, size)):
-            keys = [_key_of(row, how.key, self._rows + place) for place, row in enumerate(block)]
+            keys = [key_of(row, how.key, self._rows + place) for place, row in enumerate(block)]
             if not self._rows:
                 self._first_rows = hashes_of(block)
             block = how.read_rows(block)
@@ -330,13 +330,3 @@ def _rows_from(scores: ScoredRows, first: int) -> ScoredRows:
         if values is not None and name != "token_losses"
     }
     return ScoredRows(**rest, token_losses=tokens)
-
-
-def _key_of(row: Any, key: str, number: int) -> Any:
-    if not isinstance(row, Mapping) or key not in row:
-        has = list(row) if isinstance(row, Mapping) else f"a {type(row).__name__}"
-        raise ValueError(
-            f"row {number:,} of the stream has no column {key!r}, there is {has!s:.300}"
-        )
-    value = row[key]
-    return value.item() if getattr(value, "shape", None) == () else value

@@ -213,3 +213,13 @@ def test_parts_of_earlier_versions_without_hashes_are_gone_on_with(tmp_path, mon
         scored(of_datasets(), 3, output=tmp_path / "t")
     monkeypatch.undo()
     assert losses_by_key(scored(of_datasets(), output=tmp_path / "t")) == LOSSES
+
+
+def test_a_finished_table_knows_keys_that_are_tensors_and_says_where_a_row_has_none(tmp_path):
+    rows = [{"id": number, "x": float(number)} for number in range(20)]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    table = scored(stream.with_format("torch"), output=tmp_path / "t")
+    again = scored(stream.with_format("torch"), 0, output=tmp_path / "t")
+    assert again.keys.tolist() == table.keys.tolist() == [row["id"] for row in rows]
+    with pytest.raises(ValueError, match=r"row 0 of the stream has no column 'id', there is \['x"):
+        scored(stream.remove_columns("id"), output=tmp_path / "t")
